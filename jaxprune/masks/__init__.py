@@ -1,0 +1,25 @@
+"""Masks: bool trees that mirror the parameters; True keeps a weight."""
+
+from jaxprune.masks.apply import (
+    apply as apply,
+    count as count,
+    density as density,
+    freeze as freeze,
+    ones_like as ones_like,
+)
+from jaxprune.masks.controls import (
+    invert as invert,
+    reinitialise as reinitialise,
+    shuffle as shuffle,
+)
+from jaxprune.masks.health import (
+    Collapse as Collapse,
+    Health as Health,
+    health as health,
+)
+from jaxprune.masks.schedule import (
+    check_density as check_density,
+    densities as densities,
+    kept as kept,
+)
+from jaxprune.masks.select import select as select

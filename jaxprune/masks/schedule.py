@@ -1,0 +1,85 @@
+"""Densities: what is asked for, in whole weights and round by round."""
+
+import math
+
+from jaxprune.types import Fraction
+
+SCHEDULES = ("exponential", "linear")
+
+
+def check_density(density: Fraction) -> float:
+    """Check that a density lies in (0, 1] and return it as a Python float.
+
+    Raises:
+        ValueError: if it does not, or is no number.
+
+    Example:
+        >>> check_density(1)
+        1.0
+    """
+    try:
+        value = float(density)
+    except (TypeError, ValueError):
+        value = math.nan
+    if not 0.0 < value <= 1.0:
+        raise ValueError(
+            "density is the fraction of prunable weights to keep, in (0, 1]; got "
+            f"{density}. For a sparsity of s, pass 1 - s."
+        )
+    return value
+
+
+def kept(density: Fraction, size: int) -> int:
+    """Turn a density into a number of weights, `size - int((1 - density) * size)`.
+
+    In Python floats on the host: float32 is off by one for a network of millions.
+
+    Args:
+        density: in (0, 1].
+        size: number of prunable weights.
+
+    Raises:
+        ValueError: if the density is out of range.
+
+    Example:
+        >>> kept(10**-0.05, 14_715_584)
+        13115279
+    """
+    return size - int((1.0 - check_density(density)) * size)
+
+
+def densities(
+    density: Fraction, rounds: int, schedule: str = "exponential"
+) -> list[float]:
+    """List the density to reach in each round, the last of which is `density`.
+
+    With d the density and n the rounds, round k reaches d^(k/n) when exponential and
+    1 - (1 - d) k/n when linear. All count against all prunable weights.
+
+    Args:
+        density: in (0, 1].
+        rounds: at least 1.
+        schedule: "exponential" or "linear".
+
+    Raises:
+        ValueError: if the density, the rounds or the schedule is out of range.
+
+    Example:
+        >>> densities(0.25, 2)
+        [0.5, 0.25]
+        >>> densities(0.5, 2, "linear")
+        [0.75, 0.5]
+    """
+    goal = check_density(density)
+    if rounds < 1:
+        raise ValueError(
+            f"rounds is the number of times to score and select; got {rounds}. Pass 1 "
+            "or more."
+        )
+    if schedule not in SCHEDULES:
+        raise ValueError(
+            f"schedule '{schedule}' is not known. Pass one of {', '.join(SCHEDULES)}."
+        )
+    if schedule == "linear":
+        return [1.0 - (1.0 - goal) * k / rounds for k in range(1, rounds)] + [goal]
+    return [goal ** (k / rounds) for k in range(1, rounds)] + [goal]

@@ -1,0 +1,253 @@
+"""From scores to a mask with exactly the number of weights asked for, without sorting.
+
+The k-th highest score is found by bisection on the bit pattern of the floats, which
+orders like the floats do; only counts are needed, so sharded scores stay where they are.
+Ties at that score are broken by position, by the same bisection on positions.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, UInt32, UInt
+
+from jaxprune import tree
+from jaxprune.masks.apply import count
+from jaxprune.masks.schedule import kept
+from jaxprune.types import Fraction, Mask, Prunable, Scores
+
+SCOPES = ("global", "layer")
+TIES = ("exact", "reference")
+
+
+def select(
+    scores: Scores,
+    density: Fraction,
+    *,
+    mask: Mask | None = None,
+    prunable: Prunable | None = None,
+    scope: str = "global",
+    ties: str = "exact",
+) -> Mask:
+    """Keep the weights of highest score, `N - int((1 - density) * N)` out of N prunable.
+
+    The number is an argument of the compiled program: a new density or mask compiles
+    nothing. Equal scores are broken by position, the earlier leaf and entry being kept.
+
+    Args:
+        scores: higher means keep; floats.
+        density: kept / prunable, in (0, 1], a Python number; it counts against all
+            prunable weights, whatever `mask` has pruned already.
+        mask: weights still alive; a pruned weight stays pruned.
+        prunable: the leaves to prune; by default those with ndim >= 2. Others are
+            all True in the result.
+        scope: "global" ranks all weights together, "layer" each leaf by itself.
+        ties: "exact" keeps just the number asked for; "reference" keeps what is
+            strictly greater than the k-th smallest score, k = int((1 - density) * N), as
+            the SynFlow authors' code does: with ties it keeps fewer.
+
+    Returns:
+        A mask that mirrors `scores`.
+
+    Raises:
+        ValueError: if the density, scope or ties is out of range, `mask` does not mirror
+            `scores` or leaves fewer weights than the density asks for, a score is
+            not finite, or nothing is prunable.
+
+    Example:
+        >>> select({"w": jnp.array([[3.0, 1.0], [2.0, 2.0]])}, 0.5)
+        {'w': Array([[ True, False],
+               [ True, False]], dtype=bool)}
+
+    References:
+        Threshold and count as in the code of Tanaka et al.,
+        https://arxiv.org/abs/2006.05467, 2020; it breaks no ties.
+    """
+    _check_option("scope", scope, SCOPES)
+    _check_option("ties", ties, TIES)
+    chosen = tree.prunable(scores, prunable)
+    if mask is not None:
+        tree.check_mirrors(mask, scores, of="scores")
+    tree.check_finite(scores, "score again with finite params and loss.", chosen)
+    names = tree.names(scores)
+    leaves, structure = jax.tree.flatten(scores)
+    alive = [None] * len(leaves) if mask is None else jax.tree.leaves(mask)
+    indices = [i for i, may in enumerate(jax.tree.leaves(chosen)) if may]
+    if not indices:
+        raise ValueError(
+            "scores have no prunable leaf (none with two or more dimensions). Pass "
+            "prunable= with True at the leaves to prune."
+        )
+    selected = [jnp.ones(leaf.shape, bool) for leaf in leaves]
+    for group in [indices] if scope == "global" else [[i] for i in indices]:
+        size = sum(leaves[i].size for i in group)
+        if size >= 2**32:
+            raise ValueError(
+                f"{size} weights are ranked together, but positions are counted in 32 "
+                'bits. Pass scope="layer".'
+            )
+        keep = kept(density, size)
+        members = [alive[i] for i in group]
+        if ties == "exact":
+            _check_enough(keep, size, members, [names[i] for i in group])
+        winners = _select(
+            [leaves[i] for i in group], members, keep, exact=ties == "exact"
+        )
+        for i, leaf in zip(group, winners, strict=True):
+            selected[i] = leaf
+    return jax.tree.unflatten(structure, selected)
+
+
+def _check_option(what: str, got: str, known: Sequence[str]) -> None:
+    if got not in known:
+        raise ValueError(
+            f"{what} '{got}' is not known. Pass one of {', '.join(known)}."
+        )
+
+
+def _check_enough(
+    keep: int, size: int, alive: Sequence[Array | None], names: Sequence[str]
+) -> None:
+    if any(leaf is None or isinstance(leaf, jax.core.Tracer) for leaf in alive):
+        return
+    left = count(list(alive), [True] * len(alive))
+    if keep > left:
+        where = f"'{names[0]}'" if len(names) == 1 else f"{len(names)} leaves together"
+        raise ValueError(
+            f"density asks for {keep} of {size} weights in {where}, but the mask has only "
+            f"{left} left, and pruned weights stay pruned. Pass a density of at most "
+            f"{left / size:.6g}, or no mask to let weights grow back."
+        )
+
+
+@functools.partial(jax.jit, static_argnames=("exact",))
+def _select(
+    scores: list[Float[Array, "..."]],
+    alive: list[Bool[Array, "..."] | None],
+    keep: int | UInt32[Array, ""],
+    *,
+    exact: bool,
+) -> list[Bool[Array, "..."]]:
+    """Select among all the leaves together; `keep` weights, fewer with ties."""
+    keep = jnp.asarray(keep, jnp.uint32)
+    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
+    keys = [
+        _ordered_bits(score.astype(dtype), member)
+        for score, member in zip(scores, alive, strict=True)
+    ]
+    bits = jnp.finfo(dtype).bits
+
+    def at_least(thresholds: Sequence[Array]) -> list[Array]:
+        return _count([[key >= t for t in thresholds] for key in keys])
+
+    if not exact:  # keep what is strictly greater than the highest score to go
+        size = sum(score.size for score in scores)
+        threshold = _highest(at_least, keep + jnp.uint32(1), bits, keys[0].dtype)
+        above = [key > threshold for key in keys]
+        dead = jnp.uint32(size) == keep  # nothing to prune: the mask stays as it was
+        return [(key > 0) & (dead | up) for key, up in zip(keys, above, strict=True)]
+
+    threshold = _highest(at_least, keep, bits, keys[0].dtype)
+    above, tied = _count([[key > threshold, key == threshold] for key in keys])
+    return _break_ties(keys, threshold, keep - above, tied)
+
+
+def _break_ties(
+    keys: list[UInt[Array, "..."]],
+    threshold: UInt[Array, ""],
+    wanted: UInt32[Array, ""],
+    tied: UInt32[Array, ""],
+) -> list[Bool[Array, "..."]]:
+    """Keep what is above the threshold, and the first `wanted` of those that equal it."""
+    size = sum(key.size for key in keys)
+    starts = [sum(key.size for key in keys[:i]) for i in range(len(keys))]
+
+    def ranks(start: int, shape: tuple[int, ...]) -> Array:
+        position = jnp.zeros(shape, jnp.uint32)
+        for axis in range(len(shape)):
+            position = position * jnp.uint32(shape[axis]) + jax.lax.broadcasted_iota(
+                jnp.uint32, shape, axis
+            )
+        return jnp.uint32(size - 1 - start) - position  # the first ranks highest
+
+    def at_least(thresholds: Sequence[Array]) -> list[Array]:
+        return _count(
+            [
+                [
+                    (key == threshold) & (ranks(start, key.shape) >= t)
+                    for t in thresholds
+                ]
+                for key, start in zip(keys, starts, strict=True)
+            ]
+        )
+
+    bits = size.bit_length() + size.bit_length() % 2
+    last = jax.lax.cond(
+        wanted == tied,
+        lambda: jnp.uint32(0),
+        lambda: _highest(at_least, wanted, bits, jnp.uint32),
+    )
+    return [
+        # 0 is the key of a weight that may not be kept, whatever the threshold.
+        (key > 0)
+        & (
+            (key > threshold)
+            | ((key == threshold) & (ranks(start, key.shape) >= last) & (wanted > 0))
+        )
+        for key, start in zip(keys, starts, strict=True)
+    ]
+
+
+def _ordered_bits(
+    score: Float[Array, "..."], alive: Bool[Array, "..."] | None
+) -> UInt[Array, "..."]:
+    """Map floats to unsigned integers of the same order; pruned weights to 0."""
+    unsigned = jnp.uint64 if score.dtype == jnp.float64 else jnp.uint32
+    sign = jnp.array(1, unsigned) << jnp.array(
+        jnp.finfo(score.dtype).bits - 1, unsigned
+    )
+    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # -0.0 ties with 0.0
+    bits = jax.lax.bitcast_convert_type(score, unsigned)
+    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    return key if alive is None else jnp.where(alive, key, jnp.zeros_like(key))
+
+
+def _highest(
+    at_least: Callable[[Sequence[Array]], Sequence[Array]],
+    keep: UInt32[Array, ""],
+    bits: int,
+    dtype: jnp.dtype,
+) -> UInt[Array, ""]:
+    """Find the highest t with at_least(t) >= keep; 0 if there is none.
+
+    Two bits a pass: 16 passes over 14.7 M floats take a third of the time of 32.
+    """
+
+    def refine(i: Array, found: Array) -> Array:
+        shift = (jnp.int32(bits - 2) - 2 * i).astype(dtype)
+        steps = jnp.arange(1, 4, dtype=dtype) << shift
+        counts = at_least([found | steps[0], found | steps[1], found | steps[2]])
+        enough = sum((count >= keep).astype(dtype) for count in counts)
+        return found | (enough << shift)
+
+    return jax.lax.fori_loop(0, bits // 2, refine, jnp.zeros((), dtype))
+
+
+def _count(
+    conditions: Sequence[Sequence[Bool[Array, "..."]]],
+) -> list[UInt32[Array, ""]]:
+    """Sum several conditions over all leaves, in one pass over each leaf."""
+    totals = []
+    for leaf in conditions:
+        ones = tuple(condition.astype(jnp.uint32) for condition in leaf)
+        zeros = tuple(jnp.uint32(0) for _ in leaf)
+        totals.append(
+            jax.lax.reduce(
+                ones,
+                zeros,
+                lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+                tuple(range(leaf[0].ndim)),
+            )
+        )
+    return [sum(column[1:], column[0]) for column in zip(*totals, strict=True)]

@@ -1,0 +1,96 @@
+"""Networks of the pruning literature as pure functions of their parameters."""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+from flax import nnx
+
+from jaxprune.models import lenet, mlp, resnet, vgg
+from jaxprune.models._functional import (
+    Model as Model,
+    flow as flow,
+    functional as functional,
+)
+from jaxprune.types import RandomKey
+
+# name -> module(input_shape=, num_classes=, batch_norm=, width=, rngs=)
+MODELS: Mapping[str, Callable[..., nnx.Module]] = {
+    "mlp": partial(mlp.MLP, hidden=(256, 256, 256)),
+    "lenet-300-100": partial(mlp.MLP, hidden=(300, 100)),
+    "conv2": partial(lenet.ConvN, blocks=(64,)),
+    "conv4": partial(lenet.ConvN, blocks=(64, 128)),
+    "conv6": partial(lenet.ConvN, blocks=(64, 128, 256)),
+    "vgg11": partial(vgg.VGG, stages=((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2)),
+    "vgg13": partial(
+        vgg.VGG, stages=((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2)
+    ),
+    "vgg16": partial(
+        vgg.VGG, stages=((64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3)
+    ),
+    "vgg19": partial(
+        vgg.VGG, stages=((64,) * 2, (128,) * 2, (256,) * 4, (512,) * 4, (512,) * 4)
+    ),
+    "resnet18": partial(resnet.ResNet, blocks=(2, 2, 2, 2), stem=64),
+    "resnet20": partial(resnet.ResNet, blocks=(3, 3, 3), stem=16),
+    "resnet32": partial(resnet.ResNet, blocks=(5, 5, 5), stem=16),
+    "resnet56": partial(resnet.ResNet, blocks=(9, 9, 9), stem=16),
+}
+
+
+def create(
+    name: str,
+    *,
+    key: RandomKey,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    num_classes: int = 10,
+    batch_norm: bool = True,
+    width: float = 1.0,
+) -> Model:
+    """Build a network and draw its weights.
+
+    Weights are drawn from an untruncated normal of variance 2 / fan_in (Flax's own
+    he_normal is truncated and gives other masks), biases are 0.
+
+    Args:
+        name: one of `models.MODELS`.
+        key: randomness of the weights.
+        input_shape: height, width and channels of a picture. VGG and conv-n leave out
+            the pools that would shrink a map below one pixel.
+        num_classes: number of logits.
+        batch_norm: normalise before each ReLU; epsilon 1e-5, momentum 0.9.
+        width: factor on the number of channels and of hidden units.
+
+    Returns:
+        `Model(params, state, apply)`.
+
+    Raises:
+        ValueError: if the name is unknown, or a size is not positive.
+
+    Example:
+        >>> import jax
+        >>> model = create("vgg16", key=jax.random.key(0), batch_norm=False, width=0.125)
+        >>> model.params["conv1"]["kernel"].shape
+        (3, 3, 3, 8)
+
+    References:
+        Simonyan and Zisserman, https://arxiv.org/abs/1409.1556, 2014 (VGG). He et al.,
+        https://arxiv.org/abs/1512.03385, 2015 (ResNet; projection shortcuts). LeCun
+        et al., Gradient-based learning, 1998 (LeNet-300-100). Frankle and Carbin,
+        https://arxiv.org/abs/1803.03635, 2019, figure 2 (conv-2, -4, -6).
+    """
+    if name not in MODELS:
+        raise ValueError(f"model '{name}' is not known. Pass one of {', '.join(MODELS)}.")
+    if min(*input_shape, num_classes) < 1 or not 0 < width < float("inf"):
+        raise ValueError(
+            f"input_shape {input_shape}, num_classes {num_classes} and width {width} "
+            "must all be positive. Pass the height, width and channels of your pictures."
+        )
+    return functional(
+        MODELS[name](
+            input_shape=input_shape,
+            num_classes=num_classes,
+            batch_norm=batch_norm,
+            width=width,
+            rngs=nnx.Rngs(key),
+        )
+    )

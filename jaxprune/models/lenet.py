@@ -1,0 +1,59 @@
+"""Conv-2, conv-4 and conv-6: small VGGs with a dense network on top."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxprune.models._layers import conv, norm, scaled
+from jaxprune.models.mlp import MLP
+
+
+class ConvN(nnx.Module):
+    """Pairs of 3x3 convolutions, each pair with a max-pool, then 256-256-classes."""
+
+    def __init__(
+        self,
+        blocks: Sequence[int],
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        batch_norm: bool,
+        width: float,
+        rngs: nnx.Rngs,
+    ):
+        """Build the layers; `blocks` are the channels of each pair before scaling."""
+        self.batch_norm = batch_norm
+        self.layers = 2 * len(blocks)
+        height, length, channels = input_shape
+        for i in range(self.layers):
+            features = scaled(blocks[i // 2], width)
+            setattr(self, f"conv{i + 1}", conv(channels, features, rngs))
+            if batch_norm:
+                setattr(self, f"bn{i + 1}", norm(features, rngs))
+            channels = features
+        for _ in blocks:
+            if min(height, length) >= 2:
+                height, length = height // 2, length // 2
+        self.dense = MLP(
+            (256, 256),
+            input_shape=(height, length, channels),
+            num_classes=num_classes,
+            batch_norm=batch_norm,
+            width=width,
+            rngs=rngs,
+        )
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Return the logits."""
+        for i in range(1, self.layers + 1):
+            x = getattr(self, f"conv{i}")(x)
+            if self.batch_norm:
+                x = getattr(self, f"bn{i}")(x, use_running_average=not train)
+            x = jax.nn.relu(x)
+            if i % 2 == 0 and min(x.shape[1:3]) >= 2:
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+        return self.dense(x, train)

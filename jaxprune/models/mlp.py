@@ -1,0 +1,46 @@
+"""Dense networks: LeNet-300-100 and a plain perceptron."""
+
+import math
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxprune.models._layers import dense, norm, scaled
+
+
+class MLP(nnx.Module):
+    """Dense layers `fc1`, `fc2`, ... with ReLU between them; the last gives the logits."""
+
+    def __init__(
+        self,
+        hidden: Sequence[int],
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        batch_norm: bool,
+        width: float,
+        rngs: nnx.Rngs,
+    ):
+        """Build the layers; `hidden` are their units before scaling by `width`."""
+        self.batch_norm = batch_norm
+        sizes = [math.prod(input_shape), *(scaled(units, width) for units in hidden)]
+        self.hidden = len(hidden)
+        for i in range(self.hidden):
+            setattr(self, f"fc{i + 1}", dense(sizes[i], sizes[i + 1], rngs))
+            if batch_norm:
+                setattr(self, f"bn{i + 1}", norm(sizes[i + 1], rngs))
+        setattr(self, f"fc{self.hidden + 1}", dense(sizes[-1], num_classes, rngs))
+
+    def __call__(
+        self, x: Float[Array, "batch *shape"], train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Return the logits."""
+        x = x.reshape(x.shape[0], -1)
+        for i in range(1, self.hidden + 1):
+            x = getattr(self, f"fc{i}")(x)
+            if self.batch_norm:
+                x = getattr(self, f"bn{i}")(x, use_running_average=not train)
+            x = jax.nn.relu(x)
+        return getattr(self, f"fc{self.hidden + 1}")(x)

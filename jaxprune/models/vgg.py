@@ -1,0 +1,54 @@
+"""VGG for small pictures: 3x3 convolutions with bias, one dense layer."""
+
+from collections.abc import Sequence
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from jaxprune.models._layers import conv, dense, norm, scaled
+
+
+class VGG(nnx.Module):
+    """Stages of convolutions with a max-pool between them, the mean of the map, `fc`.
+
+    At 32x32 the last map is 2x2 and its mean is the average pool of the published study.
+    """
+
+    def __init__(
+        self,
+        stages: Sequence[Sequence[int]],
+        *,
+        input_shape: Sequence[int],
+        num_classes: int,
+        batch_norm: bool,
+        width: float,
+        rngs: nnx.Rngs,
+    ):
+        """Build the layers; `stages` are the channels of each before scaling."""
+        self.batch_norm = batch_norm
+        self.depths = tuple(len(stage) for stage in stages)
+        channels = input_shape[-1]
+        plan = [scaled(features, width) for stage in stages for features in stage]
+        for i, features in enumerate(plan, start=1):
+            setattr(self, f"conv{i}", conv(channels, features, rngs))
+            if batch_norm:
+                setattr(self, f"bn{i}", norm(features, rngs))
+            channels = features
+        self.fc = dense(channels, num_classes, rngs)
+
+    def __call__(
+        self, x: Float[Array, "batch height width channels"], train: bool
+    ) -> Float[Array, "batch classes"]:
+        """Return the logits."""
+        i = 0
+        for stage, depth in enumerate(self.depths):
+            if stage > 0 and min(x.shape[1:3]) >= 2:
+                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+            for _ in range(depth):
+                i += 1
+                x = getattr(self, f"conv{i}")(x)
+                if self.batch_norm:
+                    x = getattr(self, f"bn{i}")(x, use_running_average=not train)
+                x = jax.nn.relu(x)
+        return self.fc(x.mean((1, 2)))
