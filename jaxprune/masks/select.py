@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, UInt32, UInt
+from jaxtyping import Array, Bool, Float, UInt, UInt32
 
 from jaxprune import tree
 from jaxprune.masks.apply import count

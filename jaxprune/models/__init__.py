@@ -20,7 +20,9 @@ MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     "conv2": partial(lenet.ConvN, blocks=(64,)),
     "conv4": partial(lenet.ConvN, blocks=(64, 128)),
     "conv6": partial(lenet.ConvN, blocks=(64, 128, 256)),
-    "vgg11": partial(vgg.VGG, stages=((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2)),
+    "vgg11": partial(
+        vgg.VGG, stages=((64,), (128,), (256,) * 2, (512,) * 2, (512,) * 2)
+    ),
     "vgg13": partial(
         vgg.VGG, stages=((64,) * 2, (128,) * 2, (256,) * 2, (512,) * 2, (512,) * 2)
     ),
@@ -79,7 +81,9 @@ def create(
         https://arxiv.org/abs/1803.03635, 2019, figure 2 (conv-2, -4, -6).
     """
     if name not in MODELS:
-        raise ValueError(f"model '{name}' is not known. Pass one of {', '.join(MODELS)}.")
+        raise ValueError(
+            f"model '{name}' is not known. Pass one of {', '.join(MODELS)}."
+        )
     if min(*input_shape, num_classes) < 1 or not 0 < width < float("inf"):
         raise ValueError(
             f"input_shape {input_shape}, num_classes {num_classes} and width {width} "

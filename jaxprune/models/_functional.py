@@ -49,8 +49,8 @@ def functional(module: nnx.Module) -> Model:
         ...     def __call__(self, x, train):
         ...         return self.factor * x
         >>> model = functional(Double())
-        >>> model.apply(model.params, model.state, jnp.array(3.0))[0]
-        Array(6., dtype=float32)
+        >>> model.apply(model.params, model.state, jnp.array(3.0))[0].item()
+        6.0
     """
     graph, params, state = nnx.split(module, nnx.Param, ...)
 
@@ -117,5 +117,3 @@ def _identity_norms(params: Any, state: Any) -> tuple[Any, Any]:
         else:
             new_params[layer], new_state[layer] = _identity_norms(params[layer], held)
     return new_params, new_state
-
-

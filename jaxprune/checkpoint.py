@@ -1,0 +1,165 @@
+"""Saving and resuming through Orbax; the only module that imports it."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import jax
+from jaxtyping import PyTree
+from orbax.checkpoint import v1 as ocp
+
+from jaxprune import imp
+from jaxprune.types import Fraction
+
+# step(state, density) -> (State, Info): imp.step with all but these bound.
+Step: TypeAlias = Callable[[imp.State, float], tuple[imp.State, imp.Info]]
+
+
+def save(path: str | os.PathLike, tree: PyTree) -> None:
+    """Write a tree of arrays as one folder, whole or not at all.
+
+    Orbax writes beside it and renames, so a folder under the final name is complete.
+
+    Args:
+        path: a folder that does not exist yet.
+        tree: arrays and numbers in dicts and lists; of a key, its `jax.random.key_data`.
+
+    Raises:
+        ValueError: if the folder exists.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> save(f"{folder}/weights", {"w": jax.numpy.ones(2)})
+        >>> load(f"{folder}/weights")
+        {'w': Array([1., 1.], dtype=float32)}
+    """
+    ocp.save(Path(path).absolute(), tree)
+
+
+def load(path: str | os.PathLike) -> PyTree:
+    """Read a tree of arrays back, bit for bit, onto the first device.
+
+    Args:
+        path: a folder that `save` wrote.
+
+    Returns:
+        The tree, in dicts and lists.
+
+    Raises:
+        FileNotFoundError: if there is no complete checkpoint at `path`.
+    """
+    path = Path(path).absolute()
+    if not exists(path):
+        raise FileNotFoundError(
+            f"{path} is no complete checkpoint. Delete it, if it is there, and run again "
+            "what writes it."
+        )
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+    def here(leaf: Any) -> Any:
+        # Without a sharding Orbax looks for the device that wrote the array.
+        if not hasattr(leaf, "shape"):
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+
+    return ocp.load(path, jax.tree.map(here, ocp.metadata(path).metadata))
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Tell whether a complete checkpoint lies at `path`."""
+    return ocp.is_orbax_checkpoint(Path(path).absolute())
+
+
+def levels(
+    folder: str | os.PathLike,
+    state: imp.State,
+    step: Step,
+    densities: Sequence[Fraction],
+) -> Iterator[tuple[imp.State, imp.Info]]:
+    """Run iterative magnitude pruning, each level saved before the next begins.
+
+    `level_0001` and so on hold the state after a level: the weights of the early iteration
+    that all levels rewind to, the mask and the key; and what the level observed. A run that
+    was killed at any moment resumes after its newest whole level. Every level begins from
+    what was read back, so an interrupted run ends with the bits of an uninterrupted one.
+
+    Args:
+        folder: where the levels are saved; one run each.
+        state: the state to begin with, `imp.init(params, key)`.
+        step: `step(state, density) -> (state, info)`, such as
+            `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
+        densities: kept / prunable after each level.
+
+    Yields:
+        State and info of every level in turn; of finished ones as they were saved.
+
+    Raises:
+        ValueError: if a saved level does not fit `state`, or reached another density than
+            is asked for now.
+
+    Example:
+        >>> import functools, tempfile
+        >>> import jax.numpy as jnp
+        >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
+        >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
+        >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
+        >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):
+        ...     print(state.level, info.density)
+        1 0.5
+        2 0.25
+    """
+    for number, density in enumerate(densities, start=1):
+        path = Path(folder).absolute() / f"level_{number:04d}"
+        if not exists(path):
+            _save_level(path, float(density), *step(state, density=float(density)))
+        state, info = _load_level(path, float(density), state)
+        yield state, info
+
+
+def _save_level(path: Path, asked: float, state: imp.State, info: imp.Info) -> None:
+    key = jax.random.key_data(state.key)
+    observed = info._asdict()
+    if info.metrics is None:
+        del observed["metrics"]
+    held = {
+        "asked": asked,
+        "state": state._replace(key=key)._asdict(),
+        "info": observed,
+    }
+    save(path, held)
+
+
+def _load_level(
+    path: Path, asked: float, like: imp.State
+) -> tuple[imp.State, imp.Info]:
+    """Read a level into the containers and the kind of key of `like`."""
+    held = load(path)
+    if held["asked"] != asked:
+        raise ValueError(
+            f"{path} was pruned to density {held['asked']}, but {asked} is asked for. Pass "
+            "the densities of the run that began, or another folder."
+        )
+    saved, observed = held["state"], held["info"]
+    structure = jax.tree.structure(like.rewind)
+
+    def params(tree: PyTree) -> PyTree:
+        leaves = jax.tree.leaves(tree)
+        shapes = [leaf.shape for leaf in leaves]
+        if shapes != [leaf.shape for leaf in jax.tree.leaves(like.rewind)]:
+            raise ValueError(
+                f"{path} holds another network than the state passed. Pass another folder."
+            )
+        return jax.tree.unflatten(structure, leaves)
+
+    state = imp.State(
+        saved["level"],
+        params(saved["rewind"]),
+        params(saved["mask"]),
+        jax.random.wrap_key_data(saved["key"], impl=jax.random.key_impl(like.key)),
+    )
+    info = imp.Info(
+        params(observed["trained"]), observed.get("metrics"), observed["density"]
+    )
+    return state, info

@@ -1,0 +1,65 @@
+"""From uint8 pictures to what the network sees, inside the compiled step."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float32, UInt8
+
+from jaxprune.types import RandomKey
+
+
+class Preprocessing(NamedTuple):
+    """How pictures are prepared; hashable, so that it may be a static argument.
+
+    mean, std: a value a channel, of pixels scaled to [0, 1]; pad: pixels of zero
+    padding for the random crop, 0 for none; flip: flip half of the pictures.
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int = 0
+    flip: bool = False
+
+
+def preprocess(
+    images: UInt8[Array, "batch height width channels"],
+    how: Preprocessing,
+    key: RandomKey | None = None,
+) -> Float32[Array, "batch height width channels"]:
+    """Crop and flip at random if there is a key, then scale and normalise.
+
+    Args:
+        images: pixels of 0 to 255.
+        how: what to do.
+        key: randomness of the augmentation; None for evaluation.
+
+    Returns:
+        Pixels of about mean 0 and standard deviation 1; a padded pixel is black.
+
+    Example:
+        >>> images = jnp.full((1, 2, 2, 1), 255, jnp.uint8)
+        >>> preprocess(images, Preprocessing(mean=(0.5,), std=(0.5,))).max().item()
+        1.0
+    """
+    if key is not None:
+        crop_key, flip_key = jax.random.split(key)
+        if how.pad:
+            images = _crop(crop_key, images, how.pad)
+        if how.flip:
+            heads = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
+            images = jnp.where(heads, images[:, :, ::-1], images)
+    mean = jnp.asarray(how.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(how.std, jnp.float32).reshape(1, 1, 1, -1)
+    return (images.astype(jnp.float32) / 255 - mean) / std
+
+
+def _crop(key: RandomKey, images: Array, pad: int) -> Array:
+    batch, *shape = images.shape
+    padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
+    corners = jax.random.randint(key, (batch, 2), 0, 2 * pad + 1)
+
+    def one(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
+
+    return jax.vmap(one)(padded, corners)

@@ -1,0 +1,19 @@
+"""Training and evaluating networks under a mask."""
+
+from jaxprune.train.loop import (
+    Evaluation as Evaluation,
+    Fitted as Fitted,
+    Pictures as Pictures,
+    evaluate as evaluate,
+    fit as fit,
+)
+from jaxprune.train.objective import (
+    correct as correct,
+    cross_entropy as cross_entropy,
+    loss_function as loss_function,
+)
+from jaxprune.train.optimizer import (
+    Training as Training,
+    learning_rate as learning_rate,
+    optimizer as optimizer,
+)
