@@ -9,21 +9,21 @@ import jax
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from jaxprune import imp
+from jaxprune import imp, tree
 from jaxprune.types import Fraction
 
 # step(state, density) -> (State, Info): imp.step with all but these bound.
 Step: TypeAlias = Callable[[imp.State, float], tuple[imp.State, imp.Info]]
 
 
-def save(path: str | os.PathLike, tree: PyTree) -> None:
+def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """Write a tree of arrays as one folder, whole or not at all.
 
     Orbax writes beside it and renames, so a folder under the final name is complete.
 
     Args:
         path: a folder that does not exist yet.
-        tree: arrays and numbers in dicts and lists; of a key, its `jax.random.key_data`.
+        arrays: arrays and numbers in dicts and lists; of a key, its `jax.random.key_data`.
 
     Raises:
         ValueError: if the folder exists.
@@ -35,7 +35,7 @@ def save(path: str | os.PathLike, tree: PyTree) -> None:
         >>> load(f"{folder}/weights")
         {'w': Array([1., 1.], dtype=float32)}
     """
-    ocp.save(Path(path).absolute(), tree)
+    ocp.save(Path(path).absolute(), arrays)
 
 
 def load(path: str | os.PathLike) -> PyTree:
@@ -142,16 +142,21 @@ def _load_level(
             "the densities of the run that began, or another folder."
         )
     saved, observed = held["state"], held["info"]
-    structure = jax.tree.structure(like.rewind)
 
-    def params(tree: PyTree) -> PyTree:
-        leaves = jax.tree.leaves(tree)
-        shapes = [leaf.shape for leaf in leaves]
-        if shapes != [leaf.shape for leaf in jax.tree.leaves(like.rewind)]:
+    def params(held: PyTree) -> PyTree:
+        # By name: a list of eleven layers comes back as a dict, where '10' is before '2'.
+        found = dict(zip(tree.names(held), jax.tree.leaves(held), strict=True))
+        wanted = dict(
+            zip(tree.names(like.rewind), jax.tree.leaves(like.rewind), strict=True)
+        )
+        if {n: x.shape for n, x in found.items()} != {
+            n: x.shape for n, x in wanted.items()
+        }:
             raise ValueError(
                 f"{path} holds another network than the state passed. Pass another folder."
             )
-        return jax.tree.unflatten(structure, leaves)
+        leaves = [found[name] for name in wanted]
+        return jax.tree.unflatten(jax.tree.structure(like.rewind), leaves)
 
     state = imp.State(
         saved["level"],

@@ -1,0 +1,58 @@
+"""The fresh process of `memory.measure`: run a program, print what it took as JSON."""
+
+import json
+import resource
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import psutil
+from jax import export
+
+from jaxprune.profiling import device
+
+
+def main(folder: Path, calls: int) -> None:
+    """Load the program and its arguments, call it, print one line."""
+    jax.block_until_ready(jax.numpy.zeros(1))  # starts the backend
+    idle = psutil.Process().memory_info().rss
+    exported = export.deserialize(bytearray((folder / "program").read_bytes()))
+    count = len(list(folder.glob("*.npy")))
+    args = [jax.device_put(np.load(folder / f"{i}.npy")) for i in range(count)]
+    compiled = jax.jit(exported.call).lower(*args).compile()
+    for _ in range(calls):
+        jax.block_until_ready(compiled(*args))
+    analysis = compiled.memory_analysis()
+    held = device.device_memory()
+
+    def said(name: str) -> float | None:
+        value = getattr(analysis, f"{name}_size_in_bytes", None)
+        return None if value is None else value / 1e6
+
+    print(
+        json.dumps(
+            {
+                "rss": psutil.Process().memory_info().rss / 1e6,
+                "peak_rss": _peak_rss(),
+                "idle_rss": idle / 1e6,
+                "machine_percent": psutil.virtual_memory().percent,
+                "device_in_use": held.in_use,
+                "device_peak": held.peak,
+                "device_reserved": held.reserved,
+                "arguments": said("argument"),
+                "outputs": said("output"),
+                "temporaries": said("temp"),
+                "code": said("generated_code"),
+            }
+        )
+    )
+
+
+def _peak_rss() -> float:
+    unit = 1 if sys.platform == "darwin" else 1024  # bytes there, kibibytes elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]))

@@ -1,0 +1,86 @@
+"""How much memory a call takes, read in a process that does nothing else.
+
+XLA's peak counts from the start of the process and can't be reset, so each measurement
+starts a fresh one. The program goes there as StableHLO, so that neither the library
+nor the data of this process count.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax import export
+
+
+class Memory(NamedTuple):
+    """Megabytes (1e6 bytes); None where the backend is silent.
+
+    rss, peak_rss: of the fresh process, after the calls and at its highest; idle_rss: with
+    JAX started but before anything was loaded; machine_percent: share of the whole machine's
+    memory in use, by whatever process; device_*: of the allocator, see DeviceMemory;
+    arguments, outputs, temporaries, code: what XLA's compiler says the program needs.
+    """
+
+    rss: float
+    peak_rss: float
+    idle_rss: float
+    machine_percent: float
+    device_in_use: float | None
+    device_peak: float | None
+    device_reserved: float | None
+    arguments: float | None
+    outputs: float | None
+    temporaries: float | None
+    code: float | None
+
+
+def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
+    """Measure the memory of `fn(*args)` in a fresh process on the same kind of device.
+
+    Args:
+        fn: the function; exported as StableHLO.
+        args: arrays or trees of them; copied to the other process.
+        calls: how often to call it there.
+
+    Returns:
+        Megabytes, some None.
+
+    Raises:
+        RuntimeError: if the other process fails, with the end of what it said.
+
+    Example:
+        >>> measure(lambda x: x @ x, jax.numpy.ones((64, 64))).peak_rss > 0
+        True
+    """
+    leaves, structure = jax.tree.flatten(args)
+    exported = export.export(jax.jit(lambda *flat: fn(*structure.unflatten(flat))))(
+        *leaves
+    )
+    with tempfile.TemporaryDirectory(prefix="jaxprune-") as folder:
+        (Path(folder) / "program").write_bytes(bytes(exported.serialize()))
+        for i, leaf in enumerate(leaves):
+            np.save(Path(folder) / f"{i}.npy", np.asarray(leaf), allow_pickle=False)
+        done = subprocess.run(
+            [sys.executable, "-m", "jaxprune.profiling._fresh", folder, str(calls)],
+            env={
+                **os.environ,
+                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+                "JAX_PLATFORMS": jax.default_backend(),
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+    if done.returncode != 0:
+        raise RuntimeError(
+            "the process that measures memory failed, so there is no figure:\n"
+            + done.stderr[-2000:]
+        )
+    return Memory(**json.loads(done.stdout.splitlines()[-1]))
