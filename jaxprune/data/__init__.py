@@ -13,6 +13,7 @@ from jaxprune.data.sources import (
     SOURCES as SOURCES,
     Dataset as Dataset,
     DatasetError as DatasetError,
+    Found as Found,
     Source as Source,
     find as find,
     load as load,

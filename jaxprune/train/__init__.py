@@ -13,7 +13,7 @@ from jaxprune.train.objective import (
     loss_function as loss_function,
 )
 from jaxprune.train.optimizer import (
-    Training as Training,
     learning_rate as learning_rate,
     optimizer as optimizer,
 )
+from jaxprune.train.recipe import Training as Training

@@ -16,7 +16,8 @@ from jaxtyping import Array, Float32, Int32, PyTree, UInt8
 from jaxprune import data, masks
 from jaxprune.data import Preprocessing
 from jaxprune.train import objective
-from jaxprune.train.optimizer import Training, learning_rate, optimizer
+from jaxprune.train.optimizer import learning_rate, optimizer
+from jaxprune.train.recipe import Training
 from jaxprune.types import Mask, Params, RandomKey
 
 
@@ -33,7 +34,8 @@ class Fitted(NamedTuple):
 
     params, state: at the end; early: params and state after the iteration asked for, or
     None; history: loss (nats), accuracy (%) and learning rate of each epoch;
-    diverged: the loss was not finite, and training ended with that epoch.
+    diverged: the loss was not finite, and training
+    ended with that epoch, or a weight is not.
     """
 
     params: Params
@@ -140,7 +142,10 @@ def fit(
         if not math.isfinite(history[-1]["loss"]):
             return Fitted(carry.params, carry.state, captured, history, True)
         carry = carry._replace(totals=_no_totals())
-    return Fitted(carry.params, carry.state, captured, history, False)
+    whole = all(
+        bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carry.params)
+    )
+    return Fitted(carry.params, carry.state, captured, history, not whole)
 
 
 def _copy(carry: _Carry) -> tuple[Params, PyTree]:

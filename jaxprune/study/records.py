@@ -1,0 +1,182 @@
+"""What a study leaves on disk, as data; knows no JAX.
+
+    runs/<study>/study.json             format, notes, and the cells in the study's order
+    runs/<study>/<cell id>/config.json  the cell
+    runs/<study>/<cell id>/mask.npz     its mask, by leaf name
+    runs/<study>/<cell id>/record.json  what was measured; its existence means finished
+
+Every file is written beside its place and renamed, so none is ever half there.
+"""
+
+import dataclasses
+import json
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+FORMAT = 1
+
+
+class RunsError(Exception):
+    """A runs folder that can't be used as it is; its text is for the user."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Layer:
+    """One prunable leaf. Weights outside `edges` do not exist; zeros are counted apart.
+
+    size, kept, effective: weights in all, kept, and on a live path; macs: dense, per
+    picture; edges, counts: histogram of the kept weights after training.
+    """
+
+    name: str
+    size: int
+    kept: int
+    effective: int
+    macs: int
+    edges: tuple[float, ...]
+    counts: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class Record:
+    """All that was measured of one cell.
+
+    cell: its config; title: of its method; status: "finished" or "diverged"; accuracy: on
+    the test set in percent, and loss in nats; density: reached, kept / prunable; macs_dense,
+    macs_kept: per picture, all layers and biases; epochs: spent on this cell, shared
+    beginnings included; seconds: likewise; latency, memory: see profiling; made: versions,
+    device, commit and time. What was not measured is None
+    or empty, as in a diverged cell whatever comes after.
+    """
+
+    id: str
+    cell: Mapping[str, Any]
+    title: str
+    status: str
+    layers: Sequence[Layer]
+    epochs: float
+    seconds: float
+    history: Sequence[Mapping[str, float | None]]
+    made: Mapping[str, Any]
+    density: float | None = None
+    effective_density: float | None = None
+    collapse: str | None = None
+    macs_dense: int | None = None
+    macs_kept: float | None = None
+    accuracy: float | None = None
+    loss: float | None = None
+    latency: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    memory: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON beside `path` and rename it there, so that it is whole or not there."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
+    with partial.open("w") as file:
+        json.dump(value, file, indent=1, allow_nan=False)
+        file.flush()
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def read_json(path: Path, repair: str) -> Any:
+    """Read JSON.
+
+    Raises:
+        RunsError: if the file is no JSON, naming it and the repair.
+    """
+    try:
+        return json.loads(path.read_text())
+    except (ValueError, OSError) as error:
+        raise RunsError(f"{path} can't be read ({error}). {repair}") from error
+
+
+def write(folder: Path, record: Record) -> None:
+    """Write a record; from then on its cell is finished."""
+    write_json(folder / "record.json", dataclasses.asdict(record))
+
+
+def read(path: Path) -> Record:
+    """Read one record.
+
+    Raises:
+        RunsError: if it is not whole or was written by another version.
+    """
+    repair = (
+        "Delete that file and run the study again; finished stages are not repeated."
+    )
+    held = read_json(path, repair)
+    try:
+        layers = tuple(
+            Layer(**{**layer, "edges": tuple(layer["edges"])})
+            for layer in held["layers"]
+        )
+        return Record(**{**held, "layers": layers})
+    except (TypeError, KeyError) as error:
+        raise RunsError(f"{path} is no whole record ({error}). {repair}") from error
+
+
+def open_runs(
+    folder: Path, name: str, cells: Sequence[Any], notes: Sequence[str]
+) -> None:
+    """Make or take up the folder of a study; cells of earlier runs stay listed.
+
+    Args:
+        folder: `runs/<study>`.
+        name: of the study.
+        cells: `{"id": ..., "cell": ...}` of this run, in the study's order.
+        notes: printed above every table.
+
+    Raises:
+        RunsError: if it can't be written, or belongs to another version or study.
+    """
+    path = folder / "study.json"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        held = read_study(folder)["cells"] if path.exists() else []
+        known = {cell["id"] for cell in cells}
+        # The study's own order first, then what earlier runs had besides.
+        listed = [*cells, *(cell for cell in held if cell["id"] not in known)]
+        value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
+        write_json(path, value)
+    except OSError as error:
+        raise RunsError(
+            f"the runs folder {folder} can't be written ({error.strerror}). Pass a folder "
+            "that can be, with --runs-dir."
+        ) from error
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Read `study.json`.
+
+    Raises:
+        RunsError: if there is none, or it belongs to another version.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        raise RunsError(
+            f"{folder} holds no study. Run it first, or pass the folder with --runs-dir."
+        )
+    repair = "Pass another folder with --runs-dir, or delete this one."
+    held = read_json(path, repair)
+    if not isinstance(held, dict) or held.get("format") != FORMAT:
+        found = held.get("format") if isinstance(held, dict) else None
+        raise RunsError(
+            f"{folder} was written in format {found}; this version reads format "
+            f"{FORMAT}. {repair}"
+        )
+    return held
+
+
+def read_all(folder: Path) -> list[Record]:
+    """Read the finished cells of a study, in the study's order.
+
+    Raises:
+        RunsError: if there is no study, or a record is not whole.
+    """
+    paths = (
+        folder / cell["id"] / "record.json" for cell in read_study(folder)["cells"]
+    )
+    return [read(path) for path in paths if path.exists()]
