@@ -80,10 +80,10 @@ def levels(
 ) -> Iterator[tuple[imp.State, imp.Info]]:
     """Run iterative magnitude pruning, each level saved before the next begins.
 
-    `level_0001` and so on hold the state after a level: the weights of the early iteration
-    that all levels rewind to, the mask and the key; and what the level observed. A run that
-    was killed at any moment resumes after its newest whole level. Every level begins from
-    what was read back, so an interrupted run ends with the bits of an uninterrupted one.
+    `level_0001` and so on hold the state after a level and what the level observed;
+    `rewind_level_0001` the weights of the early iteration that all levels rewind to. A run
+    that was killed at any moment resumes after its newest whole level. Every level begins
+    from what was read back, so an interrupted run ends with the bits of an uninterrupted one.
 
     Args:
         folder: where the levels are saved; one run each.
@@ -110,61 +110,66 @@ def levels(
         1 0.5
         2 0.25
     """
+    root = Path(folder).absolute()
     for number, density in enumerate(densities, start=1):
-        path = Path(folder).absolute() / f"level_{number:04d}"
+        path = root / f"level_{number:04d}"
         if not exists(path):
-            _save_level(path, float(density), *step(state, density=float(density)))
-        state, info = _load_level(path, float(density), state)
+            _save_level(root, path, float(density), state, step)
+        state, info = _load_level(root, path, float(density), state)
         yield state, info
 
 
-def _save_level(path: Path, asked: float, state: imp.State, info: imp.Info) -> None:
-    key = jax.random.key_data(state.key)
-    observed = info._asdict()
-    if info.metrics is None:
-        del observed["metrics"]
+def _save_level(
+    root: Path, path: Path, asked: float, state: imp.State, step: Step
+) -> None:
+    """Run a level; write what it rewinds to only where that changed, as it does once."""
+    reached, info = step(state, density=asked)
+    rewind = "as before"
+    if reached.rewind is not state.rewind:
+        rewind = f"rewind_{path.name}"
+        if not exists(root / rewind):
+            save(root / rewind, {"params": reached.rewind})
     held = {
         "asked": asked,
-        "state": state._replace(key=key)._asdict(),
-        "info": observed,
+        "rewind": rewind,
+        "level": reached.level,
+        "mask": reached.mask,
+        "key": jax.random.key_data(reached.key),
+        "trained": info.trained,
+        "density": info.density,
     }
-    save(path, held)
+    save(path, held if info.metrics is None else {**held, "metrics": info.metrics})
 
 
 def _load_level(
-    path: Path, asked: float, like: imp.State
+    root: Path, path: Path, asked: float, state: imp.State
 ) -> tuple[imp.State, imp.Info]:
-    """Read a level into the containers and the kind of key of `like`."""
+    """Read a level into the containers and the kind of key of the state before it."""
     held = load(path)
     if held["asked"] != asked:
         raise ValueError(
             f"{path} was pruned to density {held['asked']}, but {asked} is asked for. Pass "
             "the densities of the run that began, or another folder."
         )
-    saved, observed = held["state"], held["info"]
 
-    def params(held: PyTree) -> PyTree:
+    def params(saved: PyTree) -> PyTree:
         # By name: a list of eleven layers comes back as a dict, where '10' is before '2'.
-        found = dict(zip(tree.names(held), jax.tree.leaves(held), strict=True))
-        wanted = dict(
-            zip(tree.names(like.rewind), jax.tree.leaves(like.rewind), strict=True)
-        )
+        found = dict(zip(tree.names(saved), jax.tree.leaves(saved), strict=True))
+        leaves = jax.tree.leaves(state.rewind)
+        wanted = dict(zip(tree.names(state.rewind), leaves, strict=True))
         if {n: x.shape for n, x in found.items()} != {
             n: x.shape for n, x in wanted.items()
         }:
             raise ValueError(
                 f"{path} holds another network than the state passed. Pass another folder."
             )
-        leaves = [found[name] for name in wanted]
-        return jax.tree.unflatten(jax.tree.structure(like.rewind), leaves)
+        structure = jax.tree.structure(state.rewind)
+        return jax.tree.unflatten(structure, [found[name] for name in wanted])
 
-    state = imp.State(
-        saved["level"],
-        params(saved["rewind"]),
-        params(saved["mask"]),
-        jax.random.wrap_key_data(saved["key"], impl=jax.random.key_impl(like.key)),
-    )
-    info = imp.Info(
-        params(observed["trained"]), observed.get("metrics"), observed["density"]
-    )
-    return state, info
+    rewind = state.rewind
+    if held["rewind"] != "as before":
+        rewind = params(load(root / held["rewind"])["params"])
+    key = jax.random.wrap_key_data(held["key"], impl=jax.random.key_impl(state.key))
+    mask, trained = params(held["mask"]), params(held["trained"])
+    info = imp.Info(trained, held.get("metrics"), held["density"])
+    return imp.State(held["level"], rewind, mask, key), info

@@ -1,5 +1,6 @@
 """Is a mask healthy: which layers are empty, and which weights lie on a live path?"""
 
+import functools
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -66,7 +67,8 @@ def health(
 
     Args:
         mask: the mask.
-        apply_fn: `apply_fn(params, inputs) -> outputs`, normalisation made the identity.
+        apply_fn: `apply_fn(params, inputs) -> outputs`, normalisation made the identity;
+            pass the same function object each time, or it compiles again.
         inputs: positive examples, such as uniform draws.
         prunable: which leaves count; by default those with ndim >= 2.
 
@@ -84,7 +86,8 @@ def health(
         Lens of Effective Sparsity, https://arxiv.org/abs/2107.02306, JMLR 2023.
     """
     chosen = tree.prunable(mask, prunable)
-    live = _live(mask, apply_fn, inputs, chosen)
+    with jax.enable_x64(True):
+        live = _live(mask, inputs, apply_fn, tuple(jax.tree.leaves(chosen)))
     densities, effective = {}, {}
     may, alive = tree.by_name(chosen), tree.by_name(live)
     for name, leaf in tree.by_name(mask).items():
@@ -103,21 +106,23 @@ def health(
     )
 
 
+@functools.partial(jax.jit, static_argnames=("apply_fn", "chosen"))
 def _live(
-    mask: Mask, apply_fn: ApplyFn, inputs: Float[Array, "..."], chosen: Prunable
+    mask: Mask,
+    inputs: Float[Array, "..."],
+    apply_fn: ApplyFn,
+    chosen: tuple[bool, ...],
 ) -> Mask:
-    with jax.enable_x64(True):
-
-        def one(name: str, kept: Array, may: bool) -> Array:
-            if may:
-                ones = kept.astype(jnp.float64)
-                gain = jnp.maximum(ones.sum() / ones.shape[-1], 1)
-                return ones / gain
+    def weights_of(name: str, kept: Array, may: bool) -> Array:
+        if not may:
             bias = name.rsplit("/")[-1] in ("bias", "b")
             return jnp.full(kept.shape, 0.0 if bias else 1.0, jnp.float64)
+        ones = kept.astype(jnp.float64)
+        return ones / jnp.maximum(ones.sum() / ones.shape[-1], 1)
 
-        weights = tree.map_named(one, mask, chosen)
-        paths = jax.grad(
-            lambda w: jnp.sum(apply_fn(w, jnp.asarray(inputs, jnp.float64)))
-        )(weights)
-        return jax.tree.map(lambda kept, flow: kept & (flow > 0), mask, paths)
+    whole = jax.tree.unflatten(jax.tree.structure(mask), chosen)
+    weights = tree.map_named(weights_of, mask, whole)
+    paths = jax.grad(lambda w: jnp.sum(apply_fn(w, inputs.astype(jnp.float64))))(
+        weights
+    )
+    return jax.tree.map(lambda kept, flow: kept & (flow > 0), mask, paths)

@@ -7,6 +7,7 @@ from flax import nnx
 
 from jaxprune.models import lenet, mlp, resnet, vgg
 from jaxprune.models._functional import (
+    FLOWS as FLOWS,
     Apply as Apply,
     Model as Model,
     flow as flow,

@@ -10,11 +10,13 @@ from jaxtyping import Array, Float, PyTree
 from jaxprune.models._layers import EPSILON
 from jaxprune.types import ApplyFn, Params
 
+FLOWS = ("identity", "absolute")
+
 
 class Apply(Protocol):
     """The forward pass: logits, and the state with new statistics if training."""
 
-    def __call__(  # noqa: D102
+    def __call__(
         self, params: Any, state: Any, x: Any, *, train: bool = False
     ) -> tuple[Array, Any]: ...
 
@@ -85,9 +87,9 @@ def flow(model: Model, *, batch_norm: str = "identity") -> ApplyFn:
         >>> flow(model)(model.params, jnp.ones((1, 2, 2, 1))).shape
         (1, 10)
     """
-    if batch_norm not in ("identity", "absolute"):
+    if batch_norm not in FLOWS:
         raise ValueError(
-            f"batch_norm '{batch_norm}' is not known. Pass one of identity, absolute."
+            f"batch_norm '{batch_norm}' is not known. Pass one of {', '.join(FLOWS)}."
         )
 
     def apply_fn(params: Params, inputs: Float[Array, "..."]) -> Array:

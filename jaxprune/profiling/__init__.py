@@ -11,4 +11,8 @@ from jaxprune.profiling.latency import (
     latency as latency,
     seconds as seconds,
 )
-from jaxprune.profiling.memory import Memory as Memory, measure as measure
+from jaxprune.profiling.memory import (
+    Memory as Memory,
+    measure as measure,
+    start as start,
+)

@@ -37,7 +37,9 @@ def latency(
         >>> latency(lambda x: x + 1, jax.numpy.ones(3), calls=5).calls
         5
     """
-    compiled = jax.jit(fn).lower(*args).compile()
+    # A function that is jitted already compiles once for all calls of `latency`.
+    jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
+    compiled = jitted.lower(*args).compile()
     taken = seconds(lambda: compiled(*args), calls=calls, warmup=warmup)
     return Latency(float(np.median(taken)), float(np.percentile(taken, 95)), calls)
 

@@ -22,8 +22,8 @@ from jax import export
 class Memory(NamedTuple):
     """Megabytes (1e6 bytes); None where the backend is silent.
 
-    rss, peak_rss: of the fresh process, after the calls and at its highest; idle_rss: with
-    JAX started but before anything was loaded; machine_percent: share of the whole machine's
+    rss, peak_rss: of the fresh process, after the calls and at their highest (outside Linux
+    compilation counts too); idle_rss: with JAX started but before anything was loaded; machine_percent: share of the whole machine's
     memory in use, by whatever process; device_*: of the allocator, see DeviceMemory;
     arguments, outputs, temporaries, code: what XLA's compiler says the program needs.
     """
@@ -59,28 +59,54 @@ def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
         >>> measure(lambda x: x @ x, jax.numpy.ones((64, 64))).peak_rss > 0
         True
     """
+    return start(fn, *args, calls=calls)()
+
+
+def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Memory]:
+    """Begin to measure, so that this process may go on with work that is not timed.
+
+    Args:
+        fn: as in `measure`.
+        args: as in `measure`.
+        calls: as in `measure`.
+
+    Returns:
+        A function that waits for the other process and returns the figures.
+
+    Example:
+        >>> wait = start(lambda x: x + 1, jax.numpy.ones(8))
+        >>> wait().peak_rss > 0
+        True
+    """
     leaves, structure = jax.tree.flatten(args)
     exported = export.export(jax.jit(lambda *flat: fn(*structure.unflatten(flat))))(
         *leaves
     )
-    with tempfile.TemporaryDirectory(prefix="jaxprune-") as folder:
-        (Path(folder) / "program").write_bytes(bytes(exported.serialize()))
-        for i, leaf in enumerate(leaves):
-            np.save(Path(folder) / f"{i}.npy", np.asarray(leaf), allow_pickle=False)
-        done = subprocess.run(
-            [sys.executable, "-m", "jaxprune.profiling._fresh", folder, str(calls)],
-            env={
-                **os.environ,
-                "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-                "JAX_PLATFORMS": jax.default_backend(),
-            },
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-    if done.returncode != 0:
-        raise RuntimeError(
-            "the process that measures memory failed, so there is no figure:\n"
-            + done.stderr[-2000:]
-        )
-    return Memory(**json.loads(done.stdout.splitlines()[-1]))
+    folder = tempfile.TemporaryDirectory(prefix="jaxprune-")
+    (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
+    for i, leaf in enumerate(leaves):
+        np.save(Path(folder.name) / f"{i}.npy", np.asarray(leaf), allow_pickle=False)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jaxprune.profiling._fresh", folder.name, str(calls)],
+        env={
+            **os.environ,
+            "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a hit would take less memory
+            "JAX_PLATFORMS": jax.default_backend(),
+        },
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+    def wait() -> Memory:
+        with folder:
+            printed, complaint = process.communicate()
+        if process.returncode != 0:
+            raise RuntimeError(
+                "the process that measures memory failed, so there is no figure:\n"
+                + complaint[-2000:]
+            )
+        return Memory(**json.loads(printed.splitlines()[-1]))
+
+    return wait

@@ -4,21 +4,20 @@ import datetime
 import functools
 import importlib.metadata
 import subprocess
-import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 
 import jaxprune
-from jaxprune import checkpoint, data, profiling, tree
-from jaxprune.study import config, records, stages, work
+from jaxprune import data, profiling, tree
+from jaxprune.study import config, executors, records, stages
 from jaxprune.study.config import Cell, Study
-from jaxprune.study.records import Layer, Record, RunsError
+from jaxprune.study.records import Layer, Record
 from jaxprune.study.stages import Stage
+from jaxprune.study.store import Ran, Store, Tell, is_finished, run_stage
 
 
 class Progress(NamedTuple):
@@ -66,7 +65,7 @@ def plan(study: Study, folder: Path) -> Plan:
     """
     chains = [stages.chain(cell) for cell in study.cells]
     unique = {stage.id: stage for chain in chains for stage in chain}
-    done = frozenset(i for i in unique if _stage_path(folder, i).exists())
+    done = frozenset(name for name in unique if is_finished(folder, name))
     recorded = frozenset(
         config.cell_id(cell)
         for cell in study.cells
@@ -78,74 +77,66 @@ def plan(study: Study, folder: Path) -> Plan:
     return Plan(tuple(unique.values()), done, left, alone, alone - once, recorded)
 
 
-def _stage_path(folder: Path, stage_id: str) -> Path:
-    return folder / "stages" / stage_id / "stage.json"
-
-
 def run(
     study: Study,
     runs_dir: Path,
     found: data.Found,
     progress: Callable[[Progress], None] = lambda progress: None,
+    executor: executors.Executor = executors.local,
 ) -> Iterator[Record]:
-    """Run the cells of a study that have no record yet, one after another.
+    """Run the cells of a study that have no record yet.
 
     Args:
         study: its cells.
         runs_dir: folder of all studies.
         found: where the data set lies.
         progress: called when a stage begins and after every epoch.
+        executor: where cells run.
 
     Yields:
-        The record of every cell, also of those finished before.
+        The record of every cell, also of those finished before, in the study's order.
 
     Raises:
         RunsError: if the runs folder can't be used.
     """
     folder = Path(runs_dir) / study.name
+    ids = [config.cell_id(cell) for cell in study.cells]
     listed = [
-        {"id": config.cell_id(cell), "cell": config.as_json(cell)}
-        for cell in study.cells
+        {"id": name, "cell": config.as_json(cell)}
+        for name, cell in zip(ids, study.cells, strict=True)
     ]
     records.open_runs(folder, study.name, listed, study.notes)
+    store = Store(folder, found, OrderedDict())
     made = describe()
-    held: OrderedDict[str, dict[str, Any]] = OrderedDict()
     done_epochs = 0
-    for number, cell in enumerate(study.cells, start=1):
+
+    def begin(cell: Cell, settle: Callable[[], None]) -> Callable[[], Record]:
         path = folder / config.cell_id(cell)
         if (path / "record.json").exists():
-            yield records.read(path / "record.json")
-            continue
+            return functools.partial(records.read, path / "record.json")
 
-        def tell(
-            stage: Stage,
-            epoch: int,
-            history: Any,
-            number: int = number,
-            cell: Cell = cell,
-        ) -> None:
+        def tell(stage: Stage, epoch: int, history: Mapping | None) -> None:
             nonlocal done_epochs
             done_epochs += history is not None
-            progress(
-                Progress(
-                    number,
-                    len(study.cells),
-                    label(cell),
-                    stage.kind,
-                    epoch,
-                    stages.epochs(stage),
-                    done_epochs,
-                    history,
-                )
-            )
+            number = ids.index(config.cell_id(cell)) + 1
+            epochs = stages.epochs(stage)
+            where = (number, len(ids), label(cell), stage.kind, epoch, epochs)
+            progress(Progress(*where, done_epochs, history))
 
-        record, mask = _run_cell(cell, folder, found, held, tell, made)
-        path.mkdir(parents=True, exist_ok=True)
-        records.write_json(path / "config.json", config.as_json(cell))
-        if mask is not None:
-            _write_mask(path / "mask.npz", mask)
-        records.write(path, record)
-        yield record
+        finish = _begin_cell(cell, store, tell, settle)
+
+        def write() -> Record:
+            record, mask = finish(made)
+            path.mkdir(parents=True, exist_ok=True)
+            records.write_json(path / "config.json", config.as_json(cell))
+            if mask is not None:
+                _write_mask(path / "mask.npz", mask)
+            records.write(path, record)
+            return record
+
+        return write
+
+    yield from executor(study.cells, begin)
 
 
 def label(cell: Cell) -> str:
@@ -165,46 +156,44 @@ def _write_mask(path: Path, mask: Any) -> None:
     partial.replace(path)
 
 
-Tell = Callable[[Stage, int, Mapping[str, float] | None], None]
-
-
-def _run_cell(
-    cell: Cell,
-    folder: Path,
-    found: data.Found,
-    held: OrderedDict[str, dict[str, Any]],
-    tell: Tell,
-    made: Mapping[str, Any],
-) -> tuple[Record, Any]:
-    """Run the stages of a cell that are not on disk, and put its record together."""
-    facts: dict[str, Any] = {}
-    seconds = 0.0
-    arrays: dict[str, Any] = {}
+def _begin_cell(
+    cell: Cell, store: Store, tell: Tell, settle: Callable[[], None]
+) -> Callable[[Mapping[str, Any]], tuple[Record, Any]]:
+    """Run the stages of a cell; return what waits for the last and makes the record."""
     chain = stages.chain(cell)
+    ran: list[Ran] = []
+    arrays: dict[str, Any] = {}
     for stage in chain:
-        done, arrays = _run_stage(stage, arrays, folder, found, held, tell)
-        facts = {**facts, **done["facts"]}
-        seconds += done["seconds"]
-        if facts.get("diverged"):
+        if stage.kind == "profile":
+            settle()  # nothing else may run while something is timed
+        ran.append(run_stage(stage, arrays, store, tell))
+        arrays = ran[-1].arrays
+        if ran[-1].facts.get("diverged"):
             break
-    histograms = facts.get("histograms", {})
-    empty = {"edges": (), "counts": ()}
-    record = Record(
-        id=config.cell_id(cell),
-        cell=config.as_json(cell),
-        title=config.METHODS[cell.method].title,
-        status="diverged" if facts.get("diverged") else "finished",
-        layers=[
-            Layer(**layer, **histograms.get(layer["name"], empty))
-            for layer in facts.get("layers", ())
-        ],
-        epochs=sum(stages.epochs(stage) for stage in chain),
-        seconds=seconds,
-        history=facts["history"],
-        made=made,
-        **{name: facts[name] for name in _MEASURED if name in facts},
-    )
-    return record, arrays.get("mask")
+
+    def finish(made: Mapping[str, Any]) -> tuple[Record, Any]:
+        noted = [stage.finish() for stage in ran]
+        facts = {name: fact for note in noted for name, fact in note["facts"].items()}
+        histograms = facts.get("histograms", {})
+        empty = {"edges": (), "counts": ()}
+        record = Record(
+            id=config.cell_id(cell),
+            cell=config.as_json(cell),
+            title=config.METHODS[cell.method].title,
+            status="diverged" if facts.get("diverged") else "finished",
+            layers=[
+                Layer(**layer, **histograms.get(layer["name"], empty))
+                for layer in facts.get("layers", ())
+            ],
+            epochs=sum(stages.epochs(stage) for stage in chain),
+            seconds=sum(note["seconds"] for note in noted),
+            history=facts["history"],
+            made=made,
+            **{name: facts[name] for name in _MEASURED if name in facts},
+        )
+        return record, arrays.get("mask")
+
+    return finish
 
 
 # A diverged cell lacks what comes after its last stage.
@@ -219,52 +208,6 @@ _MEASURED = (
     "latency",
     "memory",
 )
-
-
-def _run_stage(
-    stage: Stage,
-    inputs: dict[str, Any],
-    folder: Path,
-    found: data.Found,
-    held: OrderedDict[str, dict[str, Any]],
-    tell: Tell,
-) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Run a stage or read it; return what it noted, and all arrays up to it."""
-    path = _stage_path(folder, stage.id)
-    identity = {"kind": stage.kind, "settings": dict(stage.own), "parent": stage.parent}
-    if not path.exists():
-        tell(stage, 0, None)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        epoch = 0
-
-        def on_epoch(history: Mapping[str, float]) -> None:
-            nonlocal epoch
-            epoch += 1
-            tell(stage, epoch, history)
-
-        began = time.perf_counter()
-        made = work.run(stage, inputs, work.Bench(found, path.parent, on_epoch))
-        jax.block_until_ready(made.arrays)
-        spent = time.perf_counter() - began
-        if made.arrays and not checkpoint.exists(path.parent / "arrays"):
-            checkpoint.save(path.parent / "arrays", made.arrays)
-        noted = {**identity, "facts": made.facts, "seconds": spent}
-        records.write_json(path, noted)
-        held[stage.id] = {**inputs, **made.arrays}
-    repair = f"Delete the folder {path.parent} and run again."
-    noted = records.read_json(path, repair)
-    if {name: noted.get(name) for name in identity} != identity:
-        raise RunsError(
-            f"{path} belongs to other settings than its name says. {repair}"
-        )
-    if stage.id not in held:
-        stored = path.parent / "arrays"
-        read = checkpoint.load(stored) if stored.exists() else {}
-        held[stage.id] = {**inputs, **read}
-    held.move_to_end(stage.id)
-    while len(held) > 12:  # initial and dense weights stay, those of old cells go
-        held.popitem(last=False)
-    return noted, held[stage.id]
 
 
 @functools.cache
