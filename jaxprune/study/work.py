@@ -373,7 +373,8 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
     if weights.size == 0:
         return {"edges": [], "counts": []}
     most = float(np.abs(weights).max()) or 1.0
-    counts, edges = np.histogram(weights, bins=61, range=(-most, most))
+    bins = 2 * int(np.clip(np.sqrt(weights.size) / 2, 4, 30)) + 1  # odd: one about 0
+    counts, edges = np.histogram(weights, bins=bins, range=(-most, most))
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 

@@ -1,0 +1,217 @@
+"""Figures of a study, each as PNG and SVG."""
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("agg")  # no display is there, and none is needed
+
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
+
+from jaxprune.study.records import Layer, Record
+
+# Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in grey.
+_COLOURS = (
+    "#000000",
+    "#E69F00",
+    "#56B4E9",
+    "#009E73",
+    "#D55E00",
+    "#0072B2",
+    "#CC79A7",
+    "#999933",
+)
+_MARKERS = "osD^vPX*"
+
+
+def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Draw every figure that the records allow.
+
+    Args:
+        records: of one study, in its order.
+        folder: where the files go, `<figure>.png` and `<figure>.svg`.
+
+    Returns:
+        The PNG files.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    drawn = []
+    for name, make in FIGURES.items():
+        # The order of ids in an SVG would else change from run to run.
+        with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
+            figure = make(records)
+            for suffix in ("png", "svg"):
+                metadata = {"Date": None} if suffix == "svg" else None
+                figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)
+            plt.close(figure)
+        drawn.append(folder / f"{name}.png")
+    return drawn
+
+
+def _by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
+    titles = dict.fromkeys(record.title for record in records)
+    return {t: [r for r in records if r.title == t] for t in titles}
+
+
+def _curves(
+    records: Sequence[Record], reads: Callable[[Record], float | None], label: str
+) -> Figure:
+    """Draw a quantity against the density asked for, a line a method, bars over seeds."""
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for i, (title, group) in enumerate(_by_method(records).items()):
+        points: dict[float, list[float]] = {}
+        for record in group:
+            value = reads(record)
+            if value is not None:
+                points.setdefault(10.0 ** -record.cell["compression"], []).append(value)
+        density = sorted(points)
+        means = [statistics.fmean(points[d]) for d in density]
+        bars = [
+            statistics.stdev(points[d]) if len(points[d]) > 1 else 0 for d in density
+        ]
+        axes.errorbar(
+            density,
+            means,
+            yerr=bars if any(bars) else None,
+            label=title,
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=5,
+            linewidth=1.2,
+            capsize=2,
+        )
+    axes.set_xscale("log")
+    axes.invert_xaxis()
+    axes.set_xlabel("density (kept / prunable weights), denser to the left")
+    axes.set_ylabel(label)
+    axes.grid(alpha=0.25)
+    axes.legend(ncols=2, fontsize=8)
+    return figure
+
+
+def _accuracy(records: Sequence[Record]) -> Figure:
+    return _curves(records, lambda record: record.accuracy, "test accuracy (%)")
+
+
+def _effective(records: Sequence[Record]) -> Figure:
+    def share(record: Record) -> float | None:
+        if record.effective_density is None or not record.density:
+            return None
+        return 100 * record.effective_density / record.density
+
+    return _curves(records, share, "kept weights on a live path (%)")
+
+
+def _compressions(records: Sequence[Record]) -> list[float]:
+    return sorted({record.cell["compression"] for record in records})
+
+
+def _first(records: Sequence[Record], compression: float) -> dict[str, Record]:
+    """Take the first seed of each method at a compression, where there is a mask."""
+    found: dict[str, Record] = {}
+    for record in records:
+        if record.cell["compression"] == compression and record.layers:
+            found.setdefault(record.title, record)
+    return found
+
+
+def _layers(records: Sequence[Record]) -> Figure:
+    """Draw the density of each layer, a panel a compression."""
+    compressions = _compressions(records)
+    rows = -(-len(compressions) // 3)
+    figure, grid = plt.subplots(
+        rows,
+        min(3, len(compressions)),
+        figsize=(3.4 * min(3, len(compressions)), 2.9 * rows + 0.6),
+        layout="constrained",
+        squeeze=False,
+    )
+    for panel in grid.flat[len(compressions) :]:
+        panel.set_axis_off()
+    order = list(_by_method(records))
+    for panel, compression in zip(grid.flat, compressions, strict=False):
+        names: list[str] = []
+        for title, record in _first(records, compression).items():
+            i = order.index(title)
+            names = [layer.name.removesuffix("/kernel") for layer in record.layers]
+            panel.plot(
+                [100 * layer.kept / layer.size for layer in record.layers],
+                label=title,
+                color=_COLOURS[i % len(_COLOURS)],
+                marker=_MARKERS[i % len(_MARKERS)],
+                markersize=4,
+                linewidth=1,
+            )
+        panel.set_title(
+            f"c = {compression:g} (density {10.0**-compression:.3g})", fontsize=9
+        )
+        panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
+        panel.set_ylim(bottom=0)
+        panel.grid(alpha=0.25)
+    grid[0, 0].set_ylabel("kept in the layer (%)")
+    handles, labels = grid[0, 0].get_legend_handles_labels()
+    figure.legend(
+        handles, labels, ncols=len(labels), loc="outside upper center", fontsize=8
+    )
+    return figure
+
+
+def _histograms(records: Sequence[Record]) -> Figure:
+    """Draw the kept weights of each layer at c = 0.5 or nearest; zeros are only counted."""
+    compression = min(_compressions(records), key=lambda c: abs(c - 0.5))
+    found = _first(records, compression)
+    if not found:
+        return plt.subplots(figsize=(4, 1))[0]
+    layers = next(iter(found.values())).layers
+    figure, grid = plt.subplots(
+        len(layers),
+        len(found),
+        figsize=(1.7 * len(found) + 0.6, 1.15 * len(layers) + 0.9),
+        layout="constrained",
+        squeeze=False,
+        sharex="row",
+    )
+    for column, (title, record) in enumerate(found.items()):
+        for row, layer in enumerate(record.layers):
+            panel = grid[row, column]
+            _histogram(panel, layer, _COLOURS[column % len(_COLOURS)])
+            if row == 0:
+                panel.set_title(title, fontsize=9)
+            if column == 0:
+                panel.set_ylabel(layer.name.removesuffix("/kernel"), fontsize=7)
+    figure.suptitle(
+        f"Kept weights after training, c = {compression:g} "
+        f"(density {10.0**-compression:.3g}); pruned weights are counted, not drawn",
+        fontsize=9,
+    )
+    return figure
+
+
+def _histogram(panel: plt.Axes, layer: Layer, colour: str) -> None:
+    panel.set_yticks([])
+    panel.tick_params(labelsize=6)
+    if layer.counts:
+        edges = np.asarray(layer.edges)
+        panel.bar(edges[:-1], layer.counts, np.diff(edges), align="edge", color=colour)
+    pruned = 100 * (1 - layer.kept / layer.size)
+    panel.text(
+        0.97,
+        0.93,
+        f"{pruned:.0f} % pruned",
+        transform=panel.transAxes,
+        fontsize=6,
+        ha="right",
+        va="top",
+    )
+
+
+FIGURES: Mapping[str, Callable[[Sequence[Record]], Figure]] = {
+    "accuracy": _accuracy,
+    "layer_density": _layers,
+    "effective_density": _effective,
+    "weight_histograms": _histograms,
+}

@@ -1,0 +1,133 @@
+"""The report of a study: one page with everything in it, and every table by itself."""
+
+import base64
+import html
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxprune.report import figures, tables
+from jaxprune.report.tables import Table
+from jaxprune.study import records
+from jaxprune.study.records import Record
+
+CAPTIONS = {
+    "accuracy": "Test accuracy against density; bars are one standard deviation over seeds.",
+    "layer_density": "What each method keeps of each layer, in network order.",
+    "effective_density": "Share of the kept weights that lie on a path of kept weights from "
+    "input to output; the rest does nothing.",
+    "weight_histograms": "Weights that the mask keeps, layer by layer, after training.",
+}
+
+
+def write(folder: Path) -> Path:
+    """Write the report of a study to `<folder>/report`.
+
+    Args:
+        folder: `runs/<study>`.
+
+    Returns:
+        `index.html`, which holds all tables and figures; beside it lie each table as CSV and
+        Markdown, each figure as PNG and SVG, and `records.csv`.
+
+    Raises:
+        RunsError: if there is no study, or a record is not whole.
+        ValueError: if no cell is finished yet.
+    """
+    study, found = records.read_study(folder), records.read_all(folder)
+    built = [tables.build(found, name) for name in tables.TABLES]
+    place = folder / "report"
+    place.mkdir(exist_ok=True)
+    summary = _summary(study, found)
+    for table in built:
+        (place / f"{table.name}.csv").write_text(tables.csv(table))
+        notes = "".join(f"> {note}\n" for note in study["notes"])
+        (place / f"{table.name}.md").write_text(notes + tables.markdown(table))
+    tables.frame(found).write_csv(place / "records.csv")
+    pictures = figures.draw(found, place)
+    index = place / "index.html"
+    index.write_text(_html(study, summary, built, pictures))
+    return index
+
+
+def _summary(study: dict[str, Any], found: Sequence[Record]) -> list[str]:
+    """Say what was run, where, and what went wrong."""
+    made = found[-1].made
+    lines = [
+        f"{len(found)} of {len(study['cells'])} cells finished; "
+        f"{sum(record.seconds for record in found) / 60:.1f} minutes of stages, shared ones "
+        "counted for every cell.",
+        f"{made['kind']} ({made['devices']} device, {made['processor']}, {made['cores']} "
+        f"cores, {made['ram_gb']} GB), jax {made['jax']}, flax {made['flax']}, jaxprune "
+        f"{made['jaxprune']}, commit {made['commit'] or 'unknown'}, {made['began']}.",
+    ]
+    data = {f"{r.cell['dataset']} ({r.cell['data_version']})" for r in found}
+    nets = {f"{r.cell['model']} at width {r.cell['width']:g}" for r in found}
+    seeds = len({r.cell["seed"] for r in found})
+    lines.append(
+        f"{', '.join(sorted(nets))} on {', '.join(sorted(data))}; {seeds} seed(s)."
+    )
+    for record in found:
+        where = f"{record.title}, c = {record.cell['compression']:g}"
+        if record.status == "diverged":
+            lines.append(f"{where}: diverged; the loss was not finite.")
+        elif record.collapse:
+            lines.append(f"{where}: {record.collapse}")
+    return lines
+
+
+_STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto;
+       padding: 0 1em; color: #1a1a1a; background: #fff; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
+tr:hover td { background: #f4f6f8; }
+.table { overflow-x: auto; }
+.how { color: #555; font-size: 13px; margin: .3em 0 2em; }
+img { max-width: 100%; height: auto; }
+.note { background: #fff6dd; padding: .4em .8em; }
+"""
+
+
+def _html(
+    study: dict[str, Any],
+    summary: Sequence[str],
+    built: Sequence[Table],
+    pictures: Sequence[Path],
+) -> str:
+    title = html.escape(f"Pruning study: {study['name']}")
+    parts = [
+        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+        "<meta name='viewport' content='width=device-width'>",
+        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>",
+        *(f"<p class='note'>{html.escape(note)}</p>" for note in study["notes"]),
+        "<ul>",
+        *(f"<li>{html.escape(line)}</li>" for line in summary),
+        "</ul><p>density = 10<sup>-c</sup> of the prunable weights is kept.</p>",
+    ]
+    for path in pictures:
+        caption = html.escape(CAPTIONS[path.stem])
+        image = base64.b64encode(path.read_bytes()).decode()
+        parts.append(
+            f"<h2>{html.escape(path.stem.replace('_', ' ').capitalize())}</h2>"
+            f"<img alt='{caption}' src='data:image/png;base64,{image}'>"
+            f"<p class='how'>{caption}</p>"
+        )
+    parts += [_table(table) for table in built]
+    return "\n".join([*parts, "</body></html>\n"])
+
+
+def _table(table: Table) -> str:
+    head = "".join(
+        f"<th>{html.escape(t)}</th>" for t in ("c", "density", *table.columns)
+    )
+    rows = "".join(
+        "<tr>"
+        + "".join(f"<td>{html.escape(t)}</td>" for t in (f"{c:g}", f"{d:.3g}", *cells))
+        + "</tr>"
+        for c, d, cells in table.rows
+    )
+    return (
+        f"<h2>{html.escape(table.quantity.title)}</h2><div class='table'><table><tr>{head}"
+        f"</tr>{rows}</table></div><p class='how'>{html.escape(table.quantity.how)}</p>"
+    )

@@ -1,0 +1,57 @@
+"""What all scripts share: the environment, and how a user's slip is answered.
+
+Import it before JAX.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))  # experiments/ is no part of the installed package
+
+# Otherwise "reserved" is three quarters of a GPU, whatever the network, and the process
+# that measures memory finds none left.
+os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxprune"
+
+
+def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
+    """Run the command that the arguments name; one sentence and exit code 2 for a slip.
+
+    JAXPRUNE_TRACEBACK=1 shows where a sentence came from.
+    """
+    try:
+        import tyro
+    except ImportError:
+        fail("the scripts need tyro, which is not installed. Run: pip install '.[study]'")
+    from jaxprune.data import DatasetError
+    from jaxprune.study.records import RunsError
+
+    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    try:
+        if len(commands) == 1:
+            tyro.cli(commands[0], description=description, config=config)
+        else:
+            tyro.extras.subcommand_cli_from_dict(
+                {command.__name__: command for command in commands},
+                description=description,
+                config=config,
+            )
+    except (ValueError, DatasetError, RunsError) as error:
+        if os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        fail(str(error))
+    except KeyboardInterrupt:
+        print("\nstopped; run the same command again to resume", file=sys.stderr)
+        sys.exit(130)
+
+
+def fail(sentence: str) -> None:
+    """Print one sentence and leave with exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
