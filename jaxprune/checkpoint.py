@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
@@ -39,7 +41,7 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
 
 
 def load(path: str | os.PathLike) -> PyTree:
-    """Read a tree of arrays back, bit for bit, onto the first device.
+    """Read a tree of arrays back, bit for bit, onto the default device.
 
     Args:
         path: a folder that `save` wrote.
@@ -56,15 +58,14 @@ def load(path: str | os.PathLike) -> PyTree:
             f"{path} is no complete checkpoint. Delete it, if it is there, and run again "
             "what writes it."
         )
-    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
-    def here(leaf: Any) -> Any:
-        # Without a sharding Orbax looks for the device that wrote the array.
-        if not hasattr(leaf, "shape"):
-            return leaf
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device)
+    def on_host(leaf: Any) -> Any:
+        return np.empty(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
 
-    return ocp.load(path, jax.tree.map(here, ocp.metadata(path).metadata))
+    # By way of the host: Orbax would commit arrays to a device, maybe to that of another
+    # machine, and what was compiled for uncommitted ones would compile once more.
+    held = ocp.load(path, jax.tree.map(on_host, ocp.metadata(path).metadata))
+    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held)
 
 
 def exists(path: str | os.PathLike) -> bool:
