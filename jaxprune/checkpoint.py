@@ -65,7 +65,9 @@ def load(path: str | os.PathLike) -> PyTree:
     # By way of the host: Orbax would commit arrays to a device, maybe to that of another
     # machine, and what was compiled for uncommitted ones would compile once more.
     held = ocp.load(path, jax.tree.map(on_host, ocp.metadata(path).metadata))
-    return jax.tree.map(lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held)
+    return jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held
+    )
 
 
 def exists(path: str | os.PathLike) -> bool:

@@ -28,7 +28,9 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
     try:
         import tyro
     except ImportError:
-        fail("the scripts need tyro, which is not installed. Run: pip install '.[study]'")
+        fail(
+            "the scripts need tyro, which is not installed. Run: pip install '.[study]'"
+        )
     from jaxprune.data import DatasetError
     from jaxprune.study.records import RunsError
 

@@ -1,6 +1,6 @@
 """Download a data set and prepare it once; reading it then needs no TensorFlow.
 
-    python scripts/fetch_data.py cifar10 --data-dir ~/tensorflow_datasets
+python scripts/fetch_data.py cifar10 --data-dir ~/tensorflow_datasets
 """
 
 import _cli

@@ -1,9 +1,9 @@
 """Run a study, see how far it is, and write its report.
 
-    python scripts/study.py run digits
-    python scripts/study.py run digits --only method=snip,synflow c=1 --seeds 3
-    python scripts/study.py status digits
-    python scripts/study.py report digits
+python scripts/study.py run digits
+python scripts/study.py run digits --only method=snip,synflow c=1 --seeds 3
+python scripts/study.py status digits
+python scripts/study.py report digits
 """
 
 import _cli
@@ -36,7 +36,9 @@ def _study(
 ) -> tuple[config.Study, data.Found]:
     _check_name(name)
     if seeds < 1:
-        raise ValueError(f"--seeds is how many seeds to run; got {seeds}. Pass 1 or more.")
+        raise ValueError(
+            f"--seeds is how many seeds to run; got {seeds}. Pass 1 or more."
+        )
     found = data.find(STUDIES[name].dataset, data_dir=data_dir, cache_dir=cache_dir)
     study = STUDIES[name].study(found, seeds)
     return study._replace(cells=config.select_cells(study.cells, only)), found
@@ -44,7 +46,9 @@ def _study(
 
 def _check_name(name: str) -> None:
     if name not in STUDIES:
-        raise ValueError(f"study '{name}' is not known. Pass one of {', '.join(STUDIES)}.")
+        raise ValueError(
+            f"study '{name}' is not known. Pass one of {', '.join(STUDIES)}."
+        )
 
 
 def run(
@@ -91,7 +95,9 @@ def run(
     try:
         from jaxprune.report import build, tables, write
     except ImportError as error:
-        console.print(f"no report: {error.name} is not installed; the records are whole")
+        console.print(
+            f"no report: {error.name} is not installed; the records are whole"
+        )
         return
     index = write(runs_dir / name)
     table = build(records.read_all(runs_dir / name), "accuracy")
@@ -103,7 +109,8 @@ def _print_plan(study: config.Study, plan: runner.Plan) -> None:
     for cell in study.cells:
         chain = stages.chain(cell)
         names = [
-            f"{stage.id}{' (done)' if stage.id in plan.finished else ''}" for stage in chain
+            f"{stage.id}{' (done)' if stage.id in plan.finished else ''}"
+            for stage in chain
         ]
         epochs = sum(stages.epochs(stage) for stage in chain)
         console.print(
@@ -150,7 +157,9 @@ def _run(
 
 
 def _line(record: Record) -> str:
-    where = f"{record.title} c={record.cell['compression']:g} seed {record.cell['seed']}"
+    where = (
+        f"{record.title} c={record.cell['compression']:g} seed {record.cell['seed']}"
+    )
     if record.status == "diverged":
         return f"{where}: diverged"
     collapsed = ", collapsed" if record.collapse else ""
@@ -175,7 +184,9 @@ def status(name: Name, /, runs_dir: Path = Path("runs")) -> None:
         record = finished.get(cell["id"])
         line = "not finished" if record is None else _line(record)
         console.print(f"{cell['id']}: {line}", highlight=False, soft_wrap=True)
-    console.print(f"{len(finished)} of {len(listed)} cells are finished.", highlight=False)
+    console.print(
+        f"{len(finished)} of {len(listed)} cells are finished.", highlight=False
+    )
 
 
 def report(name: Name, /, runs_dir: Path = Path("runs")) -> None:

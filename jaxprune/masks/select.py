@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, UInt, UInt32
 
 from jaxprune import tree
@@ -92,7 +93,7 @@ def select(
         if ties == "exact":
             _check_enough(keep, size, members, [names[i] for i in group])
         winners = _select(
-            [leaves[i] for i in group], members, keep, exact=ties == "exact"
+            [leaves[i] for i in group], members, np.uint32(keep), exact=ties == "exact"
         )
         for i, leaf in zip(group, winners, strict=True):
             selected[i] = leaf
@@ -125,12 +126,11 @@ def _check_enough(
 def _select(
     scores: list[Float[Array, "..."]],
     alive: list[Bool[Array, "..."] | None],
-    keep: int | UInt32[Array, ""],
+    keep: UInt32[Array, ""],
     *,
     exact: bool,
 ) -> list[Bool[Array, "..."]]:
     """Select among all the leaves together; `keep` weights, fewer with ties."""
-    keep = jnp.asarray(keep, jnp.uint32)
     dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
     keys = [
         _ordered_bits(score.astype(dtype), member)
@@ -186,7 +186,7 @@ def _break_ties(
     last = jax.lax.cond(
         wanted == tied,
         lambda: jnp.uint32(0),
-        lambda: _highest(at_least, wanted, bits, jnp.uint32),
+        lambda: _highest(at_least, wanted, bits, np.dtype(np.uint32)),
     )
     return [
         # 0 is the key of a weight that may not be kept, whatever the threshold.
@@ -217,7 +217,7 @@ def _highest(
     at_least: Callable[[Sequence[Array]], Sequence[Array]],
     keep: UInt32[Array, ""],
     bits: int,
-    dtype: jnp.dtype,
+    dtype: np.dtype,
 ) -> UInt[Array, ""]:
     """Find the highest t with at_least(t) >= keep; 0 if there is none.
 

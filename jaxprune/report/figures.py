@@ -44,6 +44,8 @@ def draw(records: Sequence[Record], folder: Path) -> list[Path]:
         # The order of ids in an SVG would else change from run to run.
         with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
             figure = make(records)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # laid out once, not for every format
             for suffix in ("png", "svg"):
                 metadata = {"Date": None} if suffix == "svg" else None
                 figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)

@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 import polars as pl
 import rich.table
+from rich import box
 
 from jaxprune.study.records import Record
 
@@ -176,7 +177,12 @@ def _cell(records: Sequence[Record], quantity: Quantity) -> str:
 def terminal(table: Table) -> rich.table.Table:
     """Lay a table out for the terminal; print it with a rich console."""
     quantity = table.quantity
-    laid = rich.table.Table(title=quantity.title, caption=quantity.how, min_width=60)
+    laid = rich.table.Table(  # narrow enough for 8 methods in 80 columns
+        title=quantity.title,
+        caption=quantity.how,
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+    )
     for title in ("c", "density", *table.columns):
         laid.add_column(title, justify="right", no_wrap=True)
     for c, d, cells in table.rows:

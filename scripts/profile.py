@@ -1,0 +1,140 @@
+"""What does a mask leave of a network, layer by layer, and what does a call cost?
+
+    python scripts/profile.py vgg16 --method synflow --c 1 --batch 1 64
+"""
+
+import _cli
+
+from typing import Annotated  # isort: skip
+
+import jax
+import jax.numpy as jnp
+import tyro
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from jaxprune import masks, models, profiling, prune, scores, tree
+
+DATA_FREE = ("random", "magnitude", "synflow")
+
+
+def profile(
+    model: Annotated[str, tyro.conf.Positional],
+    /,
+    method: str = "synflow",
+    c: float = 1.0,
+    rounds: int | None = None,
+    batch: tuple[int, ...] = (1, 64, 256),
+    width: float = 1.0,
+    batch_norm: bool = True,
+    input_shape: tuple[int, int, int] = (32, 32, 3),
+    seed: int = 0,
+) -> None:
+    """Prune a network at initialisation without data, and measure it.
+
+    Args:
+        model: such as conv2, vgg16, resnet20 or lenet-300-100.
+        method: random, magnitude or synflow.
+        c: compression; 10**-c of the prunable weights are kept.
+        rounds: of scoring; the method's own number without it.
+        batch: pictures a call.
+        width: factor on the number of channels.
+        batch_norm: whether to normalise.
+        input_shape: height, width and channels of a picture.
+        seed: of weights and scores.
+    """
+    if method not in DATA_FREE:
+        raise ValueError(
+            f"method '{method}' can't be profiled without data. Pass one of "
+            f"{', '.join(DATA_FREE)}, or run scripts/prune.py."
+        )
+    if min(batch, default=0) < 1:
+        raise ValueError(f"--batch is pictures a call, 1 or more; got {batch}. Pass 1 64.")
+    weights_key, score_key = jax.random.split(jax.random.key(seed))
+    network = models.create(
+        model, key=weights_key, input_shape=input_shape, batch_norm=batch_norm, width=width
+    )
+    mask, _ = prune.prune(
+        _score_fn(method, network, input_shape),
+        network.params,
+        10.0**-c,
+        rounds=rounds or scores.SCORERS[method].rounds,
+        key=score_key,
+    )
+    params = masks.apply(network.params, mask)
+    call = jax.jit(lambda params, state, x: network.apply(params, state, x)[0])
+    console = Console()
+    console.print(_layers(network, mask, input_shape))
+    device = profiling.describe()
+    costs = Table(
+        title=f"Masked, dense as executed, on {device['kind']} ({device['processor']})",
+        box=box.SIMPLE_HEAD,
+    )
+    for title in ("batch", "p50 ms", "p95 ms", "images/s", "peak MB", "device MB"):
+        costs.add_column(title, justify="right")
+    for size in batch:
+        x = jnp.ones((size, *input_shape))
+        taken = profiling.latency(call, params, network.state, x, calls=10, warmup=2)
+        memory = profiling.measure(call, params, network.state, x)
+        device_mb = "" if memory.device_peak is None else f"{memory.device_peak:.1f}"
+        costs.add_row(
+            str(size),
+            f"{1e3 * taken.p50:.3f}",
+            f"{1e3 * taken.p95:.3f}",
+            f"{size / taken.p50:.0f}",
+            f"{memory.peak_rss:.0f}",
+            device_mb,
+        )
+    console.print(costs)
+
+
+def _score_fn(method: str, network: models.Model, input_shape: tuple[int, int, int]):
+    if method == "random":
+        return lambda params, mask, key: scores.random(key, params)
+    if method == "magnitude":
+        return lambda params, mask, key: scores.magnitude(params, mask=mask)
+    flow, ones = models.flow(network), jnp.ones((1, *input_shape))
+    scored = jax.jit(lambda params, mask: scores.synflow(flow, params, ones, mask=mask))
+
+    def score_fn(params, mask, key):
+        del key
+        made = scored(params, mask)
+        tree.check_finite(made, "this network is too deep for SynFlow in float32.")
+        return made
+
+    return score_fn
+
+
+def _layers(
+    network: models.Model, mask: dict, input_shape: tuple[int, int, int]
+) -> Table:
+    dense = profiling.macs(
+        lambda params, x: network.apply(params, network.state, x)[0],
+        network.params,
+        jnp.ones((1, *input_shape)),
+    )
+    kept = profiling.kept_macs(dense, mask)
+    laid = Table(title="Weights and multiply-accumulates per picture", box=box.SIMPLE_HEAD)
+    for title in ("layer", "weights", "kept", "MACs", "kept MACs"):
+        laid.add_column(title, justify="left" if title == "layer" else "right")
+    counts, left = tree.by_name(dense), tree.by_name(kept)
+    for name, leaf in tree.by_name(mask).items():
+        if leaf.ndim >= 2:
+            share = f"{100 * masks.density([leaf], [True]):.2f} %"
+            row = (name, f"{leaf.size}", share, f"{counts[name]}", f"{left[name]:.0f}")
+            laid.add_row(*row)
+    totals = (sum(jax.tree.leaves(counts)), sum(jax.tree.leaves(left)))
+    laid.add_section()
+    laid.add_row(
+        "all, biases and norms too",
+        f"{tree.size(mask)}",
+        f"{100 * masks.density(mask):.2f} %",
+        f"{totals[0]}",
+        f"{totals[1]:.0f}",
+    )
+    return laid
+
+
+if __name__ == "__main__":
+    _cli.main([profile], __doc__ or "")

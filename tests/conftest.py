@@ -1,0 +1,23 @@
+"""Strict JAX for all tests: nothing is promoted, broadcast or drawn twice in silence."""
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+import hypothesis
+import jax
+from jaxtyping import install_import_hook
+
+import tests.typecheck  # noqa: F401  # the hook looks it up as an attribute
+
+# Every call in the tests is checked against its annotations, shapes included.
+install_import_hook("jaxprune", "tests.typecheck.check")
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_debug_key_reuse", True)
+jax.config.update("jax_num_cpu_devices", 8)
+
+# The first example compiles; time says nothing here.
+hypothesis.settings.register_profile("jaxprune", deadline=None, max_examples=40)
+hypothesis.settings.load_profile("jaxprune")

@@ -1,0 +1,150 @@
+"""Selection keeps exactly what it says, whatever ties there are."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, strategies as st
+
+from jaxprune import masks
+
+SHAPES = {"a": (3, 5), "b": (2, 2, 2), "bias": (4,)}  # 23 prunable weights
+
+
+def drawn(seed, distinct):
+    generator = np.random.default_rng(seed)
+    values = np.concatenate([[0.0, -0.0], generator.normal(size=distinct)])
+    return {
+        k: jnp.asarray(generator.choice(values, s), jnp.float32)
+        for k, s in SHAPES.items()
+    }
+
+
+def flat(tree):
+    return np.concatenate([np.asarray(tree[k]).ravel() for k in ("a", "b")])
+
+
+@given(
+    keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
+)
+def test_keeps_exactly_the_number_asked_for(keep, distinct, seed):
+    # Few distinct values: ties are what a threshold gets wrong. Shapes stay fixed: each new
+    # one compiles.
+    mask = masks.select(drawn(seed, distinct), keep / 23)
+    assert masks.count(mask) == masks.kept(keep / 23, 23)
+    assert bool(mask["bias"].all())
+
+
+@given(
+    keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
+)
+def test_keeps_what_a_stable_sort_would(keep, distinct, seed):
+    scores = drawn(seed, distinct)
+    best = np.argsort(-flat(scores), kind="stable")[: masks.kept(keep / 23, 23)]
+    expected = np.zeros(23, bool)
+    expected[best] = True
+    np.testing.assert_array_equal(flat(masks.select(scores, keep / 23)), expected)
+
+
+@given(
+    keep=st.integers(1, 22), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
+)
+def test_reference_ties_keep_the_strictly_greater(keep, distinct, seed):
+    scores, density = drawn(seed, distinct), keep / 23
+    k = int((1.0 - density) * 23)
+    expected = np.ones(23, bool)
+    if k >= 1:
+        expected = flat(scores) > np.sort(flat(scores))[k - 1]
+    mask = masks.select(scores, density, ties="reference")
+    np.testing.assert_array_equal(flat(mask), expected)
+
+
+@given(
+    first=st.integers(8, 23),
+    share=st.integers(1, 8),
+    seed=st.integers(0, 2**31 - 1),
+    ties=st.sampled_from(["exact", "reference"]),
+)
+def test_pruned_weights_stay_pruned(first, share, seed, ties):
+    before = masks.select(drawn(seed, 5), first / 23)
+    after = masks.select(drawn(seed + 1, 5), share / 23, mask=before, ties=ties)
+    assert not (flat(after) & ~flat(before)).any()
+    if ties == "exact":
+        assert masks.count(after) == masks.kept(share / 23, 23)
+
+
+@given(keep=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
+def test_layer_scope_counts_each_layer_by_itself(keep, seed):
+    mask = masks.select(drawn(seed, 3), keep / 8, scope="layer")
+    assert int(mask["a"].sum()) == masks.kept(keep / 8, 15)
+    assert int(mask["b"].sum()) == masks.kept(keep / 8, 8)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
+def test_selects_in_every_float_dtype(dtype):
+    with jax.enable_x64(dtype == jnp.float64):
+        scores = {"w": jnp.asarray([[-1.0, 0.5, 3.0], [2.0, -0.0, 1e-4]], dtype)}
+        assert masks.select(scores, 0.5)["w"].tolist() == [
+            [False, True, True],
+            [True, False, False],
+        ]
+
+
+def test_float64_scores_are_told_apart_below_float32():
+    with jax.enable_x64(True):
+        scores = {"w": jnp.array([[1.0, 1.0 + 1e-15]])}
+        assert masks.select(scores, 0.5)["w"].tolist() == [[False, True]]
+
+
+def test_counts_of_vgg16_are_the_published_ones():
+    """Kept weights at c = 0.05 .. 2 out of 14,715,584; float32 is off by one at c = .05."""
+    counts = [masks.kept(10**-c, 14_715_584) for c in (0.05, 0.1, 0.2, 0.5, 1, 2)]
+    assert counts == [13115279, 11689004, 9284906, 4653477, 1471559, 147156]
+
+
+def test_a_new_density_or_mask_compiles_nothing_anew(caplog):
+    scores = {"w": jnp.arange(12.0).reshape(3, 4)}
+    mask = masks.select(scores, 0.95, mask=masks.ones_like(scores))
+    with jax.log_compiles():
+        for density in (0.9, 0.7, 0.5, 0.3, 0.1):
+            mask = masks.select(scores, density, mask=mask)
+    assert not [line for line in caplog.messages if line.startswith("Compiling")]
+
+
+def test_select_runs_under_jit():
+    scores = {"w": jnp.arange(4.0).reshape(2, 2)}
+    mask = jax.jit(lambda s: masks.select(s, 0.5))(scores)
+    chex.assert_trees_all_equal(mask, masks.select(scores, 0.5))
+
+
+@pytest.mark.parametrize("density", [95, 0, -0.1, float("nan"), "half"])
+def test_a_density_out_of_range_is_refused(density):
+    with pytest.raises(
+        (ValueError, TypeError), match="fraction of prunable weights|SupportsFloat"
+    ):
+        masks.select({"w": jnp.ones((2, 2))}, density)
+
+
+def test_bad_options_and_trees_are_refused_by_name():
+    scores = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    ones = masks.ones_like(scores)
+    with pytest.raises(
+        ValueError, match="scope 'row' is not known. Pass one of global, layer"
+    ):
+        masks.select(scores, 0.5, scope="row")
+    with pytest.raises(ValueError, match="ties 'random' is not known"):
+        masks.select(scores, 0.5, ties="random")
+    with pytest.raises(ValueError, match="mask has no leaf at 'b', which scores has"):
+        masks.select(scores, 0.5, mask={"a": ones["a"]})
+    with pytest.raises(ValueError, match="mask has a leaf at 'c', which scores lacks"):
+        masks.select(scores, 0.5, mask={**ones, "c": ones["a"]})
+    with pytest.raises(TypeError, match="mask is float32 at 'b'.*m != 0"):
+        masks.select(scores, 0.5, mask={**ones, "b": jnp.ones((2, 2))})
+    with pytest.raises(ValueError, match="not finite at 'b' .1 of 4 entries nan"):
+        masks.select({**scores, "b": jnp.array([[1.0, jnp.nan], [0, 0]])}, 0.5)
+    with pytest.raises(ValueError, match="no prunable leaf"):
+        masks.select({"bias": jnp.ones(3)}, 0.5)
+    half = masks.select(scores, 0.5)
+    with pytest.raises(ValueError, match="asks for 6 of 8 weights.*only 4 left"):
+        masks.select(scores, 0.75, mask=half)

@@ -1,0 +1,142 @@
+"""The networks: sizes, initialisation, and what their functions owe."""
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxprune import masks, models, tree
+
+
+@pytest.mark.parametrize("name", models.MODELS)
+def test_every_model_gives_logits_and_names_layers_in_network_order(name):
+    shapes = jax.eval_shape(
+        lambda key: models.create(name, key=key, input_shape=(8, 8, 1), width=0.25)[:2],
+        jax.random.key(0),
+    )
+    model = None
+
+    def init(key):
+        nonlocal model
+        model = models.create(
+            name, key=key, input_shape=(8, 8, 1), width=0.25, num_classes=7
+        )
+        return model.params, model.state
+
+    params, state = jax.eval_shape(init, jax.random.key(0))
+    x = jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
+    for train in (False, True):
+        logits, after = jax.eval_shape(
+            lambda p, s, x, train=train: model.apply(p, s, x, train=train),
+            params,
+            state,
+            x,
+        )
+        assert logits.shape == (3, 7)
+        assert jax.tree.structure(after) == jax.tree.structure(state)
+    kernels = [name for name in tree.by_name(params) if "kernel" in name]
+    assert kernels[-1].split("/")[-2].startswith("fc")
+    assert jax.tree.structure(shapes[0]) == jax.tree.structure(params)
+
+
+# Prunable weights with ten classes: from the layers' shapes, as in the papers.
+SIZES = {
+    "vgg16": ((32, 32, 3), 14_715_584),
+    "resnet20": ((32, 32, 3), 270_896),
+    "lenet-300-100": ((28, 28, 1), 266_200),
+}
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_full_size_networks_have_the_weights_of_the_papers(name):
+    shape, size = SIZES[name]
+    params = jax.eval_shape(
+        lambda key: models.create(name, key=key, input_shape=shape).params,
+        jax.random.key(0),
+    )
+    assert tree.size(params) == size
+
+
+def test_weights_are_drawn_from_an_untruncated_normal_of_variance_2_over_fan_in():
+    model = models.create("vgg11", key=jax.random.key(0), width=0.5)
+    kernel = np.asarray(
+        model.params["conv6"]["kernel"]
+    )  # 256 x 9 inputs, 589,824 draws
+    scaled = kernel / np.sqrt(2 / (9 * kernel.shape[2]))
+    assert abs(scaled.std() - 1) < 0.005
+    assert np.abs(scaled).max() > 3  # a truncated one ends at 2.3
+    assert all(
+        not leaf.any()
+        for name, leaf in tree.by_name(model.params).items()
+        if "bias" in name
+    )
+
+
+def test_training_moves_the_statistics_by_a_tenth():
+    model = models.create(
+        "mlp", key=jax.random.key(0), input_shape=(2, 2, 1), width=0.1
+    )
+    x = jax.random.normal(jax.random.key(1), (64, 2, 2, 1))
+    _, state = model.apply(model.params, model.state, x, train=True)
+    hidden = x.reshape(64, -1) @ model.params["fc1"]["kernel"]
+    chex.assert_trees_all_close(state["bn1"]["mean"], 0.1 * hidden.mean(0), atol=1e-6)
+    _, still = model.apply(model.params, model.state, x)
+    chex.assert_trees_all_equal(still, model.state)
+
+
+def test_flow_leaves_normalisation_out_whatever_was_trained():
+    model = models.create(
+        "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.1
+    )
+    plain = models.create(
+        "conv2",
+        key=jax.random.key(0),
+        input_shape=(8, 8, 1),
+        width=0.1,
+        batch_norm=False,
+    )
+    trained = model._replace(state=jax.tree.map(lambda s: s + 3.0, model.state))
+    x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
+    kernels = lambda params: {
+        n: x for n, x in tree.by_name(params).items() if "bn" not in n
+    }
+    chex.assert_trees_all_equal(kernels(model.params), kernels(plain.params))
+    chex.assert_trees_all_close(
+        models.flow(trained)(model.params, x),
+        plain.apply(plain.params, plain.state, x)[0],
+        rtol=1e-5,
+        atol=1e-6,
+    )
+    absolute = models.flow(trained, batch_norm="absolute")(model.params, x)
+    assert not np.allclose(absolute, models.flow(trained)(model.params, x))
+
+
+def test_max_pool_gives_its_gradient_to_the_first_of_ties():
+    """SynFlow's constant input makes every window a tie; the reference picks the first."""
+    from flax import nnx
+
+    pooled = lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)).sum()
+    gradient = jax.grad(pooled)(jnp.ones((1, 2, 2, 1)))
+    assert gradient.ravel().tolist() == [1, 0, 0, 0]
+
+
+def test_masks_run_through_models():
+    model = models.create(
+        "resnet20", key=jax.random.key(0), input_shape=(8, 8, 3), width=0.25
+    )
+    mask = masks.ones_like(model.params)
+    x = jnp.ones((1, 8, 8, 3))
+    masked = model.apply(masks.apply(model.params, mask), model.state, x)[0]
+    chex.assert_trees_all_equal(masked, model.apply(model.params, model.state, x)[0])
+
+
+def test_bad_models_are_refused():
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match="model 'vgg17' is not known. Pass one of mlp"):
+        models.create("vgg17", key=key)
+    with pytest.raises(ValueError, match="must all be positive"):
+        models.create("mlp", key=key, width=0.0)
+    model = models.create("mlp", key=key, input_shape=(2, 2, 1))
+    with pytest.raises(ValueError, match="batch_norm 'none' is not known"):
+        models.flow(model, batch_norm="none")

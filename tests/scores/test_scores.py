@@ -1,0 +1,223 @@
+"""What every score owes, what each computes by hand, and whose trees they take."""
+
+import functools
+
+import chex
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl.testing import parameterized
+from flax import linen, nnx
+
+from jaxprune import masks, models, scores, tree
+from tests import golden_network as net
+
+PARAMS = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([0.1, -0.3])},
+          "b": {"kernel": jnp.array([[2.0], [-1.0]])}}  # fmt: skip
+BATCHES = [jnp.array([[1.0, 2.0]]), jnp.array([[-1.0, 0.5], [0.0, 1.0]])]
+
+
+def apply(params, x):
+    hidden = jax.nn.relu(x @ params["a"]["kernel"] + params["a"]["bias"].reshape(1, -1))
+    return hidden @ params["b"]["kernel"]
+
+
+def loss(params, x):
+    return (apply(params, x) ** 2).mean()
+
+
+def score(name, params, mask=None):
+    """Call a scorer of the registry by what it says it needs."""
+    scorer = scores.SCORERS[name]
+    if scorer.needs == "key":
+        return scorer.score(jax.random.key(0), params)
+    if scorer.needs == "nothing":
+        return scorer.score(params, mask=mask)
+    if scorer.needs == "inputs":
+        return scorer.score(apply, params, jnp.ones((1, 2)), mask=mask)
+    return scorer.score(loss, params, BATCHES, mask=mask)
+
+
+class ScorerContractTest(chex.TestCase):
+    """What every method owes, whatever it computes."""
+
+    @chex.variants(with_jit=True, without_jit=True)
+    @parameterized.named_parameters((name, name) for name in scores.SCORERS)
+    def test_scores_mirror_params_and_are_finite(self, name):
+        scored = self.variant(functools.partial(score, name))(PARAMS)
+        chex.assert_trees_all_equal_shapes_and_dtypes(scored, PARAMS)
+        chex.assert_tree_all_finite(scored)
+
+    @parameterized.named_parameters((name, name) for name in scores.SCORERS)
+    def test_scoring_twice_gives_the_same_bits_and_leaves_params_alone(self, name):
+        before = jax.tree.map(np.array, PARAMS)
+        chex.assert_trees_all_equal(score(name, PARAMS), score(name, PARAMS))
+        chex.assert_trees_all_equal(PARAMS, before)
+
+    @parameterized.named_parameters((name, name) for name in scores.SCORERS)
+    def test_a_full_mask_changes_nothing(self, name):
+        full = masks.ones_like(PARAMS)
+        chex.assert_trees_all_equal(score(name, PARAMS, full), score(name, PARAMS))
+
+    @parameterized.named_parameters(
+        (name, name) for name, scorer in scores.SCORERS.items() if scorer.needs != "key"
+    )
+    def test_a_new_mask_traces_nothing_anew(self, name):
+        traced = jax.jit(chex.assert_max_traces(lambda p, m: score(name, p, m), n=1))
+        for keep in (0.25, 0.5, 1.0):
+            traced(PARAMS, masks.select(scores.magnitude(PARAMS), keep))
+
+    @parameterized.named_parameters(
+        (name, name) for name, scorer in scores.SCORERS.items() if scorer.needs != "key"
+    )
+    def test_a_mask_of_another_shape_is_refused_by_name(self, name):
+        mask = masks.ones_like(PARAMS)
+        mask["b"]["kernel"] = jnp.ones((2, 2), bool)
+        with pytest.raises(
+            ValueError, match=r"shape \(2, 2\) at 'b/kernel'.*ones_like"
+        ):
+            score(name, PARAMS, mask)
+
+    @parameterized.named_parameters(("snip", "snip"), ("grasp", "grasp"))
+    def test_no_batches_are_refused(self, name):
+        with pytest.raises(ValueError, match="batches is empty.*at least one batch"):
+            scores.SCORERS[name].score(loss, PARAMS, [])
+
+
+def test_magnitude_by_hand():
+    mask = {"w": jnp.array([True, False])}
+    chex.assert_trees_all_equal(
+        scores.magnitude({"w": jnp.array([-3.0, 2.0])}, mask=mask),
+        {"w": jnp.array([3.0, 0.0])},
+    )
+
+
+def test_snip_by_hand_sums_batches_before_the_absolute_value():
+    # L_b = x_b w: dL/dw is 3 and -1, so |w * 2| = 4, and not |w|(3 + 1) = 8.
+    linear = lambda params, x: (x * params["w"]).sum()
+    scored = scores.snip(
+        linear, {"w": jnp.array([2.0])}, [jnp.array([3.0]), jnp.array([-1.0])]
+    )
+    assert scored["w"].item() == 4.0
+
+
+def test_snip_scores_a_pruned_weight_by_bringing_it_back():
+    # L = (w1 + w2)^2 at w2 = 0: dL/dw = 2 w1 = 2 for both; times w = (1, 5).
+    square = lambda params, batch: params["w"].sum() ** 2
+    mask = {"w": jnp.array([True, False])}
+    scored = scores.snip(square, {"w": jnp.array([1.0, 5.0])}, [None], mask=mask)
+    assert scored["w"].tolist() == [2.0, 10.0]
+
+
+def test_grasp_by_hand():
+    # L = (w1 w2)^2 at (1, 2): g = (8, 4), H = [[8, 8], [8, 2]], H g = (96, 72).
+    product = lambda params, batch: params["w"].prod() ** 2
+    scored = scores.grasp(product, {"w": jnp.array([[1.0, 2.0]])}, [None])
+    assert scored["w"].tolist() == [[96.0, 144.0]]
+
+
+def test_grasp_leaves_the_gradient_of_biases_out():
+    # L = (w + b)^2 / 2 at (2, 3): all second derivatives are 1, g_w = 5; b's part is left out.
+    half = lambda params, batch: (params["w"].sum() + params["b"].sum()) ** 2 / 2
+    scored = scores.grasp(
+        half, {"w": jnp.array([[2.0]]), "b": jnp.array([3.0])}, [None]
+    )
+    assert scored["w"].item() == 10.0
+
+
+def test_hessian_product_agrees_with_finite_differences_in_float64():
+    with jax.enable_x64(True):
+        params, batches = net.params(jnp.float64), net.batches(jnp.float64)
+        total = lambda params: sum(net.loss(params, batch) for batch in batches)
+        gradient = jax.grad(total)
+        direction = jax.tree.map(
+            lambda g, may: g if may else 0 * g, gradient(params), tree.prunable(params)
+        )
+        step = 1e-6
+        ahead = gradient(jax.tree.map(lambda w, d: w + step * d, params, direction))
+        behind = gradient(jax.tree.map(lambda w, d: w - step * d, params, direction))
+        expected = jax.tree.map(
+            lambda w, a, b: w * (a - b) / (2 * step), params, ahead, behind
+        )
+        scored = scores.grasp(net.loss, params, batches)
+        chex.assert_trees_all_close(scored, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_synflow_is_conserved_through_layers():
+    """Without biases every layer's scores sum to R (Tanaka et al. 2020, theorem 2)."""
+    model = models.create(
+        "conv4", key=jax.random.key(3), input_shape=(8, 8, 3), width=0.25
+    )
+    flow = jax.jit(functools.partial(scores.synflow, models.flow(model)))
+    scored = flow(model.params, jnp.ones((1, 8, 8, 3)))
+    totals = [
+        leaf.sum() for name, leaf in tree.by_name(scored).items() if "kernel" in name
+    ]
+    chex.assert_trees_all_close(totals, [totals[0]] * len(totals), rtol=1e-5)
+
+
+def test_rescaled_synflow_prunes_a_chain_the_same_way():
+    model = models.create(
+        "vgg11", key=jax.random.key(0), input_shape=(8, 8, 3), width=0.125
+    )
+    score = functools.partial(scores.synflow, models.flow(model))
+    ones = jnp.ones((1, 8, 8, 3))
+    plain = jax.jit(score)(model.params, ones)
+    rescaled = jax.jit(functools.partial(score, rescale=True))(model.params, ones)
+    ratios = [
+        b / a
+        for a, b in zip(jax.tree.leaves(plain), jax.tree.leaves(rescaled), strict=True)
+    ]
+    finite = np.concatenate([np.asarray(r)[np.isfinite(r)].ravel() for r in ratios])
+    np.testing.assert_allclose(finite, np.median(finite), rtol=1e-4)
+
+
+def test_synflow_that_overflows_names_the_leaf_and_the_remedy():
+    params = {f"fc{i}": jnp.full((9, 9), 1e9) for i in range(6)}
+
+    def deep(params, x):
+        for i in range(6):
+            x = x @ params[f"fc{i}"]
+        return x
+
+    with pytest.raises(ValueError, match="not finite at 'fc0' .81 of 81.*rescale=True"):
+        scores.synflow(deep, params, jnp.ones((1, 9)))
+    scored = scores.synflow(deep, params, jnp.ones((1, 9)), rescale=True)
+    chex.assert_tree_all_finite(scored)
+
+
+def test_a_loss_that_is_nan_is_refused_by_name():
+    with pytest.raises(
+        ValueError, match="not finite at 'a/bias' .2 of 2.*check the loss"
+    ):
+        scores.snip(lambda p, x: loss(p, x) * jnp.nan, PARAMS, BATCHES)
+
+
+def test_scores_take_an_nnx_state():
+    module = nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    graph, params = nnx.split(module)
+    square = lambda params, x: (nnx.merge(graph, params)(x) ** 2).mean()
+    scored = jax.jit(functools.partial(scores.snip, square))(params, [jnp.ones((1, 2))])
+    mask = masks.select(scored, 0.5)
+    assert tree.names(mask) == ["bias", "kernel"]
+    assert masks.count(mask) == 3
+    nnx.merge(graph, masks.apply(params, mask))(jnp.ones((1, 2)))
+
+
+def test_scores_take_linen_params():
+    module = linen.Dense(3)
+    params = module.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    square = lambda params, x: (module.apply({"params": params}, x) ** 2).mean()
+    mask = masks.select(scores.grasp(square, params, [jnp.ones((1, 2))]), 0.5)
+    assert masks.count(mask) == 3
+
+
+def test_scores_take_an_equinox_module():
+    module = eqx.nn.MLP(2, 1, 4, depth=1, key=jax.random.key(0))
+    params, static = eqx.partition(module, eqx.is_inexact_array)
+    square = lambda params, x: (jax.vmap(eqx.combine(params, static))(x) ** 2).mean()
+    mask = masks.select(scores.snip(square, params, [jnp.ones((1, 2))]), 0.5)
+    assert masks.count(mask) == 6
+    assert tree.names(mask)[0] == "layers/0/weight"
