@@ -1,6 +1,6 @@
 """What does a mask leave of a network, layer by layer, and what does a call cost?
 
-    python scripts/profile.py vgg16 --method synflow --c 1 --batch 1 64
+python scripts/profile.py vgg16 --method synflow --c 1 --batch 1 64
 """
 
 import _cli
@@ -50,10 +50,16 @@ def profile(
             f"{', '.join(DATA_FREE)}, or run scripts/prune.py."
         )
     if min(batch, default=0) < 1:
-        raise ValueError(f"--batch is pictures a call, 1 or more; got {batch}. Pass 1 64.")
+        raise ValueError(
+            f"--batch is pictures a call, 1 or more; got {batch}. Pass 1 64."
+        )
     weights_key, score_key = jax.random.split(jax.random.key(seed))
     network = models.create(
-        model, key=weights_key, input_shape=input_shape, batch_norm=batch_norm, width=width
+        model,
+        key=weights_key,
+        input_shape=input_shape,
+        batch_norm=batch_norm,
+        width=width,
     )
     mask, _ = prune.prune(
         _score_fn(method, network, input_shape),
@@ -115,7 +121,9 @@ def _layers(
         jnp.ones((1, *input_shape)),
     )
     kept = profiling.kept_macs(dense, mask)
-    laid = Table(title="Weights and multiply-accumulates per picture", box=box.SIMPLE_HEAD)
+    laid = Table(
+        title="Weights and multiply-accumulates per picture", box=box.SIMPLE_HEAD
+    )
     for title in ("layer", "weights", "kept", "MACs", "kept MACs"):
         laid.add_column(title, justify="left" if title == "layer" else "right")
     counts, left = tree.by_name(dense), tree.by_name(kept)

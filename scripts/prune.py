@@ -1,7 +1,7 @@
 """Prune and train one network, and say what it bought.
 
-    python scripts/prune.py conv2 --method synflow --c 1
-    python scripts/prune.py vgg16 --method snip --c 2 --dataset cifar10 --epochs 30
+python scripts/prune.py conv2 --method synflow --c 1
+python scripts/prune.py vgg16 --method snip --c 2 --dataset cifar10 --epochs 30
 """
 
 import _cli
@@ -97,16 +97,24 @@ def prune(
         size = sum(layer.size for layer in record.layers)
         kept = sum(layer.kept for layer in record.layers)
         print(f"  weights kept      {kept} of {size} (density {record.density:.6g})")
-        print(f"  on a live path    {record.effective_density:.6g} of all prunable weights")
+        print(
+            f"  on a live path    {record.effective_density:.6g} of all prunable weights"
+        )
         print(f"  kept MACs         {record.macs_kept:.0f} of {record.macs_dense}")
     if record.accuracy is not None:
-        print(f"  test accuracy     {record.accuracy:.2f} % after {record.epochs:g} epochs")
+        print(
+            f"  test accuracy     {record.accuracy:.2f} % after {record.epochs:g} epochs"
+        )
     if record.latency:
         milliseconds = 1e3 * (record.latency["call_p50_s"] or 0)
-        print(f"  a call of {record.latency['batch']}     {milliseconds:.3f} ms, masked only")
+        print(
+            f"  a call of {record.latency['batch']}     {milliseconds:.3f} ms, masked only"
+        )
     if record.collapse:
         print(f"  warning: {record.collapse}")
-    print(f"  everything else   {runs_dir / 'single' / config.cell_id(cell)}/record.json")
+    print(
+        f"  everything else   {runs_dir / 'single' / config.cell_id(cell)}/record.json"
+    )
 
 
 if __name__ == "__main__":

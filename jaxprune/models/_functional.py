@@ -1,6 +1,7 @@
 """From a Flax NNX module to pure functions over plain dicts."""
 
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,9 @@ from jaxprune.types import ApplyFn, Params
 FLOWS = ("identity", "absolute")
 
 
-class Apply(Protocol):
-    """The forward pass: logits, and the state with new statistics if training."""
-
-    def __call__(
-        self, params: Any, state: Any, x: Any, *, train: bool = False
-    ) -> tuple[Array, Any]: ...
+# apply(params, state, x, *, train=False) -> (logits, state): the forward pass, and the state
+# with new statistics if training.
+Apply: TypeAlias = Callable[..., tuple[Array, Any]]
 
 
 class Model(NamedTuple):

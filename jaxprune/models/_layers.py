@@ -1,7 +1,9 @@
 """Layers as the published study initialises them."""
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Array, Float
 
 EPSILON = 1e-5  # torch's default, and what models.flow takes out again
 
@@ -40,6 +42,16 @@ def dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
 def norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     """Make a batch normalisation; momentum 0.9 in Flax's convention is torch's 0.1."""
     return nnx.BatchNorm(features, momentum=0.9, epsilon=EPSILON, rngs=rngs)
+
+
+def normalise(
+    bn: nnx.BatchNorm, x: Float[Array, "..."], train: bool
+) -> Float[Array, "..."]:
+    """Normalise in float32 at least; running statistics in bfloat16 would stand still."""
+    wide = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
+    for weight in (bn.scale, bn.bias):  # of a copy made for this call
+        weight.set_value(weight.get_value().astype(wide.dtype))
+    return bn(wide, use_running_average=not train).astype(x.dtype)
 
 
 def scaled(features: int, width: float) -> int:

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import conv, norm, scaled
+from jaxprune.models._layers import conv, norm, normalise, scaled
 from jaxprune.models.mlp import MLP
 
 
@@ -52,7 +52,7 @@ class ConvN(nnx.Module):
         for i in range(1, self.layers + 1):
             x = getattr(self, f"conv{i}")(x)
             if self.batch_norm:
-                x = getattr(self, f"bn{i}")(x, use_running_average=not train)
+                x = normalise(getattr(self, f"bn{i}"), x, train)
             x = jax.nn.relu(x)
             if i % 2 == 0 and min(x.shape[1:3]) >= 2:
                 x = nnx.max_pool(x, (2, 2), strides=(2, 2))

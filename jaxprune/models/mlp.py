@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import dense, norm, scaled
+from jaxprune.models._layers import dense, norm, normalise, scaled
 
 
 class MLP(nnx.Module):
@@ -41,6 +41,6 @@ class MLP(nnx.Module):
         for i in range(1, self.hidden + 1):
             x = getattr(self, f"fc{i}")(x)
             if self.batch_norm:
-                x = getattr(self, f"bn{i}")(x, use_running_average=not train)
+                x = normalise(getattr(self, f"bn{i}"), x, train)
             x = jax.nn.relu(x)
         return getattr(self, f"fc{self.hidden + 1}")(x)

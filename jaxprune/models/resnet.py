@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import conv, dense, norm, scaled
+from jaxprune.models._layers import conv, dense, norm, normalise, scaled
 
 
 class ConvNorm(nnx.Module):
@@ -33,7 +33,7 @@ class ConvNorm(nnx.Module):
     ) -> Float[Array, "..."]:
         """Return the normalised convolution."""
         x = self.conv(x)
-        return x if self.bn is None else self.bn(x, use_running_average=not train)
+        return x if self.bn is None else normalise(self.bn, x, train)
 
 
 class Block(nnx.Module):

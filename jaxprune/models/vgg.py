@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import conv, dense, norm, scaled
+from jaxprune.models._layers import conv, dense, norm, normalise, scaled
 
 
 class VGG(nnx.Module):
@@ -49,6 +49,6 @@ class VGG(nnx.Module):
                 i += 1
                 x = getattr(self, f"conv{i}")(x)
                 if self.batch_norm:
-                    x = getattr(self, f"bn{i}")(x, use_running_average=not train)
+                    x = normalise(getattr(self, f"bn{i}"), x, train)
                 x = jax.nn.relu(x)
         return self.fc(x.mean((1, 2)))

@@ -12,7 +12,6 @@ import numpy as np
 from jax.extend import core
 from jaxtyping import PyTree
 
-from jaxprune import tree
 from jaxprune.types import Mask, Params
 
 # What a value of the program is made of: nothing but constants (None), one leaf and
@@ -74,7 +73,6 @@ def kept_macs(dense: PyTree, mask: Mask) -> PyTree:
         >>> kept_macs({"kernel": 24}, {"kernel": np.array([[True, False]])})
         {'kernel': 12.0}
     """
-    tree.check_mirrors(mask, mask)
     return jax.tree.map(
         lambda count, leaf: count * int(np.asarray(leaf).sum()) / leaf.size, dense, mask
     )

@@ -91,6 +91,11 @@ class Cell:
                 "compression c keeps 10**-c of the weights and is 0 or more; got "
                 f"{self.compression}. For a density of d, pass -log10(d)."
             )
+        if self.train_examples is not None and self.train_examples < 1:
+            raise ValueError(
+                f"train_examples is how many pictures to train on; got "
+                f"{self.train_examples}. Pass 1 or more, or leave it out for all."
+            )
 
 
 class Study(NamedTuple):

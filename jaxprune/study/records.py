@@ -35,8 +35,8 @@ class Layer:
     kept: int
     effective: int
     macs: int
-    edges: tuple[float, ...]
-    counts: tuple[int, ...]
+    edges: Sequence[float]
+    counts: Sequence[int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -109,10 +109,7 @@ def read(path: Path) -> Record:
     )
     held = read_json(path, repair)
     try:
-        layers = tuple(
-            Layer(**{**layer, "edges": tuple(layer["edges"])})
-            for layer in held["layers"]
-        )
+        layers = [Layer(**layer) for layer in held["layers"]]
         return Record(**{**held, "layers": layers})
     except (TypeError, KeyError) as error:
         raise RunsError(f"{path} is no whole record ({error}). {repair}") from error

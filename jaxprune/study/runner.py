@@ -175,7 +175,7 @@ def _begin_cell(
         noted = [stage.finish() for stage in ran]
         facts = {name: fact for note in noted for name, fact in note["facts"].items()}
         histograms = facts.get("histograms", {})
-        empty = {"edges": (), "counts": ()}
+        empty = {"edges": [], "counts": []}
         record = Record(
             id=config.cell_id(cell),
             cell=config.as_json(cell),

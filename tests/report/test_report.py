@@ -1,0 +1,84 @@
+"""Tables and figures, from records that no network made."""
+
+import pytest
+
+from jaxprune import report
+from jaxprune.report import tables
+from jaxprune.study import records
+from jaxprune.study.records import Layer, Record
+
+MADE = {
+    "kind": "<cpu>", "devices": 1, "processor": "x", "cores": 2, "ram_gb": 1, "jax": "0",
+    "flax": "0", "jaxprune": "0", "commit": None, "began": "now",
+}  # fmt: skip
+
+
+def record(method, c, seed=0, accuracy=90.0, **changes):
+    fields = {
+        "id": f"{method}-{c}-{seed}",
+        "cell": {"method": method, "compression": c, "seed": seed, "dataset": "d",
+                 "data_version": "v", "model": "<b>m</b>", "width": 1.0},
+        "title": method.upper(),
+        "status": "finished",
+        "layers": [Layer("fc/kernel", 10, 5, 4, 10, [-1.0, 0.0, 1.0], [2, 3])],
+        "epochs": 1.0,
+        "seconds": 2.0,
+        "history": [],
+        "made": MADE,
+        "density": 0.5,
+        "effective_density": 0.4,
+        "macs_dense": 10,
+        "macs_kept": 5.0,
+        "accuracy": accuracy,
+    }  # fmt: skip
+    return Record(**{**fields, **changes})
+
+
+def test_seeds_are_averaged_and_blanks_stay_blank():
+    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("mag", 2)]
+    table = report.build(found, "accuracy")
+    assert table.columns == ["SNIP", "MAG"]
+    assert table.rows == [(1, 0.1, ["91.00 ± 1.41", ""]), (2, 0.01, ["", "90.00"])]
+    assert report.build(found, "device_in_use").rows[0][2] == ["", ""]
+
+
+def test_what_diverged_says_so_and_joins_no_mean():
+    lost = record("snip", 1, 1, None, status="diverged")
+    assert report.build([lost], "accuracy").rows[0][2] == ["diverged"]
+    both = report.build([record("snip", 1), lost], "accuracy")
+    assert both.rows[0][2] == ["90.00 (1 diverged)"]
+
+
+def test_tables_read_the_same_in_every_format():
+    table = report.build([record("snip", 0.5)], "flop_ratio")
+    assert "| 0.5 | 0.316 | 0.5000 |" in tables.markdown(table)
+    assert tables.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316228,0.5000"]
+
+
+def written(folder, found, notes=()):
+    cells = [{"id": r.id, "cell": r.cell} for r in found]
+    records.open_runs(folder, "fake", cells, notes)
+    for one in found:
+        (folder / one.id).mkdir()
+        records.write(folder / one.id, one)
+
+
+def test_the_page_holds_everything_and_escapes_what_it_prints(tmp_path):
+    found = [
+        record("snip", 1),
+        record("mag", 2, layers=[], accuracy=None, status="diverged"),
+    ]
+    written(tmp_path, found, notes=["reduced <i>run</i>"])
+    page = report.write(tmp_path).read_text()
+    assert page.count("data:image/png;base64,") == 4
+    assert "reduced &lt;i&gt;run&lt;/i&gt;" in page
+    assert "&lt;b&gt;m&lt;/b&gt;" in page
+    assert "<i>" not in page
+    assert "diverged; the loss was not finite" in page
+    assert "http" not in page
+
+
+def test_a_report_of_nothing_says_so(tmp_path):
+    written(tmp_path, [])
+    with pytest.raises(ValueError, match="no records yet.*Run the study"):
+        report.write(tmp_path)

@@ -1,0 +1,126 @@
+"""The command line: one tiny run, and one sentence with exit code 2 for every slip."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+def script(name, *args, cwd=ROOT):
+    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    only = ("--only", "method=rand,imp2", "c=0.5,1")
+    done = script("study", "run", "digits", *only, "--runs-dir", folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_study_ends_with_its_report(runs):
+    folder, printed = runs
+    assert "4 cells in" in printed
+    assert "[4/4] IMP-2 c=1 seed 0:" in printed
+    assert "Test accuracy (%)" in printed
+    report = folder / "digits" / "report"
+    assert f"The report is in {report}/index.html" in printed
+    assert (report / "index.html").read_text().count("<table>") == 11
+    for name in ("accuracy", "inference_time", "flop_ratio", "cpu_memory", "device_in_use",
+                 "device_reserved", "epochs", "density"):  # fmt: skip
+        assert (report / f"{name}.csv").exists()
+        assert (report / f"{name}.md").exists()
+    for name in ("accuracy", "layer_density", "effective_density", "weight_histograms"):
+        assert (report / f"{name}.png").stat().st_size > 10_000
+        assert "<svg" in (report / f"{name}.svg").read_text()
+
+
+def test_status_lists_what_is_done(runs):
+    done = script("study", "status", "digits", "--runs-dir", runs[0])
+    assert done.returncode == 0
+    assert "4 of 4 cells are finished." in done.stdout
+
+
+def test_report_prints_every_table(runs):
+    done = script("study", "report", "digits", "--runs-dir", runs[0])
+    assert done.returncode == 0
+    for title in ("Test accuracy", "Inference time", "Kept multiply-accumulates", "Process memory",
+                  "Device memory in use", "Device memory reserved", "Epochs", "Density"):  # fmt: skip
+        assert title in done.stdout
+
+
+def test_a_dry_run_prints_cells_stages_and_savings_and_writes_nothing(tmp_path):
+    done = script(
+        "study", "run", "digits", "--dry-run", "--runs-dir", tmp_path / "runs"
+    )
+    assert done.returncode == 0
+    assert "48 cells in 246 stages" in done.stdout
+    assert "sharing saves 184 of 784" in done.stdout
+    assert done.stdout.count("initialise-") == 48
+    assert not (tmp_path / "runs").exists()
+
+
+SLIPS = {
+    ("study", "run", "digit"): "study 'digit' is not known. Pass one of digits",
+    ("study", "run", "digits", "--only", "method=snap"): "there is no method snap",
+    ("study", "run", "digits", "--only", "c=95"): "there is no c 95. Pass some of 0.05",
+    ("study", "run", "digits", "--seeds", "0"): "got 0. Pass 1 or more",
+    ("study", "run", "digits", "--executor", "slurm"): "Pass one of local",
+    ("study", "run", "digits", "--runs-dir", "/proc/nothing"): "can't be written",
+    ("study", "status", "digits", "--runs-dir", "nowhere"): "holds no study. Run it first",
+    ("study", "report", "digits", "--runs-dir", "nowhere"): "holds no study. Run it first",
+    ("prune", "vgg17"): "model 'vgg17' is not known. Pass one of mlp",
+    ("prune", "mlp", "--method", "snap"): "method 'snap' is not known",
+    ("prune", "mlp", "--c", "nan"): "keeps 10**-c of the weights and is 0 or more; got nan",
+    ("prune", "mlp", "--c", "-1"): "got -1",
+    ("prune", "mlp", "--dataset", "cifar"): "data set 'cifar' is not known",
+    ("prune", "mlp", "--dataset", "cifar10", "--data-dir", "/nowhere"): "is not a folder",
+    ("prune", "mlp", "--optimizer", "lion"): "optimizer 'lion' is not known",
+    ("prune", "mlp", "--train-examples", "9"): "scoring wants 100",
+    ("prune", "mlp", "--train-examples", "0"): "train_examples",
+    ("prune", "mlp", "--width", "0"): "must all be positive",
+    ("prune", "mlp", "--batch-size", "0"): "must be positive",
+    ("profile", "mlp", "--method", "snip"): "can't be profiled without data",
+    ("profile", "mlp", "--batch", "0"): "--batch is pictures a call",
+    ("fetch_data", "digits"): "'digits' can't be prepared",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("slip", SLIPS, ids=" ".join)
+def test_a_slip_gets_one_sentence_and_exit_code_2(slip, tmp_path):
+    method = ("--method", "snip") if "--train-examples" in slip else ()
+    done = script(*slip, *method, cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert SLIPS[slip] in done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_one_network_is_pruned_and_read_again(tmp_path):
+    args = (
+        "mlp",
+        "--width",
+        "0.1",
+        "--epochs",
+        "1",
+        "--c",
+        "0.5",
+        "--runs-dir",
+        tmp_path,
+    )
+    first, again = script("prune", *args), script("prune", *args)
+    assert first.returncode == 0, first.stderr
+    assert "density 0.316" in first.stdout
+    assert again.stdout == first.stdout
+
+
+def test_a_profile_lists_layers_and_calls(tmp_path):
+    done = script("profile", "mlp", "--input-shape", "4", "4", "1", "--batch", "2")
+    assert done.returncode == 0, done.stderr
+    assert "fc4/kernel" in done.stdout
+    assert "images/s" in done.stdout
