@@ -15,7 +15,7 @@ from jaxprune import imp, tree
 from jaxprune.types import Fraction
 
 # step(state, density) -> (State, Info): imp.step with all but these bound.
-Step: TypeAlias = Callable[[imp.State, float], tuple[imp.State, imp.Info]]
+Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
@@ -25,7 +25,8 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
 
     Args:
         path: a folder that does not exist yet.
-        arrays: arrays and numbers in dicts and lists; of a key, its `jax.random.key_data`.
+        arrays: arrays and numbers in dicts and lists; of a key, its
+            `jax.random.key_data`.
 
     Raises:
         ValueError: if the folder exists.
@@ -37,7 +38,7 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         >>> load(f"{folder}/weights")
         {'w': Array([1., 1.], dtype=float32)}
     """
-    ocp.save(Path(path).absolute(), arrays)
+    ocp.save(_absolute(path), arrays)
 
 
 def load(path: str | os.PathLike) -> PyTree:
@@ -52,7 +53,7 @@ def load(path: str | os.PathLike) -> PyTree:
     Raises:
         FileNotFoundError: if there is no complete checkpoint at `path`.
     """
-    path = Path(path).absolute()
+    path = _absolute(path)
     if not exists(path):
         raise FileNotFoundError(
             f"{path} is no complete checkpoint. Delete it, if it is there, and run again "
@@ -62,8 +63,9 @@ def load(path: str | os.PathLike) -> PyTree:
     def on_host(leaf: Any) -> Any:
         return np.empty(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
 
-    # By way of the host: Orbax would commit arrays to a device, maybe to that of another
-    # machine, and what was compiled for uncommitted ones would compile once more.
+    # By way of the host: Orbax would commit arrays to a device, maybe to that of
+    # another machine, and what was compiled for uncommitted ones would compile once
+    # more.
     held = ocp.load(path, jax.tree.map(on_host, ocp.metadata(path).metadata))
     return jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held
@@ -72,7 +74,11 @@ def load(path: str | os.PathLike) -> PyTree:
 
 def exists(path: str | os.PathLike) -> bool:
     """Tell whether a complete checkpoint lies at `path`."""
-    return ocp.is_orbax_checkpoint(Path(path).absolute())
+    return ocp.is_orbax_checkpoint(_absolute(path))
+
+
+def _absolute(path: str | os.PathLike) -> str:
+    return os.path.abspath(path)
 
 
 def levels(
@@ -84,9 +90,10 @@ def levels(
     """Run iterative magnitude pruning, each level saved before the next begins.
 
     `level_0001` and so on hold the state after a level and what the level observed;
-    `rewind_level_0001` the weights of the early iteration that all levels rewind to. A run
-    that was killed at any moment resumes after its newest whole level. Every level begins
-    from what was read back, so an interrupted run ends with the bits of an uninterrupted one.
+    `rewind_level_0001` the weights of the early iteration that all levels rewind to. A
+    run that was killed at any moment resumes after its newest whole level. Every level
+    begins from what was read back, so an interrupted run ends with the bits of an
+    uninterrupted one.
 
     Args:
         folder: where the levels are saved; one run each.
@@ -99,8 +106,8 @@ def levels(
         State and info of every level in turn; of finished ones as they were saved.
 
     Raises:
-        ValueError: if a saved level does not fit `state`, or reached another density than
-            is asked for now.
+        ValueError: if a saved level does not fit `state`, or reached another density
+            than is asked for now.
 
     Example:
         >>> import functools, tempfile
@@ -156,7 +163,8 @@ def _load_level(
         )
 
     def params(saved: PyTree) -> PyTree:
-        # By name: a list of eleven layers comes back as a dict, where '10' is before '2'.
+        # By name: a list of eleven layers comes back as a dict, where '10' is before
+        # '2'.
         found = dict(zip(tree.names(saved), jax.tree.leaves(saved), strict=True))
         leaves = jax.tree.leaves(state.rewind)
         wanted = dict(zip(tree.names(state.rewind), leaves, strict=True))

@@ -61,8 +61,9 @@ class Info(NamedTuple):
     density: Any
 
 
-# train_fn(params, mask, key, level) -> Trained. With rewind="early", level 0 trains from
-# iteration 0 and later levels from k on: optimiser fresh, schedule and data order continued.
+# train_fn(params, mask, key, level) -> Trained. With rewind="early", level 0 trains
+# from iteration 0 and later levels from k on: optimiser fresh, schedule and data order
+# continued.
 TrainFn: TypeAlias = Callable[[Any, Any, Any, Any], Trained]
 
 
@@ -101,7 +102,8 @@ def step(
         density: kept / prunable after this level, in (0, 1]; all levels count against
             all prunable weights.
         rewind: what the next level starts from: "init", the first weights; "early", the
-            weights after iteration k of the first level; "weights_kept", the trained ones.
+            weights after iteration k of the first level; "weights_kept", the trained
+            ones.
         regrow: score pruned weights by their stale value and let them come back, as the
             published study did; by default masks nest.
         ties: "exact" or "reference", as in `masks.select`.

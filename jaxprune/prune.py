@@ -62,8 +62,9 @@ def prune(
         (0.5, 0.25)
 
     References:
-        Tanaka et al., Pruning neural networks without any data by iteratively conserving
-        synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020, algorithm 1.
+        Tanaka et al., Pruning neural networks without any data by iteratively
+        conserving synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020,
+        algorithm 1.
     """
     asked = masks.densities(density, rounds, schedule)
     chosen = tree.prunable(params, prunable)

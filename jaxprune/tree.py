@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import PyTree
 
 from jaxprune.types import Mask, Params, Prunable, Scores
@@ -223,7 +224,7 @@ def check_finite(scores: Scores, repair: str, prunable: Prunable | None = None) 
         )
         if look
     }
-    if any(isinstance(leaf, jax.core.Tracer) for leaf in finite.values()):
+    if any(isinstance(leaf, Tracer) for leaf in finite.values()):
         return
     bad = [name for name, is_finite in finite.items() if not is_finite]
     if bad:

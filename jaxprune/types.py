@@ -7,8 +7,8 @@ import numpy as np
 from jax import Array, ShapeDtypeStruct
 from jaxtyping import Float, Key, PyTree, Shaped
 
-# Any pytree of floating arrays: NNX state, Linen params, an Equinox module, a dict. What
-# only looks at sizes takes shapes as well.
+# Any pytree of floating arrays: NNX state, Linen params, an Equinox module, a dict.
+# What only looks at sizes takes shapes as well.
 Params: TypeAlias = PyTree[Float[Array | np.ndarray | ShapeDtypeStruct, "..."]]
 # Same tree and shapes as the parameters; higher means keep.
 Scores: TypeAlias = PyTree[Float[Array | np.ndarray, "..."]]

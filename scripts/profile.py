@@ -1,4 +1,4 @@
-"""What does a mask leave of a network, layer by layer, and what does a call cost?
+"""Say what a mask leaves of a network, layer by layer, and what a call costs.
 
 python scripts/profile.py vgg16 --method synflow --c 1 --batch 1 64
 """

@@ -1,5 +1,7 @@
 """Rounds of scoring and selecting."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,8 +40,7 @@ def test_pruned_weights_stay_pruned_unless_they_may_grow_back():
         mask, _ = prune.prune(watched, PARAMS, 0.2, rounds=4, key=key, regrow=regrow)
         history = [*seen, np.asarray(mask["w"])]
         grew = [
-            (after & ~before).any()
-            for before, after in zip(history, history[1:], strict=False)
+            (after & ~before).any() for before, after in itertools.pairwise(history)
         ]
         assert any(grew) == regrow
 
@@ -91,8 +92,8 @@ def test_vgg16_with_batch_norm_has_the_published_multiply_accumulates():
     assert sum(jax.tree.leaves(macs)) == 314_031_114
 
 
-# c: (kept weights, FLOP ratio of Rand, of one-round SynFlow, of magnitude at init), measured
-# with the reference code; another seed of the same law moves a ratio by .0003.
+# c: (kept weights, FLOP ratio of Rand, of one-round SynFlow, of magnitude at init),
+# measured with the reference code; another seed of the same law moves a ratio by .0003.
 PUBLISHED = {
     0.05: (13115279, 0.8913, 0.9488, 0.918),
     0.1: (11689004, 0.7945, 0.9026, 0.845),

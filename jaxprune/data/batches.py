@@ -40,7 +40,7 @@ def order(
     """
     permutation = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     size = steps_per_epoch(examples, batch_size) * batch_size
-    return jnp.resize(permutation, size).reshape(-1, batch_size).astype(jnp.int32)
+    return jnp.resize(permutation, (size,)).reshape(-1, batch_size).astype(jnp.int32)
 
 
 def choose(key: RandomKey, examples: int, number: int) -> Int32[Array, " number"]:

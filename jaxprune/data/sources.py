@@ -1,7 +1,8 @@
 """Data sets as uint8 arrays: scikit-learn's digits, and CIFAR and MNIST through TFDS.
 
-Reading a prepared TFDS folder needs no TensorFlow; preparing one does (extra `prepare`).
-What was decoded once is cached, and the cache alone is enough on another machine.
+Reading a prepared TFDS folder needs no TensorFlow; preparing one does (extra
+`prepare`). What was decoded once is cached, and the cache alone is enough on another
+machine.
 """
 
 import hashlib
@@ -45,9 +46,9 @@ SOURCES: Mapping[str, Source] = {
 class Found(NamedTuple):
     """Where a data set lies.
 
-    name: as in SOURCES; version: names the exact pictures, by TFDS's version and a hash of
-    what it says of them; folder: the prepared TFDS folder, if any; cache: the decoded
-    arrays, there or to be written, if any.
+    name: as in SOURCES; version: names the exact pictures, by TFDS's version and a hash
+    of what it says of them; folder: the prepared TFDS folder, if any; cache: the
+    decoded arrays, there or to be written, if any.
     """
 
     name: str
@@ -137,8 +138,8 @@ def load(found: Found) -> Dataset:
         Pictures and labels, all in memory.
 
     Raises:
-        DatasetError: if the cache is damaged, the prepared folder is not whole, or a label
-            is out of range.
+        DatasetError: if the cache is damaged, the prepared folder is not whole, or a
+            label is out of range.
 
     Example:
         >>> load(find("digits")).train_images.shape
@@ -148,8 +149,13 @@ def load(found: Found) -> Dataset:
         arrays = _digits()
     elif found.cache and found.cache.exists():
         arrays = _read_cache(found.cache)
+    elif found.folder is None:
+        raise DatasetError(
+            f"{found.cache} is gone, and no prepared data set is there. Prepare it: "
+            f"python scripts/fetch_data.py {found.name}"
+        )
     else:
-        arrays = _decode(found)
+        arrays = _decode(found, found.folder)
         if found.cache:
             _write_cache(found.cache, arrays)
     dataset = Dataset(found.name, found.version, *arrays)
@@ -166,11 +172,12 @@ def load(found: Found) -> Dataset:
 def _digits() -> tuple[np.ndarray, ...]:
     """Split scikit-learn's 1,797 digits at random, once and for all, 80 to 20.
 
-    In the order they come in, the last fifth is by other writers and harder by three points.
+    In the order they come in, the last fifth is by other writers and harder by three
+    points.
     """
     from sklearn.datasets import load_digits
 
-    digits = load_digits()
+    digits: Any = load_digits()
     images = (digits.images * 15).astype(np.uint8)[..., None]  # 0..16 becomes 0..240
     labels = digits.target.astype(np.int32)
     shuffled = np.random.default_rng(0).permutation(len(labels))
@@ -178,7 +185,7 @@ def _digits() -> tuple[np.ndarray, ...]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def _decode(found: Found) -> tuple[np.ndarray, ...]:
+def _decode(found: Found, folder: Path) -> tuple[np.ndarray, ...]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -188,9 +195,9 @@ def _decode(found: Found) -> tuple[np.ndarray, ...]:
         ) from error
     arrays: list[np.ndarray] = []
     try:
-        builder = tfds.builder_from_directory(found.folder)
+        builder: Any = tfds.builder_from_directory(str(folder))
         for split in ("train", "test"):
-            source: Any = builder.as_data_source(split=split)
+            source = builder.as_data_source(split=split)
             examples = [source[i] for i in range(len(source))]
             arrays += [
                 np.stack([example["image"] for example in examples]),
@@ -198,10 +205,10 @@ def _decode(found: Found) -> tuple[np.ndarray, ...]:
             ]
     except Exception as error:  # whatever TFDS raises, the repair is the same
         raise DatasetError(
-            f"{found.folder} can't be read as a TFDS data set ({_first_line(error)}). "
+            f"{folder} can't be read as a TFDS data set ({_first_line(error)}). "
             f"Delete that folder and prepare it again: "
             f"python scripts/fetch_data.py {found.name} --data-dir "
-            f"{found.folder.parent.parent if found.folder else '...'}"
+            f"{folder.parent.parent}"
         ) from error
     return tuple(arrays)
 

@@ -1,6 +1,6 @@
 """What a mask does: multiply, count, and hold pruned weights at zero in training."""
 
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -53,7 +53,8 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
 
 
 def _true(leaf: Any) -> int:
-    # Row by row, then in int64 on the host: float32 is off above 2**24, int32 above 2**31.
+    # Row by row, then in int64 on the host: float32 is off above 2**24, int32 above
+    # 2**31.
     rows = jnp.sum(jnp.atleast_1d(leaf), axis=-1, dtype=jnp.int32)
     return int(np.asarray(rows).sum(dtype=np.int64))
 
@@ -92,7 +93,7 @@ def freeze() -> optax.GradientTransformationExtraArgs:
         A transformation whose `update` takes `mask=`.
 
     Example:
-        >>> optimizer = optax.chain(optax.adam(1e-3), freeze())
+        >>> optimizer = optax.chain(optax.trace(0.9), freeze())
         >>> params = {"w": jnp.ones(2)}
         >>> updates, _ = optimizer.update(
         ...     params, optimizer.init(params), params, mask={"w": jnp.array([True, False])}
@@ -111,4 +112,4 @@ def freeze() -> optax.GradientTransformationExtraArgs:
         del params, extra
         return apply(updates, mask), state
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))

@@ -1,4 +1,4 @@
-"""Is a mask healthy: which layers are empty, and which weights lie on a live path?"""
+"""Health of a mask: empty layers, and the weights that lie on a live path."""
 
 import functools
 from collections.abc import Mapping
@@ -60,15 +60,15 @@ def health(
     """Measure each layer's density, and the density of weights on a live path.
 
     A weight is effective if it lies on a path of kept weights from input to output.
-    Those are the weights with a gradient in the network whose kept weights are all 1 and
-    whose biases are 0, taken in float64, since the number of paths overflows float32.
-    A path that loses every max-pool on `inputs` counts as dead, so pass some dozens of
-    examples.
+    Those are the weights with a gradient in the network whose kept weights are all 1
+    and whose biases are 0, taken in float64, since the number of paths overflows
+    float32. A path that loses every max-pool on `inputs` counts as dead, so pass some
+    dozens of examples.
 
     Args:
         mask: the mask.
-        apply_fn: `apply_fn(params, inputs) -> outputs`, normalisation made the identity;
-            pass the same function object each time, or it compiles again.
+        apply_fn: `apply_fn(params, inputs) -> outputs`, normalisation made the
+            identity; pass the same function object each time, or it compiles again.
         inputs: positive examples, such as uniform draws.
         prunable: which leaves count; by default those with ndim >= 2.
 

@@ -1,8 +1,8 @@
 """From scores to a mask with exactly the number of weights asked for, without sorting.
 
 The k-th highest score is found by bisection on the bit pattern of the floats, which
-orders like the floats do; only counts are needed, so sharded scores stay where they are.
-Ties at that score are broken by position, by the same bisection on positions.
+orders like the floats do; only counts are needed, so sharded scores stay where they
+are. Ties at that score are broken by position, by the same bisection on positions.
 """
 
 import functools
@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array, Bool, Float, UInt, UInt32
 
 from jaxprune import tree
@@ -45,16 +46,16 @@ def select(
             all True in the result.
         scope: "global" ranks all weights together, "layer" each leaf by itself.
         ties: "exact" keeps just the number asked for; "reference" keeps what is
-            strictly greater than the k-th smallest score, k = int((1 - density) * N), as
-            the SynFlow authors' code does: with ties it keeps fewer.
+            strictly greater than the k-th smallest score, k = int((1 - density) * N),
+            as the SynFlow authors' code does: with ties it keeps fewer.
 
     Returns:
         A mask that mirrors `scores`.
 
     Raises:
-        ValueError: if the density, scope or ties is out of range, `mask` does not mirror
-            `scores` or leaves fewer weights than the density asks for, a score is
-            not finite, or nothing is prunable.
+        ValueError: if the density, scope or ties is out of range, `mask` does not
+            mirror `scores` or leaves fewer weights than the density asks for, a score
+            is not finite, or nothing is prunable.
 
     Example:
         >>> select({"w": jnp.array([[3.0, 1.0], [2.0, 2.0]])}, 0.5)
@@ -110,7 +111,7 @@ def _check_option(what: str, got: str, known: Sequence[str]) -> None:
 def _check_enough(
     keep: int, size: int, alive: Sequence[Array | None], names: Sequence[str]
 ) -> None:
-    if any(leaf is None or isinstance(leaf, jax.core.Tracer) for leaf in alive):
+    if any(leaf is None or isinstance(leaf, Tracer) for leaf in alive):
         return
     left = count(list(alive), [True] * len(alive))
     if keep > left:
@@ -250,4 +251,4 @@ def _count(
                 tuple(range(leaf[0].ndim)),
             )
         )
-    return [sum(column[1:], column[0]) for column in zip(*totals, strict=True)]
+    return [functools.reduce(jnp.add, column) for column in zip(*totals, strict=True)]

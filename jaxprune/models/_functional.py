@@ -14,8 +14,8 @@ from jaxprune.types import ApplyFn, Params
 FLOWS = ("identity", "absolute")
 
 
-# apply(params, state, x, *, train=False) -> (logits, state): the forward pass, and the state
-# with new statistics if training.
+# apply(params, state, x, *, train=False) -> (logits, state): the forward pass, and the
+# state with new statistics if training.
 Apply: TypeAlias = Callable[..., tuple[Array, Any]]
 
 
@@ -23,8 +23,8 @@ class Model(NamedTuple):
     """A network as data and one pure function.
 
     params: trainable arrays, a dict of dicts; state: statistics of batch normalisation,
-    keyed like the layers, empty without it; apply: `apply(params, state, x, train=False)
-    -> (logits, state)`, x in (batch, height, width, channels).
+    keyed like the layers, empty without it; apply: `apply(params, state, x,
+    train=False) -> (logits, state)`, x in (batch, height, width, channels).
     """
 
     params: Params
@@ -69,8 +69,8 @@ def flow(model: Model, *, batch_norm: str = "identity") -> ApplyFn:
 
     Args:
         model: the network.
-        batch_norm: "identity" leaves normalisation out, so that it cannot stop the flow;
-            "absolute" keeps it in evaluation mode with the absolute value of its
+        batch_norm: "identity" leaves normalisation out, so that it cannot stop the
+            flow; "absolute" keeps it in evaluation mode with the absolute value of its
             statistics, as the reference code does.
 
     Returns:

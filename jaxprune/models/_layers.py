@@ -7,8 +7,8 @@ from jaxtyping import Array, Float
 
 EPSILON = 1e-5  # torch's default, and what models.flow takes out again
 
-# Untruncated: jax.nn.initializers.he_normal is truncated at two standard deviations, which
-# moves SynFlow's FLOP ratio at c = 1 on VGG-16 from .4571 to .4659.
+# Untruncated: jax.nn.initializers.he_normal is truncated at two standard deviations,
+# which moves SynFlow's FLOP ratio at c = 1 on VGG-16 from .4571 to .4659.
 _init = jax.nn.initializers.variance_scaling(2.0, "fan_in", "normal")
 
 
@@ -50,6 +50,7 @@ def normalise(
     """Normalise in float32 at least; running statistics in bfloat16 would stand still."""
     wide = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
     for weight in (bn.scale, bn.bias):  # of a copy made for this call
+        assert weight is not None
         weight.set_value(weight.get_value().astype(wide.dtype))
     return bn(wide, use_running_average=not train).astype(x.dtype)
 

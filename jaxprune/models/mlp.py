@@ -34,7 +34,9 @@ class MLP(nnx.Module):
         setattr(self, f"fc{self.hidden + 1}", dense(sizes[-1], num_classes, rngs))
 
     def __call__(
-        self, x: Float[Array, "batch *shape"], train: bool
+        self,
+        x: Float[Array, "batch *shape"],
+        train: bool,
     ) -> Float[Array, "batch classes"]:
         """Return the logits."""
         x = x.reshape(x.shape[0], -1)

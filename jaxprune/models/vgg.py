@@ -12,7 +12,8 @@ from jaxprune.models._layers import conv, dense, norm, normalise, scaled
 class VGG(nnx.Module):
     """Stages of convolutions with a max-pool between them, the mean of the map, `fc`.
 
-    At 32x32 the last map is 2x2 and its mean is the average pool of the published study.
+    At 32x32 the last map is 2x2 and its mean is the average pool of the published
+    study.
     """
 
     def __init__(

@@ -1,5 +1,6 @@
 """The fresh process of `memory.measure`: run a program, print what it took as JSON."""
 
+import contextlib
 import json
 import resource
 import sys
@@ -52,10 +53,8 @@ def main(folder: Path, calls: int) -> None:
 
 def _reset_peak() -> None:
     """Let the peak count from here, compilation left out; only Linux can."""
-    try:
+    with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        pass
 
 
 def _peak_rss() -> float:

@@ -1,7 +1,7 @@
 """Which device this is, and what it says of its memory."""
 
 import platform
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import psutil
@@ -49,11 +49,11 @@ def _processor() -> str:
         return platform.processor() or platform.machine()
 
 
-def device_memory(device: jax.Device | None = None) -> DeviceMemory:
+def device_memory(device: Any = None) -> DeviceMemory:
     """Read what the allocator of a device holds.
 
-    `reserved` means something only with XLA_PYTHON_CLIENT_PREALLOCATE=false; otherwise it
-    is the share of the device that JAX took at its start.
+    `reserved` means something only with XLA_PYTHON_CLIENT_PREALLOCATE=false; otherwise
+    it is the share of the device that JAX took at its start.
 
     Args:
         device: None for the first.

@@ -26,10 +26,10 @@ def macs(fn: Callable[..., Any], params: Params, *args: Any) -> PyTree:
 
     A product counts its multiply-accumulates for the kernel in it; an addition or
     multiplication of a bias or scale counts one for each number it makes. Pooling and
-    activations count nothing, as in the published study. Constants that `fn` closes over
-    (statistics of batch normalisation) may be folded into a leaf; what depends on `args` is
-    data. Loops count their length, branches the most expensive one, and a `while`
-    one turn, since its length is not known.
+    activations count nothing, as in the published study. Constants that `fn` closes
+    over (statistics of batch normalisation) may be folded into a leaf; what depends on
+    `args` is data. Loops count their length, branches the most expensive one, and a
+    `while` one turn, since its length is not known.
 
     Args:
         fn: `fn(params, *args)`; traced, not run.

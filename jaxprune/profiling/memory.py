@@ -22,9 +22,10 @@ from jax import export
 class Memory(NamedTuple):
     """Megabytes (1e6 bytes); None where the backend is silent.
 
-    rss, peak_rss: of the fresh process, after the calls and at their highest (outside Linux
-    compilation counts too); idle_rss: with JAX started but before anything was loaded; machine_percent: share of the whole machine's
-    memory in use, by whatever process; device_*: of the allocator, see DeviceMemory;
+    rss, peak_rss: of the fresh process, after the calls and at their highest (outside
+    Linux compilation counts too); idle_rss: with JAX started but before anything was
+    loaded; machine_percent: share of the whole machine's memory in use, by whatever
+    process; device_*: of the allocator, see DeviceMemory;
     arguments, outputs, temporaries, code: what XLA's compiler says the program needs.
     """
 

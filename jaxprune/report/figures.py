@@ -10,11 +10,13 @@ matplotlib.use("agg")  # no display is there, and none is needed
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jaxprune.study.records import Layer, Record
 
-# Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in grey.
+# Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in
+# grey.
 _COLOURS = (
     "#000000",
     "#E69F00",
@@ -193,7 +195,7 @@ def _histograms(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _histogram(panel: plt.Axes, layer: Layer, colour: str) -> None:
+def _histogram(panel: Axes, layer: Layer, colour: str) -> None:
     panel.set_yticks([])
     panel.tick_params(labelsize=6)
     if layer.counts:

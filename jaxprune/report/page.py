@@ -27,8 +27,8 @@ def write(folder: Path) -> Path:
         folder: `runs/<study>`.
 
     Returns:
-        `index.html`, which holds all tables and figures; beside it lie each table as CSV and
-        Markdown, each figure as PNG and SVG, and `records.csv`.
+        `index.html`, which holds all tables and figures; beside it lie each table as
+        CSV and Markdown, each figure as PNG and SVG, and `records.csv`.
 
     Raises:
         RunsError: if there is no study, or a record is not whole.
@@ -79,8 +79,8 @@ def _summary(study: dict[str, Any], found: Sequence[Record]) -> list[str]:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto;
        padding: 0 1em; color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px;
+} th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
 tr:hover td { background: #f4f6f8; }
 .table { overflow-x: auto; }
 .how { color: #555; font-size: 13px; margin: .3em 0 2em; }

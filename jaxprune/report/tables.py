@@ -111,8 +111,8 @@ def _times(value: float | None, factor: float) -> float | None:
 class Table(NamedTuple):
     """A table as text, ready for any format.
 
-    name: a key of TABLES; columns: titles of the methods; rows: (c, density, cells), a cell
-    being empty where nothing was measured.
+    name: a key of TABLES; columns: titles of the methods; rows: (c, density, cells), a
+    cell being empty where nothing was measured.
     """
 
     name: str

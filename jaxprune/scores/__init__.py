@@ -1,8 +1,8 @@
-"""Scoring functions: how much does a network want to keep each weight?
+"""Scoring functions: how much a network wants to keep each weight.
 
-Every method is one pure function from parameters to scores of the same tree; higher means
-keep. They know no neural network library and run under `jax.jit` with the callable bound
-by `functools.partial`.
+Every method is one pure function from parameters to scores of the same tree; higher
+means keep. They know no neural network library and run under `jax.jit` with the
+callable bound by `functools.partial`.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,8 +18,9 @@ from jaxprune.scores.synflow import synflow as synflow
 class Scorer(NamedTuple):
     """A scoring function and what it needs beside the parameters.
 
-    score: the function; needs: "nothing", "key", "batches" (and a loss) or "inputs" (and
-    a forward function); rounds: how often its paper scores before the density is reached.
+    score: the function; needs: "nothing", "key", "batches" (and a loss) or "inputs"
+    (and a forward function); rounds: how often its paper scores before the density is
+    reached.
     """
 
     score: Callable[..., Any]

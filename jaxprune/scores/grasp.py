@@ -19,8 +19,8 @@ def grasp(
 
     `g` is the gradient of the losses summed over `batches` and `H` their Hessian, both
     restricted to the living prunable weights. `H g` is one forward-mode derivative
-    of the gradient: no Hessian is built. The paper divides the logits by a temperature of
-    200; that belongs in `loss_fn`.
+    of the gradient: no Hessian is built. The paper divides the logits by a temperature
+    of 200; that belongs in `loss_fn`.
 
     Args:
         loss_fn: `loss_fn(params, batch)`, mean loss in nats per example.
@@ -36,18 +36,18 @@ def grasp(
         gradient flow highest. Not normalised.
 
     Raises:
-        ValueError: if `batches` is empty, `mask` or `prunable` does not mirror `params`,
-            or a score is not finite.
+        ValueError: if `batches` is empty, `mask` or `prunable` does not mirror
+            `params`, or a score is not finite.
 
     Example:
         >>> loss = lambda params, x: (x * params["w"] ** 2).sum()
-        >>> grasp(loss, {"w": jnp.array([[1.0, -2.0]])}, [jnp.array([1.0, 3.0])])
+        >>> grasp(loss, {"w": jnp.array([[1.0, -2.0]])}, [jnp.array([[1.0, 3.0]])])
         {'w': Array([[  4., 144.]], dtype=float32)}
 
     References:
-        Wang et al., Picking Winning Tickets Before Training by Preserving Gradient Flow,
-        https://arxiv.org/abs/2002.07376, ICLR 2020, eq. 8. The paper's score has the
-        opposite sign and prunes the highest.
+        Wang et al., Picking Winning Tickets Before Training by Preserving Gradient
+        Flow, https://arxiv.org/abs/2002.07376, ICLR 2020, eq. 8. The paper's score has
+        the opposite sign and prunes the highest.
     """
     tree.check_batches(batches)
     chosen = tree.prunable(params, prunable)

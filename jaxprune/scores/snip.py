@@ -13,8 +13,8 @@ def snip(
     r"""Score a weight by its connection sensitivity, `|w * dL/dw|`, at `mask * params`.
 
     The paper divides by the sum over all weights; the order does not change, so scores
-    compare within one call only. Gradients are taken with matrix products of the highest
-    precision, since bfloat16 or TF32 would move the scores.
+    compare within one call only. Gradients are taken with matrix products of the
+    highest precision, since bfloat16 or TF32 would move the scores.
 
     Args:
         loss_fn: `loss_fn(params, batch)`, mean loss in nats per example.
@@ -27,8 +27,8 @@ def snip(
         Scores that mirror `params`, in nats.
 
     Raises:
-        ValueError: if `batches` is empty, `mask` does not mirror `params`, or a score is
-            not finite.
+        ValueError: if `batches` is empty, `mask` does not mirror `params`, or a score
+            is not finite.
 
     Example:
         >>> loss = lambda params, x: ((x @ params["w"]) ** 2).mean()

@@ -19,8 +19,8 @@ def synflow(
     r"""Score a weight by its synaptic flow, `|w * dR/dw|`, R the sum of the outputs.
 
     R is taken of the network whose every parameter is replaced by its absolute value.
-    Keep nonlinear normalisation out of `apply_fn`: a batch normalisation with statistics
-    of real data stops the flow (`models.flow` makes it the identity).
+    Keep nonlinear normalisation out of `apply_fn`: a batch normalisation with
+    statistics of real data stops the flow (`models.flow` makes it the identity).
 
     Args:
         apply_fn: `apply_fn(params, inputs) -> outputs`.
@@ -45,8 +45,9 @@ def synflow(
                [2.]], dtype=float32)}
 
     References:
-        Tanaka et al., Pruning neural networks without any data by iteratively conserving
-        synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020, algorithm 1.
+        Tanaka et al., Pruning neural networks without any data by iteratively
+        conserving synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020,
+        algorithm 1.
     """
     weights = jax.tree.map(jnp.abs, tree.apply_mask(params, mask))
     if rescale:

@@ -41,9 +41,10 @@ class Recipe:
     name: for people; training: the schedule of every network, dense or pruned;
     rewind: of IMP, "init", "early" or "weights_kept"; rewind_epochs: where the early
     iteration lies; ties, regrow: as in masks.select and prune; synflow_rounds,
-    synflow_rescale: its rounds of scoring, and whether kernels are scaled against overflow; score_examples: pictures that SNIP and GraSP see, in one batch;
-    grasp_temperature: divides its logits; norm_flow: what batch normalisation is for SynFlow,
-    "identity" or "absolute".
+    synflow_rescale: its rounds of scoring, and whether kernels are scaled against
+    overflow; score_examples: pictures that SNIP and GraSP see, in one batch;
+    grasp_temperature: divides its logits; norm_flow: what batch normalisation is for
+    SynFlow, "identity" or "absolute".
     """
 
     name: str

@@ -6,8 +6,8 @@ from typing import TypeAlias
 from jaxprune.study.config import Cell
 from jaxprune.study.records import Record
 
-# begin(cell, settle) runs a cell up to what another process still measures, and returns what
-# waits for that. It calls settle() before it times anything.
+# begin(cell, settle) runs a cell up to what another process still measures, and returns
+# what waits for that. It calls settle() before it times anything.
 Begin: TypeAlias = Callable[[Cell, Callable[[], None]], Callable[[], Record]]
 Executor: TypeAlias = Callable[[Sequence[Cell], Begin], Iterator[Record]]
 
@@ -15,7 +15,8 @@ Executor: TypeAlias = Callable[[Sequence[Cell], Begin], Iterator[Record]]
 def local(cells: Sequence[Cell], begin: Begin) -> Iterator[Record]:
     """Run cells one after another in this process.
 
-    The memory of one cell is measured in a process of its own while the next one trains.
+    The memory of one cell is measured in a process of its own while the next one
+    trains.
 
     Args:
         cells: the cells in order.

@@ -1,7 +1,7 @@
 """What a study leaves on disk, as data; knows no JAX.
 
-    runs/<study>/study.json             format, notes, and the cells in the study's order
-    runs/<study>/<cell id>/config.json  the cell
+    runs/<study>/study.json             format, notes, and the cells in the study's
+    order runs/<study>/<cell id>/config.json  the cell
     runs/<study>/<cell id>/mask.npz     its mask, by leaf name
     runs/<study>/<cell id>/record.json  what was measured; its existence means finished
 
@@ -43,11 +43,12 @@ class Layer:
 class Record:
     """All that was measured of one cell.
 
-    cell: its config; title: of its method; status: "finished" or "diverged"; accuracy: on
-    the test set in percent, and loss in nats; density: reached, kept / prunable; macs_dense,
+    cell: its config; title: of its method; status: "finished" or "diverged"; accuracy:
+    on the test set in percent, and loss in nats; density: reached, kept / prunable;
+    macs_dense,
     macs_kept: per picture, all layers and biases; epochs: spent on this cell, shared
-    beginnings included; seconds: likewise; latency, memory: see profiling; made: versions,
-    device, commit and time. What was not measured is None
+    beginnings included; seconds: likewise; latency, memory: see profiling; made:
+    versions, device, commit and time. What was not measured is None
     or empty, as in a diverged cell whatever comes after.
     """
 

@@ -23,8 +23,8 @@ from jaxprune.study.store import Ran, Store, Tell, is_finished, run_stage
 class Progress(NamedTuple):
     """Where a run is: cell number `cell` of `cells`, in stage `stage`.
 
-    label: of the cell; epoch: of this stage, of `epochs`; done_epochs: trained in this run
-    so far; history: the epoch's loss and accuracy, or None when a stage begins.
+    label: of the cell; epoch: of this stage, of `epochs`; done_epochs: trained in this
+    run so far; history: the epoch's loss and accuracy, or None when a stage begins.
     """
 
     cell: int
@@ -152,7 +152,7 @@ def _write_mask(path: Path, mask: Any) -> None:
     }
     partial = path.with_name(f".{path.name}.part")
     with partial.open("wb") as file:
-        np.savez_compressed(file, **named)
+        np.savez_compressed(file, allow_pickle=False, **named)
     partial.replace(path)
 
 

@@ -1,8 +1,8 @@
 """The stages of a cell, named by content.
 
-A stage sees its own settings and those of the stages before it, and nothing else; its id
-hashes just these. So cells that begin alike share stages, and no result is ever taken
-for another's.
+A stage sees its own settings and those of the stages before it, and nothing else; its
+id hashes just these. So cells that begin alike share stages, and no result is ever
+taken for another's.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,9 @@ from jaxprune.study.config import Cell
 class Stage(NamedTuple):
     """One step of a cell.
 
-    kind: a key of work.RUN; own: its own settings; settings: those of all stages up to it; id:
-    hash of kind, own settings and the parent's id; parent: id of the stage before.
+    kind: a key of work.RUN; own: its own settings; settings: those of all stages up to
+    it; id: hash of kind, own settings and the parent's id; parent: id of the stage
+    before.
     """
 
     kind: str
@@ -54,7 +55,8 @@ def chain(cell: Cell) -> list[Stage]:
     }
     plan: list[tuple[str, dict[str, Any]]] = [("initialise", network)]
     if method.pretrained:
-        # The early iteration is kept for every dense network, so that Mag and IMP share it.
+        # The early iteration is kept for every dense network, so that Mag and IMP share
+        # it.
         dense = {**pictures, "training": training, "start": 0}
         plan.append(("train", {**dense, "early": recipe.rewind_epochs}))
     asked = config.density(cell)

@@ -17,7 +17,8 @@ from jaxprune.study import records, work
 from jaxprune.study.records import RunsError
 from jaxprune.study.stages import Stage
 
-# tell(stage, epoch, history): a stage begins (epoch 0, None) or an epoch of it has ended.
+# tell(stage, epoch, history): a stage begins (epoch 0, None) or an epoch of it has
+# ended.
 Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
 
 HELD = 12  # stages kept in memory: the initial and the dense weights stay, old cells go
@@ -26,8 +27,8 @@ HELD = 12  # stages kept in memory: the initial and the dense weights stay, old 
 class Store(NamedTuple):
     """Where stages are kept, and the arrays of the latest ones in memory.
 
-    folder: `runs/<study>`; found: where the data set lies; held: all arrays up to a stage,
-    by its id.
+    folder: `runs/<study>`; found: where the data set lies; held: all arrays up to a
+    stage, by its id.
     """
 
     folder: Path
@@ -38,8 +39,8 @@ class Store(NamedTuple):
 class Ran(NamedTuple):
     """A stage that ran or was read.
 
-    arrays: all up to it; facts: noted so far; finish: waits until it is whole on disk and
-    returns what `stage.json` says.
+    arrays: all up to it; facts: noted so far; finish: waits until it is whole on disk
+    and returns what `stage.json` says.
     """
 
     arrays: dict[str, Any]

@@ -95,7 +95,8 @@ def _built(
         made.append(model)
         return model.params, model.state
 
-    # Tracing is enough for the forward pass, which holds no arrays; the flow holds statistics.
+    # Tracing is enough for the forward pass, which holds no arrays; the flow holds
+    # statistics.
     _, shapes = jax.eval_shape(init, jax.random.key(0))
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     model = made[0]._replace(state=zeros)
@@ -294,7 +295,7 @@ def _imp(settings: Settings, inputs: Mapping, bench: Bench) -> Output:
         params, state, mask = variables["params"], variables["state"], mask["params"]
         fitted = _fit(settings, params, state, mask, bench, late, None)
         if fitted.diverged:
-            raise _Diverged(fitted.history)
+            raise _DivergedError(fitted.history)
         return imp.Trained({"params": fitted.params, "state": fitted.state})
 
     initial = dict(zip(("params", "state"), _initial(settings), strict=True))
@@ -309,12 +310,12 @@ def _imp(settings: Settings, inputs: Mapping, bench: Bench) -> Output:
     folder = bench.folder / "levels"
     try:
         *_, (state, _) = checkpoint.levels(folder, state, step, settings["densities"])
-    except _Diverged as diverged:
+    except _DivergedError as diverged:
         return Output({}, {"history": _finite(diverged.args[0]), "diverged": True})
     return Output({**state.rewind, "mask": state.mask["params"]}, {})
 
 
-class _Diverged(Exception):
+class _DivergedError(Exception):
     """A level's loss was not finite; carries its history."""
 
 

@@ -1,7 +1,7 @@
 """The training loop: compiled steps over data that stays on the device.
 
-On a CPU the steps are called from Python, since XLA's convolution gradients inside a scan
-are 64 times slower there; on an accelerator an epoch is one scan.
+On a CPU the steps are called from Python, since XLA's convolution gradients inside a
+scan are 64 times slower there; on an accelerator an epoch is one scan.
 """
 
 import functools
@@ -99,8 +99,8 @@ def fit(
         Where training ended.
 
     Raises:
-        ValueError: if `mask` does not mirror `params`, or `start` is not an iteration of
-            the schedule.
+        ValueError: if `mask` does not mirror `params`, or `start` is not an iteration
+            of the schedule.
     """
     examples = pictures.images.shape[0]
     steps = data.steps_per_epoch(examples, training.batch_size)
@@ -218,7 +218,8 @@ def _step(
     (loss, (logits, state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
         carry.params
     )
-    # optax raises a float to an int32 power, which strict promotion (a user's choice) refuses.
+    # optax raises a float to an int32 power, which strict promotion (a user's choice)
+    # refuses.
     with jax.numpy_dtype_promotion("standard"):
         updates, moments = optimizer(training).update(
             gradients, carry.optimizer, carry.params, mask=mask
@@ -286,7 +287,8 @@ def evaluate(
         params: weights, masked already.
         state: statistics of batch normalisation.
         pictures: the test set.
-        batch_size: examples a call; the last batch is filled up and the filling ignored.
+        batch_size: examples a call; the last batch is filled up and the filling
+            ignored.
 
     Returns:
         Mean loss and accuracy.

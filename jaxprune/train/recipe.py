@@ -13,10 +13,10 @@ class Training:
     """A recipe for training; hashable, so that it may be a static argument.
 
     optimizer: "adam" (beta 0.9, 0.999) or "sgd" (Nesterov); learning_rate: its peak;
-    rate: "constant", "steps" (times `drop` at each of `drop_epochs`) or "cosine" (to 0 at
-    the end); warmup_epochs: linear from 0; weight_decay: added to the gradient, times the
-    weight; decay: "all" weights or "kernels" only (ndim >= 2); batch_size: examples a
-    step; epochs: length of the whole schedule; smoothing: of labels;
+    rate: "constant", "steps" (times `drop` at each of `drop_epochs`) or "cosine" (to 0
+    at the end); warmup_epochs: linear from 0; weight_decay: added to the gradient,
+    times the weight; decay: "all" weights or "kernels" only (ndim >= 2); batch_size:
+    examples a step; epochs: length of the whole schedule; smoothing: of labels;
     precision: dtype of the forward and backward pass, "float32" or "bfloat16".
     """
 

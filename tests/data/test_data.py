@@ -200,7 +200,18 @@ def test_prepares_from_an_archive_in_the_downloads_place(tmp_path, monkeypatch):
     archive = tmp_path / "cifar-10-binary.tar.gz"
     row = np.zeros((10, 3073), np.uint8)
     row[:, 0] = np.arange(10)
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = [
+        "airplane",
+        "automobile",
+        "bird",
+        "cat",
+        "deer",
+        "dog",
+        "frog",
+        "horse",
+        "ship",
+        "truck",
+    ]
     files = {f"data_batch_{i}.bin": row.tobytes() for i in range(1, 6)}
     files |= {
         "test_batch.bin": row.tobytes(),

@@ -27,7 +27,8 @@ def test_counts_are_exact_above_2_to_the_24():
     ids=["adam", "nesterov", "adamw", "decay"],
 )
 def test_pruned_weights_stay_zero_under_every_optimizer(optimizer):
-    # The mask changes on the way: momentum gathered before must not move what it prunes.
+    # The mask changes on the way: momentum gathered before must not move what it
+    # prunes.
     with jax.numpy_dtype_promotion("standard"):  # optax promotes its step count
         optimizer = optax.chain(optimizer, masks.freeze())
         params = {"w": jnp.array([[1.0, -2.0], [3.0, 4.0]])}
@@ -123,7 +124,8 @@ def chain(params, x):
 
 
 def test_effective_density_by_hand():
-    # Unit 1 has an input and no output, unit 2 an output and no input: only unit 0 is live.
+    # Unit 1 has an input and no output, unit 2 an output and no input: only unit 0 is
+    # live.
     mask = {
         "fc1": jnp.array([[True, True, False], [True, False, False]]),
         "fc2": jnp.array([[True], [False], [True]]),

@@ -29,8 +29,8 @@ def flat(tree):
     keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
 def test_keeps_exactly_the_number_asked_for(keep, distinct, seed):
-    # Few distinct values: ties are what a threshold gets wrong. Shapes stay fixed: each new
-    # one compiles.
+    # Few distinct values: ties are what a threshold gets wrong. Shapes stay fixed: each
+    # new one compiles.
     mask = masks.select(drawn(seed, distinct), keep / 23)
     assert masks.count(mask) == masks.kept(keep / 23, 23)
     assert bool(mask["bias"].all())

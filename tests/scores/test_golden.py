@@ -1,8 +1,8 @@
 """Scores against the reference code's, on the golden network, in both precisions.
 
 tests/golden/reference_scores.json was computed with the SynFlow authors' PyTorch code,
-normalised as it normalises: SNIP by the sum over the prunable weights, GraSP by the absolute
-value of the sum (plus 1e-10).
+normalised as it normalises: SNIP by the sum over the prunable weights, GraSP by the
+absolute value of the sum (plus 1e-10).
 """
 
 import json

@@ -126,7 +126,8 @@ def test_grasp_by_hand():
 
 
 def test_grasp_leaves_the_gradient_of_biases_out():
-    # L = (w + b)^2 / 2 at (2, 3): all second derivatives are 1, g_w = 5; b's part is left out.
+    # L = (w + b)^2 / 2 at (2, 3): all second derivatives are 1, g_w = 5; b's part is
+    # left out.
     half = lambda params, batch: (params["w"].sum() + params["b"].sum()) ** 2 / 2
     scored = scores.grasp(
         half, {"w": jnp.array([[2.0]]), "b": jnp.array([3.0])}, [None]

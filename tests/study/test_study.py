@@ -293,7 +293,7 @@ def test_bad_cells_are_refused():
 
 
 def test_a_half_written_record_is_named_with_its_repair(ran):
-    runs, whole, found, _ = ran
+    runs, _, found, _ = ran
     path = runs / "tiny" / found[0].id / "record.json"
     held = path.read_text()
     for broken in (held[:100], "{}", "[]", ""):
