@@ -34,7 +34,7 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
     from jaxprune.data import DatasetError
     from jaxprune.study.records import RunsError
 
-    config = (tyro.conf.OmitArgPrefixes, tyro.conf.FlagConversionOff)
+    config = (tyro.conf.OmitArgPrefixes,)
     try:
         if len(commands) == 1:
             tyro.cli(commands[0], description=description, config=config)

@@ -60,7 +60,7 @@ def test_a_dry_run_prints_cells_stages_and_savings_and_writes_nothing(tmp_path):
     )
     assert done.returncode == 0
     assert "48 cells in 246 stages" in done.stdout
-    assert "sharing saves 184 of 784" in done.stdout
+    assert "sharing saves 184 of 810" in done.stdout
     assert done.stdout.count("initialise-") == 48
     assert not (tmp_path / "runs").exists()
 
