@@ -186,7 +186,9 @@ def terminal(table: Table) -> rich.table.Table:
     for title in ("c", "density", *table.columns):
         laid.add_column(title, justify="right", no_wrap=True)
     for c, d, cells in table.rows:
-        laid.add_row(f"{c:g}", f"{d:.3g}", *cells)
+        laid.add_row(
+            f"{c:g}", f"{d:.3g}", *(cell.replace(" ± ", "\n±") for cell in cells)
+        )
     return laid
 
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 
 from jaxprune import checkpoint, data
-from jaxprune.study import records, work
+from jaxprune.study import records, work, workbench
 from jaxprune.study.records import RunsError
 from jaxprune.study.stages import Stage
 
@@ -86,7 +86,7 @@ def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) ->
         tell(stage, epoch, history)
 
     began = time.perf_counter()
-    made = work.run(stage, inputs, work.Bench(store.found, path.parent, on_epoch))
+    made = work.run(stage, inputs, workbench.Bench(store.found, path.parent, on_epoch))
     jax.block_until_ready(made.arrays)
     spent = time.perf_counter() - began
     if made.arrays and not checkpoint.exists(path.parent / "arrays"):

@@ -1,0 +1,123 @@
+"""The stages that measure something: masks, accuracy, time and memory."""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import data, masks, models, profiling, train, tree
+from jaxprune.study import workbench
+
+PROFILE_BATCH = 256  # pictures a call, as in the published study
+
+
+def inspect(
+    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
+) -> workbench.Output:
+    """Say what the mask leaves, which no training changes."""
+    del at
+    network, mask = workbench.network(settings), inputs["mask"]
+    dense = profiling.macs(
+        lambda params, x: network.apply(params, inputs["state"], x)[0],
+        inputs["params"],
+        jnp.ones((1, *settings["input_shape"])),
+    )
+    examples = jax.random.uniform(
+        workbench.key_for(settings, "inputs"),
+        (32, *settings["input_shape"]),
+        minval=0.5,
+        maxval=1.5,
+    )
+    health = masks.health(mask, network.flows["identity"], examples)
+    macs, kept = tree.by_name(dense), tree.by_name(mask)
+    layers = [
+        {
+            "name": name,
+            "size": kept[name].size,
+            "kept": round(share * kept[name].size),
+            "effective": round(health.effective[name] * kept[name].size),
+            "macs": macs[name],
+        }
+        for name, share in health.densities.items()
+    ]
+    facts = {
+        "density": health.density,
+        "effective_density": health.effective_density,
+        "collapse": health.collapse.message if health.collapse else None,
+        "layers": layers,
+        "macs_dense": sum(jax.tree.leaves(dense)),
+        "macs_kept": sum(jax.tree.leaves(profiling.kept_macs(dense, mask))),
+    }
+    return workbench.Output({}, facts)
+
+
+def evaluate(
+    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
+) -> workbench.Output:
+    network, mask = workbench.network(settings), inputs["mask"]
+    params = masks.apply(inputs["params"], mask)
+    test = workbench.test_set(at)
+    found = train.evaluate(network.apply, params, inputs["state"], test)
+    prunable = tree.by_name(tree.prunable(mask))
+    weights = tree.by_name(params)
+    histograms = {
+        name: _histogram(np.asarray(weights[name])[np.asarray(kept)])
+        for name, kept in tree.by_name(mask).items()
+        if prunable[name]
+    }
+    return workbench.Output({}, {**found._asdict(), "histograms": histograms})
+
+
+def _histogram(weights: np.ndarray) -> dict[str, list]:
+    """Bin the kept weights symmetrically about 0; zeros are no bin of their own here."""
+    if weights.size == 0:
+        return {"edges": [], "counts": []}
+    most = float(np.abs(weights).max()) or 1.0
+    bins = 2 * int(np.clip(np.sqrt(weights.size) / 2, 4, 30)) + 1  # odd: one about 0
+    counts, edges = np.histogram(weights, bins=bins, range=(-most, most))
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def profile(
+    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
+) -> workbench.Output:
+    network, state = workbench.network(settings), inputs["state"]
+    params = masks.apply(inputs["params"], inputs["mask"])
+    test = workbench.test_set(at)
+    host, how = np.asarray(test.images), test.how
+    first = data.preprocess(test.images[jnp.arange(PROFILE_BATCH) % len(host)], how)
+    call = _inference(network.apply)
+    alone = profiling.latency(call, params, state, first)
+
+    def fed_pass() -> list[Any]:
+        return [
+            call(
+                params,
+                state,
+                data.preprocess(jnp.asarray(host[i : i + PROFILE_BATCH]), how),
+            )
+            for i in range(0, len(host), PROFILE_BATCH)
+        ]
+
+    fed = float(np.median(profiling.seconds(fed_pass, calls=5, warmup=1)))
+    memory = profiling.start(call, params, state, first)
+    latency = {
+        "batch": PROFILE_BATCH,
+        "call_p50_s": alone.p50,
+        "call_p95_s": alone.p95,
+        "call_images_per_s": PROFILE_BATCH / alone.p50,
+        "pass_s": fed,
+        "pass_images": len(host),
+        "pass_images_per_s": len(host) / fed,
+    }
+    return workbench.Output(
+        {}, {"latency": latency}, lambda: {"memory": memory()._asdict()}
+    )
+
+
+@functools.lru_cache(maxsize=8)
+def _inference(apply: models.Apply) -> Callable[..., Any]:
+    return jax.jit(lambda params, state, x: apply(params, state, x)[0])
