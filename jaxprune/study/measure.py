@@ -57,6 +57,7 @@ def inspect(
 def evaluate(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
+    """Evaluate on the test set, and bin the kept weights of each layer."""
     network, mask = workbench.network(settings), inputs["mask"]
     params = masks.apply(inputs["params"], mask)
     test = workbench.test_set(at)
@@ -84,6 +85,7 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
 def profile(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
+    """Time the call and a pass with its data feed; memory comes from a process of its own."""
     network, state = workbench.network(settings), inputs["state"]
     params = masks.apply(inputs["params"], inputs["mask"])
     test = workbench.test_set(at)
