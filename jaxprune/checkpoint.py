@@ -52,6 +52,7 @@ def load(path: str | os.PathLike) -> PyTree:
 
     Raises:
         FileNotFoundError: if there is no complete checkpoint at `path`.
+        ValueError: if it can't be read.
     """
     path = _absolute(path)
     if not exists(path):
@@ -66,7 +67,13 @@ def load(path: str | os.PathLike) -> PyTree:
     # By way of the host: Orbax would commit arrays to a device, maybe to that of
     # another machine, and what was compiled for uncommitted ones would compile once
     # more.
-    held = ocp.load(path, jax.tree.map(on_host, ocp.metadata(path).metadata))
+    try:
+        held = ocp.load(path, jax.tree.map(on_host, ocp.metadata(path).metadata))
+    except Exception as error:  # Orbax and its stores have a class for every damage
+        raise ValueError(
+            f"the checkpoint {path} is damaged ({type(error).__name__}). Delete that "
+            "folder and run again what writes it."
+        ) from error
     return jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held
     )

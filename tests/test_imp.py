@@ -165,9 +165,15 @@ def test_lists_of_more_than_ten_layers_come_back_in_their_places(tmp_path):
     assert [int(leaf[0, 0]) for leaf in info.trained] == list(range(12))
 
 
-def test_a_missing_checkpoint_is_named(tmp_path):
+def test_missing_and_damaged_checkpoints_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         checkpoint.load(tmp_path / "nothing")
+    checkpoint.save(tmp_path / "held", {"w": jnp.ones((64, 64))})
+    for file in (tmp_path / "held").rglob("*"):
+        if file.is_file() and file.parent.name == "d":
+            file.write_bytes(file.read_bytes()[:10])
+    with pytest.raises(ValueError, match="held is damaged .*Delete that folder"):
+        checkpoint.load(tmp_path / "held")
 
 
 VICTIM = """

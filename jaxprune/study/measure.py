@@ -62,6 +62,8 @@ def evaluate(
     params = masks.apply(inputs["params"], mask)
     test = workbench.test_set(at)
     found = train.evaluate(network.apply, params, inputs["state"], test)
+    if not np.isfinite(found.loss):  # finite weights may still overflow on new pictures
+        return workbench.Output({}, {"diverged": True})
     prunable = tree.by_name(tree.prunable(mask))
     weights = tree.by_name(params)
     histograms = {

@@ -122,8 +122,8 @@ def _read(
         stored = path.parent / "arrays"
         try:
             arrays = {**inputs, **(checkpoint.load(stored) if stored.exists() else {})}
-        except Exception as error:  # whatever Orbax meets, the repair is the same
-            raise RunsError(f"{stored} can't be read ({error}). {repair}") from error
+        except (ValueError, FileNotFoundError) as error:
+            raise RunsError(f"{stored} can't be read. {repair}") from error
     return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)
 
 

@@ -1,6 +1,7 @@
 """A training recipe as data."""
 
 import dataclasses
+import math
 
 OPTIMIZERS = ("adam", "sgd")
 RATES = ("constant", "steps", "cosine")
@@ -47,8 +48,17 @@ class Training:
                     f"{what} '{getattr(self, what)}' is not known. Pass one of "
                     f"{', '.join(known)}."
                 )
-        if self.epochs < 0 or self.batch_size < 1 or not self.learning_rate > 0:
+        positive = (self.epochs, self.batch_size, self.learning_rate)
+        if not all(0 < value < math.inf for value in positive):
             raise ValueError(
                 f"epochs {self.epochs}, batch_size {self.batch_size} and learning_rate "
-                f"{self.learning_rate} must be positive. Mend the training recipe."
+                f"{self.learning_rate} must be positive and finite. Mend the recipe."
+            )
+        others = (self.momentum, self.weight_decay, self.warmup_epochs, self.smoothing)
+        if not all(0 <= value < math.inf for value in (*others, *self.drop_epochs)):
+            raise ValueError(
+                f"momentum {self.momentum}, weight_decay {self.weight_decay}, "
+                f"warmup_epochs {self.warmup_epochs}, smoothing {self.smoothing} and "
+                f"drop_epochs {self.drop_epochs} must be finite and not negative. Mend "
+                "the recipe."
             )

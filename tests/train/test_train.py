@@ -141,6 +141,18 @@ def test_five_levels_compile_the_step_once(model, pictures, caplog):
     assert sum("Compiling jit(_step)" in line for line in caplog.messages) == 1
 
 
+def test_a_scan_is_the_same_training_as_a_loop(model, pictures, monkeypatch):
+    """Accelerators scan an epoch, split where the early iteration lies."""
+    looped = fit(model, pictures, recipe(), early=4)
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    scanned = fit(model, pictures, recipe(), early=4)
+    chex.assert_trees_all_close(scanned.params, looped.params, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(scanned.early, looped.early, rtol=1e-4, atol=1e-5)
+    assert scanned.history[-1]["loss"] == pytest.approx(
+        looped.history[-1]["loss"], rel=1e-3
+    )
+
+
 def test_learning_rates_by_hand():
     steps = recipe(epochs=10, learning_rate=1.0, rate="steps", drop_epochs=(2, 4))
     rate = train.learning_rate(steps, 10)
@@ -157,7 +169,13 @@ def test_bad_recipes_are_refused(model, pictures):
         ValueError, match="optimizer 'lion' is not known. Pass one of adam, sgd"
     ):
         recipe(optimizer="lion")
-    with pytest.raises(ValueError, match="learning_rate -1 must be positive"):
+    with pytest.raises(
+        ValueError, match="learning_rate -1 must be positive and finite"
+    ):
         recipe(learning_rate=-1)
+    with pytest.raises(ValueError, match="epochs nan, batch_size 32"):
+        recipe(epochs=float("nan"))
+    with pytest.raises(ValueError, match="momentum -1, weight_decay 0.0"):
+        recipe(momentum=-1)
     with pytest.raises(ValueError, match="start is iteration 99, but training has 9"):
         fit(model, pictures, recipe(), start=99)
