@@ -187,8 +187,9 @@ params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(40, 40)), jnp.f
 def train_fn(params, mask, key, level):
     weights = params
     for i in range(20):
-        noise = masks.apply({"w": jax.random.normal(jax.random.fold_in(key, i), (40,
-        40))}, mask) weights = jax.tree.map(lambda w, n: w + 0.1 * n, weights, noise)
+        draw = jax.random.normal(jax.random.fold_in(key, i), (40, 40))
+        noise = masks.apply({"w": draw}, mask)
+        weights = jax.tree.map(lambda w, n: w + 0.1 * n, weights, noise)
         early = weights if i == 2 else (early if i > 2 else None)
         print("iteration", int(level), i, flush=True)
         time.sleep(pause)
@@ -198,8 +199,8 @@ step = functools.partial(imp.step, train_fn=train_fn, rewind="early")
 state = imp.init(params, jax.random.key(0))
 for state, info in checkpoint.levels(folder, state, step, (0.6, 0.3, 0.1)):
     pass
-np.savez(folder + "/end.npz", mask=state.mask["w"], rewind=state.rewind["w"],
-last=info.trained["w"])
+end = {"mask": state.mask["w"], "rewind": state.rewind["w"], "last": info.trained["w"]}
+np.savez(folder + "/end.npz", **end)
 """
 
 
