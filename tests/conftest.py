@@ -19,5 +19,5 @@ jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_num_cpu_devices", 8)
 
 # The first example compiles; time says nothing here.
-hypothesis.settings.register_profile("jaxprune", deadline=None, max_examples=40)
+hypothesis.settings.register_profile("jaxprune", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("jaxprune")

@@ -119,13 +119,15 @@ def test_vgg16_masks_have_the_published_counts_and_flop_ratios(vgg16):
             assert abs(kept / VGG_MACS - ratio) < 0.002, (c, ratio, kept / VGG_MACS)
 
 
-def test_many_rounds_of_synflow_empty_no_layer_of_vgg16(vgg16):
-    """100 rounds at c = 2 keep .0737 of the MACs, where one round keeps .1845."""
-    model, macs = vgg16
+def test_many_rounds_of_synflow_empty_no_layer():
+    """One round at c = 2 empties layers of a deep narrow network; 100 rounds do not."""
+    model = models.create("vgg16", key=jax.random.key(1), batch_norm=False, width=0.125)
     flow, ones = models.flow(model), jnp.ones((1, 32, 32, 3))
-    score = jax.jit(lambda params, mask: scores.synflow(flow, params, ones, mask=mask))
-    mask, _ = prune.prune(lambda p, m, key: score(p, m), model.params, 0.01, rounds=100)
-    kept = sum(jax.tree.leaves(profiling.kept_macs(macs, mask)))
-    assert abs(kept / VGG_MACS - 0.0737) < 0.002
-    kernels = [leaf for leaf in jax.tree.leaves(mask) if leaf.ndim > 1]
-    assert all(bool(leaf.any()) for leaf in kernels)
+    score = jax.jit(lambda p, m, key: scores.synflow(flow, p, ones, mask=m))
+    emptied = []
+    for rounds in (1, 100):
+        mask, _ = prune.prune(score, model.params, 0.01, rounds=rounds)
+        kernels = [leaf for leaf in jax.tree.leaves(mask) if leaf.ndim > 1]
+        emptied.append(sum(not bool(leaf.any()) for leaf in kernels))
+    assert emptied[0] > 0
+    assert emptied[1] == 0

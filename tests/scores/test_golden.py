@@ -5,6 +5,7 @@ normalised as it normalises: SNIP by the sum over the prunable weights, GraSP by
 absolute value of the sum (plus 1e-10).
 """
 
+import functools
 import json
 from pathlib import Path
 
@@ -27,11 +28,12 @@ def scored(method, dtype):
     if method == "mag":
         return scores.magnitude(params)
     if method == "snip":
-        return scores.snip(net.loss, params, batches)
+        return jax.jit(functools.partial(scores.snip, net.loss))(params, batches)
     if method == "grasp":
         hot = lambda params, batch: net.loss(params, batch, temperature=200.0)
-        return scores.grasp(hot, params, batches)
-    return scores.synflow(net.apply, params, jnp.ones((1, 8, 8, 3), dtype))
+        return jax.jit(functools.partial(scores.grasp, hot))(params, batches)
+    flow = jax.jit(functools.partial(scores.synflow, net.apply))
+    return flow(params, jnp.ones((1, 8, 8, 3), dtype))
 
 
 def normalised(method, flat):
