@@ -92,6 +92,7 @@ def _curves(
     axes.invert_xaxis()
     axes.set_xlabel("density (kept / prunable weights), denser to the left")
     axes.set_ylabel(label)
+    axes.set_ylim(bottom=0)  # both quantities are percentages
     axes.grid(alpha=0.25)
     axes.legend(ncols=2, fontsize=8)
     return figure

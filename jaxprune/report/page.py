@@ -68,7 +68,8 @@ def _summary(study: dict[str, Any], found: Sequence[Record]) -> list[str]:
         f"{', '.join(sorted(nets))} on {', '.join(sorted(data))}; {seeds} seed(s)."
     )
     for record in found:
-        where = f"{record.title}, c = {record.cell['compression']:g}"
+        cell = record.cell
+        where = f"{record.title}, c = {cell['compression']:g}, seed {cell['seed']}"
         if record.status == "diverged":
             lines.append(f"{where}: diverged; the loss was not finite.")
         elif record.collapse:
