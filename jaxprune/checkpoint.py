@@ -1,6 +1,8 @@
 """Saving and resuming through Orbax; the only module that imports it."""
 
+import hashlib
 import os
+import shutil
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -38,6 +40,8 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         >>> load(f"{folder}/weights")
         {'w': Array([1., 1.], dtype=float32)}
     """
+    if os.path.isdir(path) and not exists(path):
+        shutil.rmtree(path)  # what a killed run left of it
     ocp.save(_absolute(path), arrays)
 
 
@@ -81,7 +85,10 @@ def load(path: str | os.PathLike) -> PyTree:
 
 def exists(path: str | os.PathLike) -> bool:
     """Tell whether a complete checkpoint lies at `path`."""
-    return ocp.is_orbax_checkpoint(_absolute(path))
+    # Orbax takes any folder for a checkpoint until it loads it; it renames this file, with
+    # all the rest, into place last.
+    whole = os.path.exists(os.path.join(path, "_CHECKPOINT_METADATA"))
+    return whole and ocp.is_orbax_checkpoint(_absolute(path))
 
 
 def _absolute(path: str | os.PathLike) -> str:
@@ -113,8 +120,8 @@ def levels(
         State and info of every level in turn; of finished ones as they were saved.
 
     Raises:
-        ValueError: if a saved level does not fit `state`, or reached another density
-            than is asked for now.
+        ValueError: if a saved level was begun from another state, or reached another
+            density than is asked for now.
 
     Example:
         >>> import functools, tempfile
@@ -144,10 +151,12 @@ def _save_level(
     rewind = "as before"
     if reached.rewind is not state.rewind:
         rewind = f"rewind_{path.name}"
-        if not exists(root / rewind):
-            save(root / rewind, {"params": reached.rewind})
+        if (root / rewind).exists():  # of a run that was killed before the level ended
+            shutil.rmtree(root / rewind)
+        save(root / rewind, {"params": reached.rewind})
     held = {
         "asked": asked,
+        "begun_from": _fingerprint(state),
         "rewind": rewind,
         "level": reached.level,
         "mask": reached.mask,
@@ -169,20 +178,18 @@ def _load_level(
             "the densities of the run that began, or another folder."
         )
 
+    if held["begun_from"] != _fingerprint(state):
+        raise ValueError(
+            f"{path} was begun from other weights, another mask or another key, or from "
+            "another network than the state passed. Pass another folder."
+        )
+
     def params(saved: PyTree) -> PyTree:
         # By name: a list of eleven layers comes back as a dict, where '10' is before
         # '2'.
         found = dict(zip(tree.names(saved), jax.tree.leaves(saved), strict=True))
-        leaves = jax.tree.leaves(state.rewind)
-        wanted = dict(zip(tree.names(state.rewind), leaves, strict=True))
-        if {n: x.shape for n, x in found.items()} != {
-            n: x.shape for n, x in wanted.items()
-        }:
-            raise ValueError(
-                f"{path} holds another network than the state passed. Pass another folder."
-            )
-        structure = jax.tree.structure(state.rewind)
-        return jax.tree.unflatten(structure, [found[name] for name in wanted])
+        leaves = [found[name] for name in tree.names(state.rewind)]
+        return jax.tree.unflatten(jax.tree.structure(state.rewind), leaves)
 
     rewind = state.rewind
     if held["rewind"] != "as before":
@@ -191,3 +198,18 @@ def _load_level(
     mask, trained = params(held["mask"]), params(held["trained"])
     info = imp.Info(trained, held.get("metrics"), held["density"])
     return imp.State(held["level"], rewind, mask, key), info
+
+
+def _fingerprint(state: imp.State) -> str:
+    """Hash all that a level begins from, so that no run takes up another's levels."""
+    digest = hashlib.sha256()
+    for name, leaf in zip(
+        tree.names((state.rewind, state.mask)),
+        jax.tree.leaves((state.rewind, state.mask)),
+        strict=True,
+    ):
+        array = np.ascontiguousarray(leaf)
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    digest.update(np.asarray(jax.random.key_data(state.key)).tobytes())
+    return digest.hexdigest()

@@ -173,9 +173,19 @@ def check_mirrors(mask: Mask, params: Params | Scores, *, of: str = "params") ->
                 f"mask has shape {jnp.shape(m)} at '{name}', where the parameter has "
                 f"{jnp.shape(w)}. {_BUILD_MASK}"
             )
-        if jnp.result_type(m) != np.bool_:
+    check_bool(mask)
+
+
+def check_bool(mask: Mask) -> None:
+    """Check that every leaf of a mask is bool.
+
+    Raises:
+        TypeError: naming the first leaf that is not.
+    """
+    for name, leaf in zip(names(mask), jax.tree.leaves(mask), strict=True):
+        if jnp.result_type(leaf) != np.bool_:
             raise TypeError(
-                f"mask is {jnp.result_type(m)} at '{name}', where True keeps a weight "
+                f"mask is {jnp.result_type(leaf)} at '{name}', where True keeps a weight "
                 "and False prunes it. Pass bools: jax.tree.map(lambda m: m != 0, mask)."
             )
 
@@ -238,11 +248,16 @@ def check_finite(scores: Scores, repair: str, prunable: Prunable | None = None) 
 
 
 def check_batches(batches: Any) -> None:
-    """Refuse an empty sequence of batches: a sum over nothing scores nothing.
+    """Refuse what is no list of batches, and an empty one: a sum over nothing.
 
     Raises:
-        ValueError: if there is no batch.
+        ValueError: if it is not a list or tuple with a batch in it.
     """
+    if not isinstance(batches, list | tuple):
+        raise ValueError(
+            f"batches is a {type(batches).__name__}, but several batches may be summed. "
+            "Pass a list, of one batch if there is one."
+        )
     if len(batches) == 0:
         raise ValueError(
             "batches is empty, so there is no loss to differentiate. Pass a list with "

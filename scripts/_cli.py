@@ -48,9 +48,15 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise
         fail(str(error))
+    except (OverflowError, MemoryError, RuntimeError) as error:
+        if os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        first = (str(error).splitlines() or [type(error).__name__])[0]
+        fail(f"{first} (JAXPRUNE_TRACEBACK=1 shows where this came from)")
     except KeyboardInterrupt:
         print("\nstopped; run the same command again to resume", file=sys.stderr)
-        sys.exit(130)
+        sys.stderr.flush()
+        os._exit(130)  # threads of the libraries below may crash an orderly exit
 
 
 def fail(sentence: str) -> None:

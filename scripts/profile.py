@@ -49,6 +49,8 @@ def profile(
             f"method '{method}' can't be profiled without data. Pass one of "
             f"{', '.join(DATA_FREE)}, or run scripts/prune.py."
         )
+    if not 0 <= c < 300:
+        raise ValueError(f"--c keeps 10**-c of the weights, 0 <= c < 300; got {c}.")
     if min(batch, default=0) < 1:
         raise ValueError(
             f"--batch is pictures a call, 1 or more; got {batch}. Pass 1 64."
@@ -65,7 +67,7 @@ def profile(
         _score_fn(method, network, input_shape),
         network.params,
         10.0**-c,
-        rounds=rounds or scores.SCORERS[method].rounds,
+        rounds=scores.SCORERS[method].rounds if rounds is None else rounds,
         key=score_key,
     )
     params = masks.apply(network.params, mask)

@@ -86,7 +86,9 @@ def prune(
         method=method,
         compression=c,
         seed=seed,
-        recipe=Recipe(name="single", training=training, rewind_epochs=min(1.0, epochs)),
+        recipe=Recipe(
+            name="single", training=training, rewind_epochs=min(1.0, epochs / 10)
+        ),
         width=width,
         batch_norm=batch_norm,
         train_examples=train_examples,

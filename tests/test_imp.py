@@ -141,7 +141,6 @@ def test_a_run_resumes_after_its_newest_whole_level(tmp_path):
         ran.append(density)
         return bound()(state, density=density)
 
-    (tmp_path / "level_0002").rmdir()
     list(checkpoint.levels(tmp_path, start, counted, (0.5, 0.25)))
     assert ran == [0.25]
 
@@ -151,9 +150,28 @@ def test_other_densities_and_other_networks_are_refused(tmp_path):
     list(checkpoint.levels(tmp_path, start, bound(), (0.5,)))
     with pytest.raises(ValueError, match="pruned to density 0.5, but 0.4 is asked for"):
         list(checkpoint.levels(tmp_path, start, bound(), (0.4,)))
-    other = imp.init({"w": jnp.ones((2, 2))}, jax.random.key(3))
-    with pytest.raises(ValueError, match="holds another network"):
-        list(checkpoint.levels(tmp_path, other, bound(), (0.5,)))
+    for params, seed in (
+        ({"w": jnp.ones((2, 2))}, 3),
+        ({"w": PARAMS["w"] + 1}, 3),
+        (PARAMS, 4),
+    ):
+        other = imp.init(params, jax.random.key(seed))
+        with pytest.raises(
+            ValueError, match="begun from other weights, another mask or"
+        ):
+            list(checkpoint.levels(tmp_path, other, bound(), (0.5,)))
+
+
+def test_early_weights_of_a_killed_run_are_written_anew(tmp_path):
+    checkpoint.save(
+        tmp_path / "rewind_level_0001", {"params": {"w": jnp.zeros((6, 6))}}
+    )
+    start = imp.init(PARAMS, jax.random.key(3))
+    ((state, _),) = checkpoint.levels(tmp_path, start, bound(), (0.5,))
+    expected, _ = imp.step(
+        imp.init(PARAMS, jax.random.key(3)), train_fn, 0.5, rewind="early"
+    )
+    chex.assert_trees_all_equal(state.rewind, expected.rewind)
 
 
 def test_lists_of_more_than_ten_layers_come_back_in_their_places(tmp_path):

@@ -41,6 +41,7 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
         >>> count({"bias": jnp.ones(2, bool), "kernel": jnp.eye(3, dtype=bool)})
         3
     """
+    tree.check_bool(mask)
     return sum(
         _true(leaf)
         for leaf, may in zip(

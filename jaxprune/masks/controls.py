@@ -31,6 +31,7 @@ def shuffle(key: RandomKey, mask: Mask, prunable: Prunable | None = None) -> Mas
         >>> shuffle(jax.random.key(0), mask)["kernel"].sum().item()
         3
     """
+    tree.check_bool(mask)
     leaves, structure = jax.tree.flatten(mask)
     chosen = jax.tree.leaves(tree.prunable(mask, prunable))
     keys = jax.random.split(key, len(leaves))

@@ -61,9 +61,9 @@ def health(
 
     A weight is effective if it lies on a path of kept weights from input to output.
     Those are the weights with a gradient in the network whose kept weights are all 1
-    and whose biases are 0, taken in float64, since the number of paths overflows
-    float32. A path that loses every max-pool on `inputs` counts as dead, so pass some
-    dozens of examples.
+    and whose biases (leaves called bias, b, beta, offset or shift) are 0, taken in
+    float64, since the number of paths overflows float32. A path that loses every
+    max-pool on `inputs` counts as dead, so pass some dozens of examples.
 
     Args:
         mask: the mask.
@@ -85,6 +85,7 @@ def health(
         Vysogorets and Kempe, Connectivity Matters: Neural Network Pruning Through the
         Lens of Effective Sparsity, https://arxiv.org/abs/2107.02306, JMLR 2023.
     """
+    tree.check_bool(mask)
     chosen = tree.prunable(mask, prunable)
     with jax.enable_x64(True):
         live = _live(mask, inputs, apply_fn, tuple(jax.tree.leaves(chosen)))
@@ -115,7 +116,7 @@ def _live(
 ) -> Mask:
     def weights_of(name: str, kept: Array, may: bool) -> Array:
         if not may:
-            bias = name.rsplit("/")[-1] in ("bias", "b")
+            bias = name.rsplit("/")[-1] in ("bias", "b", "beta", "offset", "shift")
             return jnp.full(kept.shape, 0.0 if bias else 1.0, jnp.float64)
         ones = kept.astype(jnp.float64)
         return ones / jnp.maximum(ones.sum() / ones.shape[-1], 1)

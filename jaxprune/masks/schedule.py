@@ -1,6 +1,7 @@
 """Densities: what is asked for, in whole weights and round by round."""
 
 import math
+from typing import Any
 
 from jaxprune.types import Fraction
 
@@ -32,24 +33,31 @@ def check_density(density: Fraction) -> float:
 def kept(density: Fraction, size: int) -> int:
     """Turn a density into a number of weights, `size - int((1 - density) * size)`.
 
-    In Python floats on the host: float32 is off by one for a network of millions.
+    In Python floats on the host: float32 is off by one for a network of millions. The
+    formula is the reference code's, rounding of 1 - density included: 0.9 of 10 keeps
+    10.
 
     Args:
         density: in (0, 1].
         size: number of prunable weights.
 
     Raises:
-        ValueError: if the density is out of range.
+        ValueError: if the density is out of range, or so low that nothing is kept.
 
     Example:
         >>> kept(10**-0.05, 14_715_584)
         13115279
     """
-    return size - int((1.0 - check_density(density)) * size)
+    keep = size - int((1.0 - check_density(density)) * size)
+    if keep < 1:
+        raise ValueError(
+            f"density {density} keeps none of {size} weights. Pass at least {1 / size:.3g}."
+        )
+    return keep
 
 
 def densities(
-    density: Fraction, rounds: int, schedule: str = "exponential"
+    density: Fraction, rounds: Any, schedule: str = "exponential"
 ) -> list[float]:
     """List the density to reach in each round, the last of which is `density`.
 
@@ -71,7 +79,7 @@ def densities(
         [0.75, 0.5]
     """
     goal = check_density(density)
-    if rounds < 1:
+    if not isinstance(rounds, int) or rounds < 1:
         raise ValueError(
             f"rounds is the number of times to score and select; got {rounds}. Pass 1 "
             "or more."

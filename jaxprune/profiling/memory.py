@@ -87,13 +87,15 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
     (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
     for i, leaf in enumerate(leaves):
         np.save(Path(folder.name) / f"{i}.npy", np.asarray(leaf), allow_pickle=False)
+    # The same kind of device; an accelerator is what a process finds by itself.
+    platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxprune.profiling._fresh", folder.name, str(calls)],
         env={
             **os.environ,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # a hit would take less memory
-            "JAX_PLATFORMS": jax.default_backend(),
+            **platform,
         },
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

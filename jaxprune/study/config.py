@@ -3,6 +3,7 @@
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -89,8 +90,20 @@ class Cell:
             )
         if not 0.0 <= self.compression < 300.0:
             raise ValueError(
-                "compression c keeps 10**-c of the weights and is 0 or more; got "
+                "compression c keeps 10**-c of the weights and lies in [0, 300); got "
                 f"{self.compression}. For a density of d, pass -log10(d)."
+            )
+        if not 0 < self.width < math.inf or not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"width {self.width} must be positive and finite, and seed {self.seed} a "
+                "whole number from 0 to 2**32 - 1. Mend the one that is not."
+            )
+        recipe = self.recipe
+        late = METHODS[self.method].pretrained and recipe.rewind == "early"
+        if late and not 0 <= recipe.rewind_epochs < recipe.training.epochs:
+            raise ValueError(
+                f"rewind_epochs is the early iteration, before the end of training at "
+                f"{recipe.training.epochs}; got {recipe.rewind_epochs}. Pass less."
             )
         if self.train_examples is not None and self.train_examples < 1:
             raise ValueError(

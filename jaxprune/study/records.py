@@ -135,8 +135,17 @@ def open_runs(
         folder.mkdir(parents=True, exist_ok=True)
         held = read_study(folder)["cells"] if path.exists() else []
         known = {cell["id"] for cell in cells}
-        # The study's own order first, then what earlier runs had besides.
-        listed = [*cells, *(cell for cell in held if cell["id"] not in known)]
+        recipes = [_recipe(cell["cell"]) for cell in cells]
+        # The study's own order first, then what earlier runs had besides; other recipes
+        # stay on disk, but must not be averaged with these.
+        listed = [
+            *cells,
+            *(
+                c
+                for c in held
+                if c["id"] not in known and _recipe(c["cell"]) in recipes
+            ),
+        ]
         value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
         write_json(path, value)
     except OSError as error:
@@ -144,6 +153,12 @@ def open_runs(
             f"the runs folder {folder} can't be written ({error.strerror}). Pass a folder "
             "that can be, with --runs-dir."
         ) from error
+
+
+def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two cells of one table must have in common."""
+    own = ("method", "compression", "seed")
+    return {name: value for name, value in cell.items() if name not in own}
 
 
 def read_study(folder: Path) -> dict[str, Any]:
@@ -159,6 +174,8 @@ def read_study(folder: Path) -> dict[str, Any]:
         )
     repair = "Pass another folder with --runs-dir, or delete this one."
     held = read_json(path, repair)
+    if isinstance(held, dict) and held.get("format") == FORMAT and "cells" not in held:
+        raise RunsError(f"{path} is not whole: it lists no cells. {repair}")
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         found = held.get("format") if isinstance(held, dict) else None
         raise RunsError(

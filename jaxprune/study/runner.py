@@ -15,7 +15,7 @@ import jaxprune
 from jaxprune import data, profiling, tree
 from jaxprune.study import config, executors, records, stages
 from jaxprune.study.config import Cell, Study
-from jaxprune.study.records import Layer, Record
+from jaxprune.study.records import Layer, Record, RunsError
 from jaxprune.study.stages import Stage
 from jaxprune.study.store import Ran, Store, Tell, is_finished, run_stage
 
@@ -113,7 +113,13 @@ def run(
     def begin(cell: Cell, settle: Callable[[], None]) -> Callable[[], Record]:
         path = folder / config.cell_id(cell)
         if (path / "record.json").exists():
-            return functools.partial(records.read, path / "record.json")
+            record = records.read(path / "record.json")
+            if record.cell != config.as_json(cell):
+                raise RunsError(
+                    f"{path} belongs to another cell than its name says. Delete that "
+                    "folder and run again; finished stages are not repeated."
+                )
+            return lambda: record
 
         def tell(stage: Stage, epoch: int, history: Mapping | None) -> None:
             nonlocal done_epochs

@@ -4,6 +4,7 @@ runs/<study>/stages/<stage id>/arrays      what it made, through Orbax
 runs/<study>/stages/<stage id>/stage.json  what it noted; its existence means finished
 """
 
+import shutil
 import time
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -89,12 +90,17 @@ def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) ->
     made = work.run(stage, inputs, workbench.Bench(store.found, path.parent, on_epoch))
     jax.block_until_ready(made.arrays)
     spent = time.perf_counter() - began
-    if made.arrays and not checkpoint.exists(path.parent / "arrays"):
-        checkpoint.save(path.parent / "arrays", made.arrays)
+    stored = path.parent / "arrays"
+    if stored.exists():  # of a run that was killed before the stage was finished
+        shutil.rmtree(stored)
+    if made.arrays:
+        checkpoint.save(stored, made.arrays)
 
     def finish() -> Mapping[str, Any]:
         late = {} if made.late is None else made.late()
-        noted = {**identity, "facts": {**made.facts, **late}, "seconds": spent}
+        facts = {**made.facts, **late}
+        names = sorted(made.arrays)
+        noted = {**identity, "arrays": names, "facts": facts, "seconds": spent}
         records.write_json(path, noted)
         return noted
 
@@ -121,7 +127,7 @@ def _read(
     if arrays is None:
         stored = path.parent / "arrays"
         try:
-            arrays = {**inputs, **(checkpoint.load(stored) if stored.exists() else {})}
+            arrays = {**inputs, **(checkpoint.load(stored) if noted["arrays"] else {})}
         except (ValueError, FileNotFoundError) as error:
             raise RunsError(f"{stored} can't be read. {repair}") from error
     return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)

@@ -202,7 +202,10 @@ def _imp(
         fitted = _fit(settings, params, state, mask, at, late, None)
         if fitted.diverged:
             raise _DivergedError(fitted.history)
-        return imp.Trained({"params": fitted.params, "state": fitted.state})
+        trained = fitted.params
+        if settings["regrow"]:  # pruned weights keep the values they compete with
+            trained = jax.tree.map(jnp.where, mask, trained, params)
+        return imp.Trained({"params": trained, "state": fitted.state})
 
     initial = dict(zip(("params", "state"), _initial(settings), strict=True))
     step = functools.partial(

@@ -145,6 +145,10 @@ def test_bad_options_and_trees_are_refused_by_name():
         masks.select({**scores, "b": jnp.array([[1.0, jnp.nan], [0, 0]])}, 0.5)
     with pytest.raises(ValueError, match="no prunable leaf"):
         masks.select({"bias": jnp.ones(3)}, 0.5)
+    with pytest.raises(ValueError, match="density 1e-20 keeps none of 8 weights"):
+        masks.select(scores, 1e-20)
+    with pytest.raises(TypeError, match="mask is float32 at 'a'"):
+        masks.count({"a": jnp.ones((2, 2))})
     half = masks.select(scores, 0.5)
     with pytest.raises(ValueError, match="asks for 6 of 8 weights.*only 4 left"):
         masks.select(scores, 0.75, mask=half)

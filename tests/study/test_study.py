@@ -1,8 +1,10 @@
 """The study engine: ids, sharing, resuming, and what bad folders hear."""
 
 import dataclasses
+import itertools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +15,7 @@ import numpy as np
 import pytest
 
 from experiments import digits
-from jaxprune import data
+from jaxprune import checkpoint, data
 from jaxprune.study import config, records, runner, stages
 from jaxprune.study.config import Cell, Recipe, Study
 from jaxprune.train import Training
@@ -208,6 +210,51 @@ def test_a_lost_record_is_made_from_finished_stages(ran):
     assert made[2] == found[2]
 
 
+def test_lost_arrays_of_a_finished_stage_are_named(ran, tmp_path):
+    runs, whole, found, _ = ran
+    copied = tmp_path / "runs"
+    shutil.copytree(runs, copied)
+    chain = stages.chain(whole.cells[2])
+    (copied / "tiny" / found[2].id / "record.json").unlink()
+    shutil.rmtree(copied / "tiny" / "stages" / chain[2].id / "arrays")
+    with pytest.raises(
+        records.RunsError, match="arrays can't be read. Delete the folder"
+    ):
+        list(runner.run(whole, copied, FOUND))
+
+
+def test_another_recipe_is_not_averaged_with_the_study(ran, tmp_path):
+    other = dataclasses.replace(RECIPE, training=Training(1.0, 256, 0.05))
+    list(runner.run(study(cell("rand")), tmp_path, FOUND))
+    list(runner.run(study(cell("rand", recipe=other)), tmp_path, FOUND))
+    (record,) = records.read_all(tmp_path / "tiny")
+    assert record.cell["recipe"]["training"]["learning_rate"] == 0.05
+    list(runner.run(study(cell("rand", recipe=other, seed=1)), tmp_path, FOUND))
+    assert len(records.read_all(tmp_path / "tiny")) == 2  # another seed is
+
+
+def test_regrowth_in_a_study_lets_pruned_weights_come_back(tmp_path):
+    """As the published study's IMP: a pruned weight competes with its stale value."""
+    as_run = dataclasses.replace(
+        RECIPE,
+        rewind="weights_kept",
+        regrow=True,
+        training=Training(2.0, 256, 0.1, weight_decay=0.5),
+    )
+    one = cell("imp3", c=0.5, recipe=as_run)
+    list(runner.run(study(one), tmp_path, FOUND))
+    chain = [stage.id for stage in stages.chain(one) if stage.kind == "imp"]
+    levels = tmp_path / "tiny" / "stages" / chain[0] / "levels"
+    held = [
+        checkpoint.load(levels / f"level_000{i}")["mask"]["params"] for i in (1, 2, 3)
+    ]
+    grown = [
+        bool((after["fc1"]["kernel"] & ~before["fc1"]["kernel"]).any())
+        for before, after in itertools.pairwise(held)
+    ]
+    assert any(grown)
+
+
 def test_seeds_give_other_networks_and_other_masks(ran, tmp_path):
     (other,) = runner.run(study(cell("snip", seed=1)), tmp_path, FOUND)
     assert other.layers != ran[2][2].layers
@@ -281,15 +328,22 @@ def test_only_narrows_and_refuses_what_matches_nothing():
             config.select_cells(cells, [wrong])
 
 
-def test_bad_cells_are_refused():
+def test_bad_cells_are_refused(tmp_path):
     with pytest.raises(
         ValueError, match="method 'snap' is not known. Pass one of rand, mag"
     ):
         cell("snap")
     with pytest.raises(ValueError, match=r"keeps 10\*\*-c.*got -1"):
         cell(c=-1.0)
+    with pytest.raises(ValueError, match="width inf must be positive and finite"):
+        cell(width=float("inf"))
+    with pytest.raises(ValueError, match="seed -1 a whole number"):
+        cell(seed=-1)
+    late = dataclasses.replace(RECIPE, rewind_epochs=1.0)
+    with pytest.raises(ValueError, match="before the end of training at 1.0; got 1.0"):
+        cell("imp2", recipe=late)
     with pytest.raises(ValueError, match="scoring wants 100 examples.*has 50"):
-        list(runner.run(study(cell(train_examples=50)), Path("/tmp") / "unused", FOUND))
+        list(runner.run(study(cell(train_examples=50)), tmp_path, FOUND))
 
 
 def test_a_half_written_record_is_named_with_its_repair(ran):
