@@ -182,6 +182,7 @@ def terminal(table: Table) -> rich.table.Table:
         caption=quantity.how,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
+        min_width=78,
     )
     for title in ("c", "density", *table.columns):
         laid.add_column(title, justify="right", no_wrap=True)
