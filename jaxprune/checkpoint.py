@@ -26,12 +26,12 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     Orbax writes beside it and renames, so a folder under the final name is complete.
 
     Args:
-        path: a folder that does not exist yet.
+        path: a folder that does not exist yet; an incomplete one is replaced.
         arrays: arrays and numbers in dicts and lists; of a key, its
             `jax.random.key_data`.
 
     Raises:
-        ValueError: if the folder exists.
+        ValueError: if a complete checkpoint is there.
 
     Example:
         >>> import tempfile

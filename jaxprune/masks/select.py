@@ -222,7 +222,8 @@ def _highest(
 ) -> UInt[Array, ""]:
     """Find the highest t with at_least(t) >= keep; 0 if there is none.
 
-    Two bits a pass: 16 passes over 14.7 M floats take a third of the time of 32.
+    Two bits a pass: three counts are taken together, so that the keys are read half as
+    often as with one.
     """
 
     def refine(i: Array, found: Array) -> Array:

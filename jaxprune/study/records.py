@@ -1,7 +1,7 @@
 """What a study leaves on disk, as data; knows no JAX.
 
-    runs/<study>/study.json             format, notes, and the cells in the study's
-    order runs/<study>/<cell id>/config.json  the cell
+    runs/<study>/study.json             format, notes, and the cells in order
+    runs/<study>/<cell id>/config.json  the cell
     runs/<study>/<cell id>/mask.npz     its mask, by leaf name
     runs/<study>/<cell id>/record.json  what was measured; its existence means finished
 

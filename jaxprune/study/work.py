@@ -118,10 +118,8 @@ def _scorer(
     if needs == "inputs":
         ones = jnp.ones((1, *settings["input_shape"]))
         flow = network.flows[settings["norm_flow"]]
-        return lambda mask: _checked(
-            _flow_scores(params, ones, mask, flow, settings["rescale"]),
-            "synflow_rescale",
-        )
+        rescale = settings["rescale"]
+        return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
     pictures = workbench.train_set(settings, at)
     key, augment_key = jax.random.split(workbench.key_for(settings, "examples"))
     chosen = data.choose(key, pictures.images.shape[0], settings["score_examples"])
@@ -140,8 +138,8 @@ def _scorer(
     )
 
 
-def _checked(scored: Any, option: str) -> Any:
-    tree.check_finite(scored, f"set {option}=True in the recipe.")
+def _checked(scored: Any) -> Any:
+    tree.check_finite(scored, "set synflow_rescale=True in the recipe.")
     return scored
 
 

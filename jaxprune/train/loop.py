@@ -1,7 +1,7 @@
 """The training loop: compiled steps over data that stays on the device.
 
 On a CPU the steps are called from Python, since XLA's convolution gradients inside a
-scan are 64 times slower there; on an accelerator an epoch is one scan.
+scan are many times slower there; on an accelerator an epoch is one scan.
 """
 
 import functools
