@@ -3,15 +3,23 @@
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from experiments import digits
-from jaxprune.study.config import Study
+from experiments import digits, poster
+from jaxprune.study.config import Recipe, Study
 
 
 class Preset(NamedTuple):
-    """A study by name: the data set it needs, and the function that lists its cells."""
+    """A study by name.
+
+    dataset: that it needs; study: `study(found, seeds, recipe)` lists its cells; recipes: by
+    name, the first being what `study` takes without one.
+    """
 
     dataset: str
     study: Callable[..., Study]
+    recipes: Mapping[str, Recipe]
 
 
-STUDIES: Mapping[str, Preset] = {"digits": Preset("digits", digits.study)}
+STUDIES: Mapping[str, Preset] = {
+    "digits": Preset("digits", digits.study, digits.RECIPES),
+    "poster": Preset("cifar10", poster.study, poster.RECIPES),
+}

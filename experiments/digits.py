@@ -7,27 +7,29 @@ and 98 to 100 % dense accuracy; results and their reading: experiments/README.md
 """
 
 from jaxprune import data
-from jaxprune.study.config import METHODS, Cell, Recipe, Study
+from jaxprune.study.config import COMPARED, Cell, Recipe, Study
 from jaxprune.train import Training
 
 COMPRESSIONS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 
-RECIPE = Recipe(
-    name="digits",
-    training=Training(
-        epochs=8,
-        batch_size=64,
-        learning_rate=0.1,
-        optimizer="sgd",
-        rate="cosine",
-        weight_decay=1e-4,
-    ),
-    rewind="early",
-    rewind_epochs=1.0,
-)
+RECIPES = {
+    "digits": Recipe(
+        name="digits",
+        training=Training(
+            epochs=8,
+            batch_size=64,
+            learning_rate=0.1,
+            optimizer="sgd",
+            rate="cosine",
+            weight_decay=1e-4,
+        ),
+        rewind="early",
+        rewind_epochs=1.0,
+    )
+}
 
 
-def study(found: data.Found, seeds: int = 1) -> Study:
+def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
     """List the cells of the study, seed by seed."""
     cells = [
         Cell(
@@ -39,11 +41,11 @@ def study(found: data.Found, seeds: int = 1) -> Study:
             method=method,
             compression=compression,
             seed=seed,
-            recipe=RECIPE,
+            recipe=RECIPES[recipe or "digits"],
             width=0.25,
         )
         for seed in range(seeds)
-        for method in METHODS
+        for method in COMPARED
         for compression in COMPRESSIONS
     ]
     return Study("digits", cells)

@@ -31,24 +31,19 @@ Name = Annotated[str, tyro.conf.Positional]
 console = Console()
 
 
-def _study(
-    name: str, only: tuple[str, ...], seeds: int, data_dir: Path | None, cache_dir: Path
-) -> tuple[config.Study, data.Found]:
-    _check_name(name)
-    if seeds < 1:
-        raise ValueError(
-            f"--seeds is how many seeds to run; got {seeds}. Pass 1 or more."
-        )
-    found = data.find(STUDIES[name].dataset, data_dir=data_dir, cache_dir=cache_dir)
-    study = STUDIES[name].study(found, seeds)
-    return study._replace(cells=config.select_cells(study.cells, only)), found
-
-
-def _check_name(name: str) -> None:
+def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
+    """Return where the study's results are: runs/<name>, or runs/<name>-<recipe>."""
     if name not in STUDIES:
         raise ValueError(
             f"study '{name}' is not known. Pass one of {', '.join(STUDIES)}."
         )
+    recipes = list(STUDIES[name].recipes)
+    if recipe is not None and recipe not in recipes:
+        raise ValueError(
+            f"recipe '{recipe}' is not known to {name}. Pass one of {', '.join(recipes)}."
+        )
+    several = len(recipes) > 1
+    return runs_dir / (f"{name}-{recipe or recipes[0]}" if several else name)
 
 
 def run(
@@ -56,42 +51,66 @@ def run(
     /,
     only: tuple[str, ...] = (),
     seeds: int = 1,
+    recipe: str | None = None,
+    epochs_scale: float = 1.0,
+    width: float | None = None,
+    train_examples: int | None = None,
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     cache_dir: Path = _cli.CACHE / "data",
     executor: str = "local",
-    dry_run: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Run the cells of a study that are not finished yet, then write its report.
 
     Args:
-        name: the study, such as digits.
+        name: the study, digits or poster.
         only: conditions that cells must meet, such as method=snip,synflow c=1.
         seeds: how many seeds; more than one gives mean ± standard deviation.
+        recipe: of poster, as_run or corrected.
+        epochs_scale: factor on all epochs, for a reduced run.
+        width: factor on the number of channels, for a reduced run.
+        train_examples: train on the first so many pictures, for a reduced run.
         runs_dir: where results are kept; run again with the same folder to resume.
         data_dir: folder of prepared TFDS data sets; TFDS's own default without it.
         cache_dir: folder of decoded data sets.
         executor: where cells run.
-        dry_run: print cells, stages and savings, and run nothing.
+        plan: print cells, stages and savings, time some steps of training and print how
+            long all would take; run nothing.
     """
-    study, found = _study(name, only, seeds, data_dir, cache_dir)
+    folder = _folder(name, recipe, runs_dir)
+    if seeds < 1:
+        raise ValueError(
+            f"--seeds is how many seeds to run; got {seeds}. Pass 1 or more."
+        )
+    preset = STUDIES[name]
+    found = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
+    whole = config.reduced(
+        preset.study(found, seeds, recipe),
+        epochs_scale=epochs_scale,
+        width=width,
+        train_examples=train_examples,
+    )
+    study = whole._replace(cells=config.select_cells(whole.cells, only))
     if executor not in executors.EXECUTORS:
         raise ValueError(
             f"executor '{executor}' is not known. Pass one of "
             f"{', '.join(executors.EXECUTORS)}."
         )
-    plan = runner.plan(study, runs_dir / name)
+    for note in study.notes:
+        console.print(note, highlight=False)
+    planned = runner.plan(study, folder)
     console.print(
-        f"{len(study.cells)} cells in {len(plan.stages)} stages "
-        f"({len(plan.cells_done)} cells and {len(plan.finished)} stages are done). "
-        f"{plan.epochs:g} epochs to train; sharing saves {plan.shared:g} of "
-        f"{plan.alone:g}.",
+        f"{len(study.cells)} cells in {len(planned.stages)} stages "
+        f"({len(planned.cells_done)} cells and {len(planned.finished)} stages are done). "
+        f"{planned.epochs:g} epochs to train; sharing saves {planned.shared:g} of "
+        f"{planned.alone:g}.",
         highlight=False,
     )
-    if dry_run:
-        _print_plan(study, plan)
+    if plan:
+        _print_plan(study, planned, found)
         return
-    _run(study, runs_dir, found, plan, executors.EXECUTORS[executor])
+    _run(study, runs_dir, found, planned, executors.EXECUTORS[executor])
     try:
         from jaxprune.report import build, tables, write
     except ImportError as error:
@@ -99,17 +118,17 @@ def run(
             f"no report: {error.name} is not installed; the records are whole"
         )
         return
-    index = write(runs_dir / name)
-    table = build(records.read_all(runs_dir / name), "accuracy")
+    index = write(folder)
+    table = build(records.read_all(folder), "accuracy")
     console.print(tables.terminal(table))
     console.print(f"The report is in {index}", soft_wrap=True, highlight=False)
 
 
-def _print_plan(study: config.Study, plan: runner.Plan) -> None:
+def _print_plan(study: config.Study, planned: runner.Plan, found: data.Found) -> None:
     for cell in study.cells:
         chain = stages.chain(cell)
         names = [
-            f"{stage.id}{' (done)' if stage.id in plan.finished else ''}"
+            f"{stage.id}{' (done)' if stage.id in planned.finished else ''}"
             for stage in chain
         ]
         epochs = sum(stages.epochs(stage) for stage in chain)
@@ -124,7 +143,7 @@ def _run(
     study: config.Study,
     runs_dir: Path,
     found: data.Found,
-    plan: runner.Plan,
+    planned: runner.Plan,
     executor: executors.Executor,
 ) -> None:
     columns = (
@@ -137,7 +156,7 @@ def _run(
         TimeRemainingColumn(compact=True, elapsed_when_finished=False),
     )
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=round(plan.epochs))
+        task = bar.add_task("starting", total=round(planned.epochs))
 
         def tell(now: runner.Progress) -> None:
             epoch = f" epoch {now.epoch}" if now.history else ""
@@ -169,15 +188,17 @@ def _line(record: Record) -> str:
     )
 
 
-def status(name: Name, /, runs_dir: Path = Path("runs")) -> None:
+def status(
+    name: Name, /, recipe: str | None = None, runs_dir: Path = Path("runs")
+) -> None:
     """List which cells of a study are done.
 
     Args:
-        name: the study, such as digits.
+        name: the study, digits or poster.
+        recipe: of poster, as_run or corrected.
         runs_dir: where its results are kept.
     """
-    _check_name(name)
-    folder = runs_dir / name
+    folder = _folder(name, recipe, runs_dir)
     listed = records.read_study(folder)["cells"]
     finished = {record.id: record for record in records.read_all(folder)}
     for cell in listed:
@@ -189,18 +210,21 @@ def status(name: Name, /, runs_dir: Path = Path("runs")) -> None:
     )
 
 
-def report(name: Name, /, runs_dir: Path = Path("runs")) -> None:
+def report(
+    name: Name, /, recipe: str | None = None, runs_dir: Path = Path("runs")
+) -> None:
     """Write the report of what is finished, and print its tables.
 
     Args:
-        name: the study, such as digits.
+        name: the study, digits or poster.
+        recipe: of poster, as_run or corrected.
         runs_dir: where its results are kept.
     """
     from jaxprune.report import TABLES, build, tables, write
 
-    _check_name(name)
-    index = write(runs_dir / name)
-    found = records.read_all(runs_dir / name)
+    folder = _folder(name, recipe, runs_dir)
+    index = write(folder)
+    found = records.read_all(folder)
     for table in TABLES:
         console.print(tables.terminal(build(found, table)))
     console.print(f"The report is in {index}", soft_wrap=True, highlight=False)

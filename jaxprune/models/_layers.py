@@ -5,6 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from jaxprune.models.conv import conv_general_dilated
+
 EPSILON = 1e-5  # torch's default, and what models.flow takes out again
 
 # Untruncated: jax.nn.initializers.he_normal is truncated at two standard deviations,
@@ -30,6 +32,7 @@ def conv(
         padding=kernel // 2,
         use_bias=use_bias,
         kernel_init=_init,
+        conv_general_dilated=conv_general_dilated,
         rngs=rngs,
     )
 

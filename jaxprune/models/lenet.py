@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxprune.models._layers import conv, norm, normalise, scaled
+from jaxprune.models.conv import max_pool
 from jaxprune.models.mlp import MLP
 
 
@@ -55,5 +56,5 @@ class ConvN(nnx.Module):
                 x = normalise(getattr(self, f"bn{i}"), x, train)
             x = jax.nn.relu(x)
             if i % 2 == 0 and min(x.shape[1:3]) >= 2:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x)
         return self.dense(x, train)

@@ -7,6 +7,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxprune.models._layers import conv, dense, norm, normalise, scaled
+from jaxprune.models.conv import max_pool
 
 
 class VGG(nnx.Module):
@@ -45,7 +46,7 @@ class VGG(nnx.Module):
         i = 0
         for stage, depth in enumerate(self.depths):
             if stage > 0 and min(x.shape[1:3]) >= 2:
-                x = nnx.max_pool(x, (2, 2), strides=(2, 2))
+                x = max_pool(x)
             for _ in range(depth):
                 i += 1
                 x = getattr(self, f"conv{i}")(x)

@@ -2,8 +2,11 @@
 
 from jaxprune.profiling.device import (
     DeviceMemory as DeviceMemory,
+    Sample as Sample,
     describe as describe,
     device_memory as device_memory,
+    highest as highest,
+    sample as sample,
 )
 from jaxprune.profiling.flops import kept_macs as kept_macs, macs as macs
 from jaxprune.profiling.latency import (

@@ -1,6 +1,7 @@
 """Which device this is, and what it says of its memory."""
 
 import platform
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +18,53 @@ class DeviceMemory(NamedTuple):
     in_use: float | None
     peak: float | None
     reserved: float | None
+
+
+class Sample(NamedTuple):
+    """Memory at one moment; None where the backend is silent.
+
+    device_in_use, device_reserved: as in DeviceMemory, megabytes; machine_percent: share of
+    the whole machine's memory in use, by whatever process.
+    """
+
+    device_in_use: float | None
+    device_reserved: float | None
+    machine_percent: float
+
+
+def sample() -> Sample:
+    """Read the memory in use at this moment, as the published study did between epochs.
+
+    Returns:
+        Megabytes (1e6 bytes) of the first device, and the machine's share.
+
+    Example:
+        >>> 0 < sample().machine_percent <= 100
+        True
+    """
+    held = device_memory()
+    return Sample(held.in_use, held.reserved, psutil.virtual_memory().percent)
+
+
+def highest(samples: Sequence[Sample]) -> dict[str, float | None]:
+    """Take the highest of each figure.
+
+    Args:
+        samples: at least one.
+
+    Returns:
+        The highest by the names of Sample; None where the backend is silent.
+
+    Example:
+        >>> highest([Sample(1.0, None, 5.0), Sample(2.0, None, 4.0)])
+        {'device_in_use': 2.0, 'device_reserved': None, 'machine_percent': 5.0}
+    """
+
+    def most(name: str) -> float | None:
+        values = [getattr(one, name) for one in samples]
+        return None if None in values else max(values)
+
+    return {name: most(name) for name in Sample._fields}
 
 
 def describe() -> dict[str, str | int]:

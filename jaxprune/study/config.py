@@ -14,12 +14,16 @@ class Method(NamedTuple):
     """A column of the study's tables.
 
     score: name in scores.SCORERS; levels: of iterative magnitude pruning, 0 for methods
-    that prune once; pretrained: whether the dense network is trained before scoring.
+    that prune once; keeps: instead of a number of levels, the share of the remaining
+    weights that each keeps; rewind: a key of REWINDS where it is the method that says so and
+    not the recipe; pretrained: whether the dense network is trained before scoring.
     """
 
     title: str
     score: str
     levels: int = 0
+    keeps: float | None = None
+    rewind: str | None = None
     pretrained: bool = False
 
 
@@ -32,6 +36,44 @@ METHODS: Mapping[str, Method] = {
     "imp2": Method("IMP-2", "magnitude", levels=2, pretrained=True),
     "imp3": Method("IMP-3", "magnitude", levels=3, pretrained=True),
     "imp4": Method("IMP-4", "magnitude", levels=4, pretrained=True),
+    "imp_late": Method(
+        "IMP, late rewinding", "magnitude", keeps=0.8, rewind="early", pretrained=True
+    ),
+    "imp_rate": Method(
+        "IMP, learning-rate rewinding",
+        "magnitude",
+        keeps=0.8,
+        rewind="learning_rate",
+        pretrained=True,
+    ),
+    "imp_finetune": Method(
+        "IMP, fine-tuning", "magnitude", keeps=0.8, rewind="finetune", pretrained=True
+    ),
+}
+
+# The columns of the published tables.
+COMPARED = ("rand", "mag", "snip", "grasp", "synflow", "imp2", "imp3", "imp4")
+
+
+class Rewind(NamedTuple):
+    """What a level of IMP restarts from.
+
+    weights: as in imp.step; continues: whether training goes on from the early iteration and
+    not from 0; constant: whether it does so at the last learning rate of the schedule.
+    """
+
+    weights: str
+    continues: bool = False
+    constant: bool = False
+
+
+# The last three are compared by Renda et al., https://arxiv.org/abs/2003.02389, ICLR 2020.
+REWINDS: Mapping[str, Rewind] = {
+    "init": Rewind("init"),
+    "weights_kept": Rewind("weights_kept"),
+    "early": Rewind("early", continues=True),
+    "learning_rate": Rewind("weights_kept", continues=True),
+    "finetune": Rewind("weights_kept", continues=True, constant=True),
 }
 
 
@@ -40,12 +82,14 @@ class Recipe:
     """How the networks of a study are trained and pruned.
 
     name: for people; training: the schedule of every network, dense or pruned;
-    rewind: of IMP, "init", "early" or "weights_kept"; rewind_epochs: where the early
+    rewind: of IMP, a key of REWINDS; rewind_epochs: where the early
     iteration lies; ties, regrow: as in masks.select and prune; synflow_rounds,
     synflow_rescale: its rounds of scoring, and whether kernels are scaled against
     overflow; score_examples: pictures that SNIP and GraSP see, in one batch;
     grasp_temperature: divides its logits; norm_flow: what batch normalisation is for
-    SynFlow, "identity" or "absolute".
+    SynFlow, "identity" or "absolute"; dense_epochs: of the training that Mag prunes after;
+    level_epochs: of each level of IMP; grasp_epochs: of training after GraSP; None where
+    training is as long as any other; epochs_scale: what `reduced` multiplied all epochs by.
     """
 
     name: str
@@ -59,6 +103,10 @@ class Recipe:
     score_examples: int = 100
     grasp_temperature: float = 200.0
     norm_flow: str = "identity"
+    dense_epochs: float | None = None
+    level_epochs: float | None = None
+    grasp_epochs: float | None = None
+    epochs_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,16 +147,36 @@ class Cell:
                 "whole number from 0 to 2**32 - 1. Mend the one that is not."
             )
         recipe = self.recipe
-        late = METHODS[self.method].pretrained and recipe.rewind == "early"
-        if late and not 0 <= recipe.rewind_epochs < recipe.training.epochs:
+        if rewind_of(self) not in REWINDS:
+            raise ValueError(
+                f"rewind '{recipe.rewind}' is not known. Pass one of {', '.join(REWINDS)}."
+            )
+        method, rewind = METHODS[self.method], REWINDS[rewind_of(self)]
+        least = min(e for e in _lengths(recipe) if e is not None)
+        if (
+            method.pretrained
+            and rewind.continues
+            and not 0 <= recipe.rewind_epochs < least
+        ):
             raise ValueError(
                 f"rewind_epochs is the early iteration, before the end of training at "
-                f"{recipe.training.epochs}; got {recipe.rewind_epochs}. Pass less."
+                f"{least}; got {recipe.rewind_epochs}. Pass less."
+            )
+        if rewind.constant and recipe.training.rate == "cosine":
+            raise ValueError(
+                "fine-tuning goes on at the last learning rate, which is 0 with "
+                'rate="cosine". Pass rate="steps" or "constant".'
             )
         if self.train_examples is not None and self.train_examples < 1:
             raise ValueError(
                 f"train_examples is how many pictures to train on; got "
                 f"{self.train_examples}. Pass 1 or more, or leave it out for all."
+            )
+        wants = recipe.score_examples if method.score in ("snip", "grasp") else 0
+        if self.train_examples is not None and self.train_examples < wants:
+            raise ValueError(
+                f"{method.title} scores with {wants} pictures, but train_examples is "
+                f"{self.train_examples}. Train on {wants} or more."
             )
 
 
@@ -123,6 +191,108 @@ class Study(NamedTuple):
 def density(cell: Cell) -> float:
     """Return the density a cell asks for, in (0, 1]."""
     return 10.0**-cell.compression
+
+
+def rewind_of(cell: Cell) -> str:
+    """Return what the levels of a cell restart from, a key of REWINDS."""
+    return METHODS[cell.method].rewind or cell.recipe.rewind
+
+
+def is_iterative(cell: Cell) -> bool:
+    """Tell whether a cell prunes in levels, with training between them."""
+    method = METHODS[cell.method]
+    return method.levels > 0 or method.keeps is not None
+
+
+def level_densities(cell: Cell) -> list[float]:
+    """Return the density after each level of IMP; none for methods that prune once.
+
+    They are computed so that chains with a common beginning share it to the last bit.
+    """
+    method = METHODS[cell.method]
+    if method.keeps is None:
+        steps = [
+            cell.compression * (k + 1) / method.levels for k in range(method.levels)
+        ]
+    else:
+        each = -math.log10(method.keeps)
+        whole = math.ceil(round(cell.compression / each, 6))
+        steps = [*(each * (k + 1) for k in range(whole - 1)), cell.compression]
+    return [10.0 ** -round(step, 12) for step in steps]
+
+
+def _lengths(recipe: Recipe) -> list[float | None]:
+    """Return the lengths of all that is trained, in epochs."""
+    others = [recipe.dense_epochs, recipe.level_epochs, recipe.grasp_epochs]
+    return [recipe.training.epochs, *others]
+
+
+def reduced(
+    study: Study,
+    *,
+    epochs_scale: float = 1.0,
+    width: float | None = None,
+    train_examples: int | None = None,
+) -> Study:
+    """Make a study smaller; every cell and a note above every table say how.
+
+    Args:
+        study: at full size.
+        epochs_scale: factor on every number of epochs, also those of the schedule.
+        width: of the networks, instead of the study's own.
+        train_examples: pictures to train on; None for the study's own.
+
+    Returns:
+        The same cells at that size.
+
+    Raises:
+        ValueError: if an option is out of range.
+
+    Example:
+        >>> reduced(Study("empty", []), width=0.25).notes
+        ('Reduced run: width 0.25. Its figures are not those of the full study.',)
+    """
+    if not 0 < epochs_scale < math.inf:
+        raise ValueError(
+            f"epochs_scale multiplies all epochs; got {epochs_scale}. Pass a positive "
+            "number, such as 0.1."
+        )
+    changes: dict[str, Any] = {}
+    said = []
+    if epochs_scale != 1.0:
+        said.append(f"epochs x {epochs_scale:g}")
+    if width is not None:
+        changes["width"] = width
+        said.append(f"width {width:g}")
+    if train_examples is not None:
+        changes["train_examples"] = train_examples
+        said.append(f"{train_examples} training pictures")
+    if not said:
+        return study
+    cells = [
+        dataclasses.replace(cell, recipe=_scaled(cell.recipe, epochs_scale), **changes)
+        for cell in study.cells
+    ]
+    note = (
+        f"Reduced run: {', '.join(said)}. Its figures are not those of the full study."
+    )
+    return study._replace(cells=cells, notes=(*study.notes, note))
+
+
+def _scaled(recipe: Recipe, by: float) -> Recipe:
+    def scale(epochs: Any) -> Any:
+        return None if epochs is None else round(epochs * by, 9)
+
+    training = dataclasses.replace(
+        recipe.training,
+        epochs=scale(recipe.training.epochs),
+        drop_epochs=tuple(scale(e) for e in recipe.training.drop_epochs),
+        warmup_epochs=scale(recipe.training.warmup_epochs),
+    )
+    names = ("rewind_epochs", "dense_epochs", "level_epochs", "grasp_epochs")
+    lengths = {name: scale(getattr(recipe, name)) for name in names}
+    whole = recipe.epochs_scale * by
+    return dataclasses.replace(recipe, training=training, epochs_scale=whole, **lengths)
 
 
 def as_json(config: Any) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def profile(
             for i in range(0, len(host), PROFILE_BATCH)
         ]
 
-    fed = float(np.median(profiling.seconds(fed_pass, calls=5, warmup=1)))
+    fed = float(np.median(profiling.seconds(fed_pass, calls=3, warmup=1)))
     memory = profiling.start(call, params, state, first)
     latency = {
         "batch": PROFILE_BATCH,

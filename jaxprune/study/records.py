@@ -47,7 +47,8 @@ class Record:
     on the test set in percent, and loss in nats; density: reached, kept / prunable;
     macs_dense,
     macs_kept: per picture, all layers and biases; epochs: spent on this cell, shared
-    beginnings included; seconds: likewise; latency, memory: see profiling; made:
+    beginnings included; seconds: likewise; latency, memory: see profiling;
+    training_memory: the most of it between epochs of the last training; made:
     versions, device, commit and time. What was not measured is None
     or empty, as in a diverged cell whatever comes after.
     """
@@ -70,6 +71,9 @@ class Record:
     loss: float | None = None
     latency: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     memory: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
+    training_memory: Mapping[str, float | None] = dataclasses.field(
+        default_factory=dict
+    )
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -213,6 +213,7 @@ _MEASURED = (
     "loss",
     "latency",
     "memory",
+    "training_memory",
 )
 
 

@@ -5,20 +5,22 @@ id hashes just these. So cells that begin alike share stages, and no result is e
 taken for another's.
 """
 
+import dataclasses
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
-from jaxprune import masks, scores
+from jaxprune import scores
 from jaxprune.study import config
 from jaxprune.study.config import Cell
+from jaxprune.train import Training
 
 
 class Stage(NamedTuple):
     """One step of a cell.
 
     kind: a key of work.RUN; own: its own settings; settings: those of all stages up to
-    it; id: hash of kind, own settings and the parent's id; parent: id of the stage
-    before.
+    it; id: hash of kind, own settings and the parent's id; parent: id of the latest stage
+    before that made arrays.
     """
 
     kind: str
@@ -26,6 +28,13 @@ class Stage(NamedTuple):
     settings: Mapping[str, Any]
     id: str
     parent: str | None
+
+
+# Stages that make no arrays, so that nothing comes from them: what is trained after
+# "inspect" is shared with a chain that goes on without it.
+MEASURING = ("inspect", "evaluate", "profile")
+
+_Step: TypeAlias = tuple[str, dict[str, Any]]
 
 
 def chain(cell: Cell) -> list[Stage]:
@@ -37,9 +46,8 @@ def chain(cell: Cell) -> list[Stage]:
     Returns:
         Its stages; equal beginnings of two cells have equal ids.
     """
-    recipe = cell.recipe
-    method = config.METHODS[cell.method]
-    training = config.as_json(recipe.training)
+    recipe, method = cell.recipe, config.METHODS[cell.method]
+    rewind = config.REWINDS[config.rewind_of(cell)]
     pictures = {
         "dataset": cell.dataset,
         "data_version": cell.data_version,
@@ -53,24 +61,35 @@ def chain(cell: Cell) -> list[Stage]:
         "width": cell.width,
         "seed": cell.seed,
     }
-    plan: list[tuple[str, dict[str, Any]]] = [("initialise", network)]
+    ranking = {"ties": recipe.ties, "density": config.density(cell)}
+
+    def training(epochs: float | None, start: float = 0, **own: Any) -> _Step:
+        held = recipe.training
+        if epochs is not None:
+            held = dataclasses.replace(held, epochs=epochs)
+        if start and rewind.constant:
+            held = _at_last_rate(held)
+        own = {"early": None, "start": start, **own}
+        return "train", {**pictures, **own, "training": config.as_json(held)}
+
+    plan: list[_Step] = [("initialise", network)]
     if method.pretrained:
         # The early iteration is kept for every dense network, so that Mag and IMP share
         # it.
-        dense = {**pictures, "training": training, "start": 0}
-        plan.append(("train", {**dense, "early": recipe.rewind_epochs}))
-    asked = config.density(cell)
-    ranking = {"density": asked, "ties": recipe.ties}
-    start: float = 0
-    if method.levels:
-        late = recipe.rewind == "early"
-        start = recipe.rewind_epochs if late else 0
-        levels = {
-            "densities": masks.densities(asked, method.levels),
-            "rewind": recipe.rewind,
-            "regrow": recipe.regrow,
-        }
-        plan.append(("imp", {**pictures, **ranking, **levels, "training": training}))
+        early = recipe.rewind_epochs if rewind.continues else None
+        epochs = (
+            recipe.level_epochs if config.is_iterative(cell) else recipe.dense_epochs
+        )
+        plan.append(training(epochs, early=early))
+    if config.is_iterative(cell):
+        start = recipe.rewind_epochs if rewind.continues else 0
+        restart = {"rewind": rewind.weights, "regrow": recipe.regrow}
+        for level, density in enumerate(config.level_densities(cell)):
+            if level:
+                plan.append(training(recipe.level_epochs, start))
+            own = {**ranking, "level": level, "density": density, **restart}
+            plan.append(("level", own))
+        plan += [("inspect", {}), training(None, start)]
     else:
         scoring = {"score": method.score, **_scoring(cell, method.score, pictures)}
         rounds = recipe.synflow_rounds if method.score == "synflow" else 1
@@ -79,18 +98,29 @@ def chain(cell: Cell) -> list[Stage]:
         else:
             rounded = {"rounds": rounds, "regrow": recipe.regrow}
             plan.append(("prune", {**scoring, **ranking, **rounded}))
-    final = {**pictures, "training": training, "start": start, "early": None}
-    plan += [("inspect", {}), ("train", final)]
+        epochs = recipe.grasp_epochs if method.score == "grasp" else None
+        plan += [("inspect", {}), training(epochs)]
     plan += [("evaluate", dict(pictures)), ("profile", dict(pictures))]
 
     stages: list[Stage] = []
     settings: dict[str, Any] = {}
+    parent = None
     for kind, own in plan:
-        parent = stages[-1].id if stages else None
         settings = {**settings, **own}
         name = config.content_id({"kind": kind, "settings": own, "parent": parent})
         stages.append(Stage(kind, own, settings, f"{kind}-{name}", parent))
+        if kind not in MEASURING:
+            parent = stages[-1].id
     return stages
+
+
+def _at_last_rate(training: Training) -> Training:
+    """Go on at the learning rate that the schedule ends with."""
+    drops = len(training.drop_epochs) if training.rate == "steps" else 0
+    rate = training.learning_rate * training.drop**drops
+    return dataclasses.replace(
+        training, learning_rate=rate, rate="constant", drop_epochs=(), warmup_epochs=0.0
+    )
 
 
 def _scoring(cell: Cell, score: str, pictures: dict[str, Any]) -> dict[str, Any]:
@@ -108,11 +138,6 @@ def _scoring(cell: Cell, score: str, pictures: dict[str, Any]) -> dict[str, Any]
 
 def epochs(stage: Stage) -> float:
     """Count the epochs of training in a stage."""
-    settings = stage.settings
-    if stage.kind == "train":
-        return settings["training"]["epochs"] - settings["start"]
-    if stage.kind == "imp":  # the first level is the dense network, trained already
-        start = settings["early"] if settings["rewind"] == "early" else 0
-        levels = len(settings["densities"]) - 1
-        return levels * (settings["training"]["epochs"] - start)
-    return 0
+    if stage.kind != "train":
+        return 0
+    return stage.own["training"]["epochs"] - stage.own["start"]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
+import jax.numpy as jnp
 
 from jaxprune import checkpoint, data
 from jaxprune.study import records, work, workbench
@@ -29,7 +30,7 @@ class Store(NamedTuple):
     """Where stages are kept, and the arrays of the latest ones in memory.
 
     folder: `runs/<study>`; found: where the data set lies; held: all arrays up to a
-    stage, by its id.
+    stage, by its id, on the host, so that the device holds those of one stage only.
     """
 
     folder: Path
@@ -87,7 +88,8 @@ def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) ->
         tell(stage, epoch, history)
 
     began = time.perf_counter()
-    made = work.run(stage, inputs, workbench.Bench(store.found, path.parent, on_epoch))
+    on_device = jax.tree.map(jnp.asarray, inputs)
+    made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch))
     jax.block_until_ready(made.arrays)
     spent = time.perf_counter() - began
     stored = path.parent / "arrays"
@@ -134,8 +136,8 @@ def _read(
 
 
 def _hold(stage: Stage, arrays: dict[str, Any], store: Store) -> dict[str, Any]:
-    store.held[stage.id] = arrays
+    held = store.held[stage.id] = jax.device_get(arrays)
     store.held.move_to_end(stage.id)
     while len(store.held) > HELD:
         store.held.popitem(last=False)
-    return arrays
+    return held

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import checkpoint, data, imp, masks, prune, scores, train, tree
+from jaxprune import data, imp, masks, profiling, prune, scores, train, tree
 from jaxprune.study import measure, workbench
 from jaxprune.study.stages import Stage
 
@@ -41,51 +41,45 @@ def _initialise(
     return workbench.Output({"params": params, "state": state}, {})
 
 
-def _fit(
-    settings: workbench.Settings,
-    params: Any,
-    state: Any,
-    mask: Any,
-    at: workbench.Bench,
-    start: float,
-    early: float | None,
-) -> train.Fitted:
+def _train(
+    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
+) -> workbench.Output:
+    params = inputs["params"]
+    mask = inputs.get("mask") or masks.ones_like(params)
     pictures = workbench.train_set(settings, at)
-    held = {**settings["training"]}
-    held["drop_epochs"] = tuple(held["drop_epochs"])
-    training = train.Training(**held)
+    held = settings["training"]
+    training = train.Training(**{**held, "drop_epochs": tuple(held["drop_epochs"])})
     steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
-    return train.fit(
+    early = settings["early"]
+    samples: list[profiling.Sample] = []
+
+    def on_epoch(history: Mapping[str, float]) -> None:
+        samples.append(profiling.sample())
+        at.on_epoch(history)
+
+    fitted = train.fit(
         workbench.network(settings).apply,
         params,
-        state,
+        inputs["state"],
         mask,
         pictures,
         training,
         workbench.key_for(settings, "train"),
-        start=round(start * steps),
+        start=round(settings["start"] * steps),
         early=None if early is None else round(early * steps),
-        on_epoch=at.on_epoch,
+        on_epoch=on_epoch,
     )
-
-
-def _train(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    mask = inputs.get("mask") or masks.ones_like(inputs["params"])
-    fitted = _fit(
-        settings,
-        inputs["params"],
-        inputs["state"],
-        mask,
-        at,
-        settings["start"],
-        settings["early"],
-    )
-    arrays = {"params": fitted.params, "state": fitted.state}
+    trained = fitted.params
+    if settings.get("regrow"):  # pruned weights keep the values they compete with
+        trained = jax.tree.map(jnp.where, mask, trained, params)
+    arrays = {"params": trained, "state": fitted.state}
     if fitted.early is not None:
         arrays["early"] = dict(zip(("params", "state"), fitted.early, strict=True))
-    facts = {"history": _finite(fitted.history), "diverged": fitted.diverged}
+    facts = {
+        "history": _finite(fitted.history),
+        "diverged": fitted.diverged,
+        "training_memory": profiling.highest(samples),
+    }
     return workbench.Output(arrays, facts)
 
 
@@ -185,47 +179,35 @@ def _prune(
     return workbench.Output({"mask": mask}, {"densities": info.densities})
 
 
-def _imp(
+def _level(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
-    """Run the levels; the first one's training is the dense network's, done before."""
-    late = settings["early"] if settings["rewind"] == "early" else 0
-
-    def train_fn(variables: Any, mask: Any, key: Any, level: Any) -> imp.Trained:
-        del key  # the order of the data continues, as in open_lth: it is the seed's
-        if level == 0:
-            dense = {name: inputs[name] for name in ("params", "state")}
-            return imp.Trained(dense, early=inputs["early"])
-        params, state, mask = variables["params"], variables["state"], mask["params"]
-        fitted = _fit(settings, params, state, mask, at, late, None)
-        if fitted.diverged:
-            raise _DivergedError(fitted.history)
-        trained = fitted.params
-        if settings["regrow"]:  # pruned weights keep the values they compete with
-            trained = jax.tree.map(jnp.where, mask, trained, params)
-        return imp.Trained({"params": trained, "state": fitted.state})
-
-    initial = dict(zip(("params", "state"), _initial(settings), strict=True))
-    step = functools.partial(
-        imp.step,
-        train_fn=train_fn,
+    """Prune the trained weights, and rewind: `imp.step` after the stage that trained."""
+    del at
+    trained = {name: inputs[name] for name in ("params", "state")}
+    mask = inputs.get("mask") or masks.ones_like(inputs["params"])
+    restarts = {
+        "init": lambda: dict(zip(("params", "state"), _initial(settings), strict=True)),
+        "early": lambda: inputs["early"],
+        "weights_kept": lambda: trained,
+    }
+    state = imp.State(
+        jnp.int32(settings["level"]),
+        restarts[settings["rewind"]](),
+        {"params": mask, "state": masks.ones_like(inputs["state"])},
+        workbench.key_for(settings, "score"),
+    )
+    state, _ = imp.step(
+        state,
+        lambda params, mask, key, level: imp.Trained(
+            trained, early=inputs.get("early")
+        ),
+        settings["density"],
         rewind=settings["rewind"],
         regrow=settings["regrow"],
         ties=settings["ties"],
     )
-    state = imp.init(initial, workbench.key_for(settings, "score"))
-    folder = at.folder / "levels"
-    try:
-        *_, (state, _) = checkpoint.levels(folder, state, step, settings["densities"])
-    except _DivergedError as diverged:
-        return workbench.Output(
-            {}, {"history": _finite(diverged.args[0]), "diverged": True}
-        )
     return workbench.Output({**state.rewind, "mask": state.mask["params"]}, {})
-
-
-class _DivergedError(Exception):
-    """A level's loss was not finite; carries its history."""
 
 
 RUN: Mapping[
@@ -239,7 +221,7 @@ RUN: Mapping[
     "score": _score,
     "select": _select,
     "prune": _prune,
-    "imp": _imp,
+    "level": _level,
     "inspect": measure.inspect,
     "evaluate": measure.evaluate,
     "profile": measure.profile,

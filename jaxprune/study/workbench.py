@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 import jax
@@ -29,12 +28,10 @@ class Output(NamedTuple):
 class Bench(NamedTuple):
     """What a stage works with, and no id depends on.
 
-    found: where the data set lies; folder: the stage's own, for checkpoints; on_epoch:
-    called after every epoch of training.
+    found: where the data set lies; on_epoch: called after every epoch of training.
     """
 
     found: data.Found
-    folder: Path
     on_epoch: Callable[[Mapping[str, float]], None]
 
 

@@ -1,0 +1,73 @@
+"""The published comparison at full size: VGG-16 on CIFAR-10, 8 methods x 6 densities.
+
+Two recipes. `as_run` repeats what the study's author ran: no BatchNorm, Adam, SynFlow in one
+round, Mag after 200 epochs, GraSP trained for 300, IMP that rewinds nothing and lets weights
+grow back, one seed. `corrected` is what its text claims: BatchNorm, SGD with drops, SynFlow
+in 100 rounds, IMP that rewinds to an early iteration, the same length for every training.
+
+Source: Y. Zhao, Enhancing Network Pruning Method Evaluation and Integration, Princeton; its
+numbers are in published/. What came out, and how long it took: README.md.
+    python scripts/study.py run poster --recipe as_run   # resumes; finished cells are skipped
+    python scripts/study.py check poster --recipe as_run
+"""
+
+from jaxprune import data
+from jaxprune.study.config import COMPARED, Cell, Recipe, Study
+from jaxprune.train import Training
+
+COMPRESSIONS = (1.0, 2.0, 0.5, 0.2, 0.1, 0.05)  # what says most comes first
+
+RECIPES = {
+    "corrected": Recipe(
+        name="corrected",
+        training=Training(
+            epochs=160,
+            batch_size=128,
+            learning_rate=0.1,
+            optimizer="sgd",
+            rate="steps",
+            drop_epochs=(60, 120),
+            weight_decay=1e-4,
+        ),
+        # About 1,000 iterations, where Frankle et al. find VGG-16 stable
+        # (https://arxiv.org/abs/1912.05671, ICML 2020, section 3).
+        rewind="early",
+        rewind_epochs=2.5,
+    ),
+    "as_run": Recipe(
+        name="as_run",
+        training=Training(
+            epochs=100, batch_size=256, learning_rate=1e-3, optimizer="adam"
+        ),
+        rewind="weights_kept",
+        ties="reference",
+        regrow=True,
+        synflow_rounds=1,
+        dense_epochs=200,
+        level_epochs=50,
+        grasp_epochs=300,
+    ),
+}
+
+
+def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
+    """List the cells of the study, seed by seed; without a name, of the corrected recipe."""
+    chosen = RECIPES[recipe or "corrected"]
+    cells = [
+        Cell(
+            dataset=found.name,
+            data_version=found.version,
+            input_shape=(32, 32, 3),
+            num_classes=data.SOURCES[found.name].num_classes,
+            model="vgg16",
+            method=method,
+            compression=compression,
+            seed=seed,
+            recipe=chosen,
+            batch_norm=chosen.name == "corrected",
+        )
+        for seed in range(seeds)
+        for compression in COMPRESSIONS
+        for method in COMPARED
+    ]
+    return Study(f"poster-{chosen.name}", cells)
