@@ -11,9 +11,14 @@ numbers are in published/. What came out, and how long it took: README.md.
     python scripts/study.py check poster --recipe as_run
 """
 
+from typing import TYPE_CHECKING
+
 from jaxprune import data
 from jaxprune.study.config import COMPARED, Cell, Recipe, Study
 from jaxprune.train import Training
+
+if TYPE_CHECKING:
+    from jaxprune.report import Published
 
 COMPRESSIONS = (1.0, 2.0, 0.5, 0.2, 0.1, 0.05)  # what says most comes first
 
@@ -48,6 +53,13 @@ RECIPES = {
         grasp_epochs=300,
     ),
 }
+
+
+def published() -> "Published":
+    """Read the published numbers; needs what the report needs."""
+    from experiments import published as numbers
+
+    return numbers.load()
 
 
 def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:

@@ -112,15 +112,23 @@ def run(
         return
     _run(study, runs_dir, found, planned, executors.EXECUTORS[executor])
     try:
-        from jaxprune.report import build, tables, write
+        _report(name, folder, tables=1)
     except ImportError as error:
         console.print(
             f"no report: {error.name} is not installed; the records are whole"
         )
-        return
-    index = write(folder)
-    table = build(records.read_all(folder), "accuracy")
-    console.print(tables.terminal(table))
+
+
+def _report(name: str, folder: Path, tables: int | None = None) -> None:
+    """Write the report, and print the first so many tables of it."""
+    from jaxprune import report
+
+    published = STUDIES[name].published()
+    index = report.write(folder, published)
+    notes = records.read_study(folder)["notes"]
+    built = report.build_all(records.read_all(folder), notes, published)
+    for table in built[:tables]:
+        console.print(report.terminal(table))
     console.print(f"The report is in {index}", soft_wrap=True, highlight=False)
 
 
@@ -220,14 +228,7 @@ def report(
         recipe: of poster, as_run or corrected.
         runs_dir: where its results are kept.
     """
-    from jaxprune.report import TABLES, build, tables, write
-
-    folder = _folder(name, recipe, runs_dir)
-    index = write(folder)
-    found = records.read_all(folder)
-    for table in TABLES:
-        console.print(tables.terminal(build(found, table)))
-    console.print(f"The report is in {index}", soft_wrap=True, highlight=False)
+    _report(name, _folder(name, recipe, runs_dir))
 
 
 if __name__ == "__main__":

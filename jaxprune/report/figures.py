@@ -1,5 +1,6 @@
 """Figures of a study, each as PNG and SVG."""
 
+import functools
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,22 +31,33 @@ _COLOURS = (
 _MARKERS = "osD^vPX*"
 
 
-def draw(records: Sequence[Record], folder: Path) -> list[Path]:
+def draw(
+    records: Sequence[Record],
+    folder: Path,
+    notes: Sequence[str] = (),
+    published_layers: Mapping[str, Sequence[float]] | None = None,
+) -> list[Path]:
     """Draw every figure that the records allow.
 
     Args:
         records: of one study, in its order.
         folder: where the files go, `<figure>.png` and `<figure>.svg`.
+        notes: written below every figure.
+        published_layers: by method, the share of the dense network's multiply-accumulates
+            that each layer kept in a published study, set beside ours.
 
     Returns:
         The PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
-    for name, make in FIGURES.items():
+    beside = functools.partial(_layer_macs, published=published_layers or {})
+    for name, make in {**FIGURES, "layer_macs": beside}.items():
         # The order of ids in an SVG would else change from run to run.
         with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
             figure = make(records)
+            if notes:
+                figure.supxlabel(" ".join(notes), fontsize=7)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # laid out once, not for every format
             for suffix in ("png", "svg"):
@@ -191,6 +203,52 @@ def _histograms(records: Sequence[Record]) -> Figure:
     figure.suptitle(
         f"Kept weights after training, c = {compression:g} "
         f"(density {10.0**-compression:.3g}); pruned weights are counted, not drawn",
+        fontsize=9,
+    )
+    return figure
+
+
+def _layer_macs(
+    records: Sequence[Record], published: Mapping[str, Sequence[float]]
+) -> Figure:
+    """Draw what each layer's kept weights compute at c = 0.5 or nearest, a panel a method."""
+    compression = min(_compressions(records), key=lambda c: abs(c - 0.5))
+    found = list(_first(records, compression).items())
+    columns = min(4, max(1, len(found)))
+    rows = -(-max(1, len(found)) // columns)
+    figure, grid = plt.subplots(
+        rows,
+        columns,
+        figsize=(2.9 * columns, 2.4 * rows + 0.8),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    for panel in grid.flat[len(found) :]:
+        panel.set_axis_off()
+    for panel, (title, record) in zip(grid.flat, found, strict=False):
+        names = [layer.name.removesuffix("/kernel") for layer in record.layers]
+        whole = sum(layer.macs for layer in record.layers)
+        ours = [100 * x.macs * x.kept / x.size / whole for x in record.layers]
+        dense = [100 * layer.macs / whole for layer in record.layers]
+        panel.step(
+            range(len(names)), dense, where="mid", color="#999999", linewidth=0.8
+        )
+        panel.plot(ours, "o-", markersize=3, linewidth=1, color=_COLOURS[5])
+        theirs = published.get(record.cell["method"], ())
+        if compression == 0.5 and len(theirs) == len(names):
+            marks = [100 * share for share in theirs]
+            panel.plot(marks, "x", markersize=5, color=_COLOURS[4])
+        panel.set_title(title, fontsize=9)
+        panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
+        panel.grid(alpha=0.25)
+    for row in grid:
+        row[0].set_ylabel("% of the dense network's MACs", fontsize=7)
+        row[0].set_ylim(bottom=0)
+    crosses = ", published (crosses)" if published and compression == 0.5 else ""
+    figure.suptitle(
+        f"Kept multiply-accumulates of each layer, c = {compression:g} (density "
+        f"{10.0**-compression:.3g}): ours (dots){crosses}, dense (grey)",
         fontsize=9,
     )
     return figure

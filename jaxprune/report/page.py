@@ -2,12 +2,12 @@
 
 import base64
 import html
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxprune.report import figures, tables
-from jaxprune.report.tables import Table
+from jaxprune.report.tables import Comparison, Table
 from jaxprune.study import records
 from jaxprune.study.records import Record
 
@@ -17,14 +17,30 @@ CAPTIONS = {
     "effective_density": "Share of the kept weights that lie on a path of kept weights from "
     "input to output; the rest does nothing.",
     "weight_histograms": "Weights that the mask keeps, layer by layer, after training.",
+    "layer_macs": "Multiply-accumulates that the mask keeps in each layer, as a share of the "
+    "whole dense network's.",
 }
 
 
-def write(folder: Path) -> Path:
+class Published(NamedTuple):
+    """What a study is compared with.
+
+    source: names it in one line; tables: side by side with ours; layers: by method, kept
+    multiply-accumulates of each layer at c = 0.5; layers_dense: of the dense network.
+    """
+
+    source: str
+    tables: Sequence[Comparison]
+    layers: Mapping[str, Sequence[float]]
+    layers_dense: Sequence[float]
+
+
+def write(folder: Path, published: Published | None = None) -> Path:
     """Write the report of a study to `<folder>/report`.
 
     Args:
         folder: `runs/<study>`.
+        published: what to set beside it.
 
     Returns:
         `index.html`, which holds all tables and figures; beside it lie each table as
@@ -35,19 +51,53 @@ def write(folder: Path) -> Path:
         ValueError: if no cell is finished yet.
     """
     study, found = records.read_study(folder), records.read_all(folder)
-    built = [tables.build(found, name) for name in tables.TABLES]
+    built = build_all(found, study["notes"], published)
     place = folder / "report"
     place.mkdir(exist_ok=True)
     summary = _summary(study, found)
+    if published is not None:
+        summary.append(f"Published: {published.source}")
     for table in built:
         (place / f"{table.name}.csv").write_text(tables.csv(table))
-        notes = "".join(f"> {note}\n" for note in study["notes"])
-        (place / f"{table.name}.md").write_text(notes + tables.markdown(table))
+        (place / f"{table.name}.md").write_text(tables.markdown(table))
     tables.frame(found).write_csv(place / "records.csv")
-    pictures = figures.draw(found, place)
+    shares = {} if published is None else _shares(published)
+    pictures = figures.draw(found, place, study["notes"], shares)
     index = place / "index.html"
     index.write_text(_html(study, summary, built, pictures))
     return index
+
+
+def build_all(
+    found: Sequence[Record], notes: Sequence[str], published: Published | None = None
+) -> list[Table]:
+    """Build every table of a report: first those beside published ones, then all of ours.
+
+    Args:
+        found: records of one study, in its order.
+        notes: of the study.
+        published: what to set beside them.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    ours = [tables.build(found, name, notes) for name in tables.TABLES]
+    if published is None:
+        return ours
+    return [
+        *(tables.beside(found, comparison, notes) for comparison in published.tables),
+        tables.by_layer(found, published.layers, 0.5, notes),
+        *ours,
+    ]
+
+
+def _shares(published: Published) -> dict[str, list[float]]:
+    """Turn kept multiply-accumulates into shares of the dense network's, by method."""
+    dense = sum(published.layers_dense)
+    return {
+        method: [kept / dense for kept in layers]
+        for method, layers in published.layers.items()
+    }
 
 
 def _summary(study: dict[str, Any], found: Sequence[Record]) -> list[str]:
@@ -119,16 +169,13 @@ def _html(
 
 
 def _table(table: Table) -> str:
-    head = "".join(
-        f"<th>{html.escape(t)}</th>" for t in ("c", "density", *table.columns)
-    )
+    head = "".join(f"<th>{html.escape(t)}</th>" for t in table.head)
     rows = "".join(
-        "<tr>"
-        + "".join(f"<td>{html.escape(t)}</td>" for t in (f"{c:g}", f"{d:.3g}", *cells))
-        + "</tr>"
-        for c, d, cells in table.rows
+        "<tr>" + "".join(f"<td>{html.escape(t)}</td>" for t in row) + "</tr>"
+        for row in table.rows
     )
+    notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in table.notes)
     return (
-        f"<h2>{html.escape(table.quantity.title)}</h2><div class='table'><table><tr>{head}"
-        f"</tr>{rows}</table></div><p class='how'>{html.escape(table.quantity.how)}</p>"
+        f"<h2>{html.escape(table.title)}</h2>{notes}<div class='table'><table><tr>{head}"
+        f"</tr>{rows}</table></div><p class='how'>{html.escape(table.how)}</p>"
     )

@@ -101,6 +101,26 @@ TABLES: Mapping[str, Quantity] = {
         1,
         "What the published study called CPU memory: all processes together.",
     ),
+    "training_in_use": Quantity(
+        "Device memory in use while training (MB)",
+        lambda record: record.training_memory.get("device_in_use"),
+        1,
+        "The most that the allocator held between two epochs of the last training; blank "
+        "where the backend keeps no statistics.",
+    ),
+    "training_reserved": Quantity(
+        "Device memory reserved while training (MB)",
+        lambda record: record.training_memory.get("device_reserved"),
+        1,
+        "The most that the allocator had taken from the device, read at the same moments; "
+        "what earlier cells of the process needed counts, since it gives nothing back.",
+    ),
+    "training_machine": Quantity(
+        "Memory of the whole machine in use while training (%)",
+        lambda record: record.training_memory.get("machine_percent"),
+        1,
+        "The most between two epochs of the last training; all processes together.",
+    ),
 }
 
 
@@ -108,25 +128,41 @@ def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
 
-class Table(NamedTuple):
-    """A table as text, ready for any format.
+class Comparison(NamedTuple):
+    """A published table, and what of ours belongs beside it.
 
-    name: a key of TABLES; columns: titles of the methods; rows: (c, density, cells), a
-    cell being empty where nothing was measured.
+    name: of the files; quantity: of ours, in the published unit; published: by method and
+    c, a key of config.METHODS and the compression exponent.
     """
 
     name: str
     quantity: Quantity
-    columns: Sequence[str]
-    rows: Sequence[tuple[float, float, Sequence[str]]]
+    published: Mapping[tuple[str, float], float]
 
 
-def build(records: Sequence[Record], name: str) -> Table:
+class Table(NamedTuple):
+    """A table as text, ready for any format.
+
+    name: of the files; title: with the unit; head: of the columns; rows: as long as the
+    head, a cell being empty where nothing was measured; how: one sentence on how it was
+    taken; notes: what every reader must know.
+    """
+
+    name: str
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    how: str
+    notes: Sequence[str] = ()
+
+
+def build(records: Sequence[Record], name: str, notes: Sequence[str] = ()) -> Table:
     """Build one table.
 
     Args:
         records: of one study, in its order.
         name: a key of TABLES.
+        notes: of the study.
 
     Returns:
         The table; several seeds give mean ± sample standard deviation.
@@ -134,34 +170,136 @@ def build(records: Sequence[Record], name: str) -> Table:
     Raises:
         ValueError: if there are no records.
     """
+    quantity, columns = TABLES[name], _columns(records)
+    rows = [
+        [f"{c:g}", f"{10.0**-c:.3g}"]
+        + [_cell(_at(records, method, c), quantity) for method in columns]
+        for c in _compressions(records)
+    ]
+    head = ["c", "density", *columns.values()]
+    return Table(name, quantity.title, head, rows, quantity.how, notes)
+
+
+def beside(
+    records: Sequence[Record], comparison: Comparison, notes: Sequence[str] = ()
+) -> Table:
+    """Build a table of ours, what was published, and the difference.
+
+    Args:
+        records: of one study, in its order.
+        comparison: what to compare.
+        notes: of the study.
+
+    Returns:
+        Three rows for each compression.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    quantity, columns = comparison.quantity, _columns(records)
+    rows = []
+    for c in _compressions(records):
+        ours = {method: _at(records, method, c) for method in columns}
+        theirs = {method: comparison.published.get((method, c)) for method in columns}
+        differences = []
+        for method, published in theirs.items():
+            mean = _mean(ours[method], quantity)
+            differences.append(
+                ""
+                if mean is None or published is None
+                else f"{mean - published:+.{quantity.digits}f}"
+            )
+        rows += [
+            [f"{c:g}", "ours", *(_cell(found, quantity) for found in ours.values())],
+            [
+                "",
+                "published",
+                *(
+                    "" if v is None else f"{v:.{quantity.digits}f}"
+                    for v in theirs.values()
+                ),
+            ],
+            ["", "difference", *differences],
+        ]
+    head = ["c", "", *columns.values()]
+    return Table(comparison.name, quantity.title, head, rows, quantity.how, notes)
+
+
+def by_layer(
+    records: Sequence[Record],
+    published: Mapping[str, Sequence[float]],
+    compression: float,
+    notes: Sequence[str] = (),
+) -> Table:
+    """Build a table of the multiply-accumulates that each layer keeps.
+
+    Args:
+        records: of one study, in its order.
+        published: what each layer kept, by method.
+        compression: the exponent c to look at.
+        notes: of the study.
+
+    Returns:
+        Two rows a layer, ours and published, in network order; no rows if no network was
+        pruned to that compression.
+
+    Raises:
+        ValueError: if there are no records.
+    """
+    columns = _columns(records)
+    firsts = {
+        method: next((r.layers for r in _at(records, method, compression)), ())
+        for method in columns
+    }
+    deepest = max(firsts.values(), key=len)
+    rows = []
+    for i, layer in enumerate(deepest):
+        ours = [
+            f"{x[i].macs * x[i].kept / x[i].size:.0f}" if x else ""
+            for x in firsts.values()
+        ]
+        theirs = [published.get(method, ()) for method in columns]
+        beside = [f"{x[i]:.0f}" if len(x) == len(deepest) else "" for x in theirs]
+        name = layer.name.removesuffix("/kernel")
+        rows += [[name, "ours", *ours], ["", "published", *beside]]
+    return Table(
+        "layer_macs",
+        f"Kept multiply-accumulates of each layer, c = {compression:g}",
+        ["layer", "", *columns.values()],
+        rows,
+        "Dense multiply-accumulates of a layer times its density, for one picture, without "
+        "biases; ours of the first seed.",
+        notes,
+    )
+
+
+def _columns(records: Sequence[Record]) -> dict[str, str]:
+    """Return the titles of the methods, by method, in the study's order."""
     if not records:
         raise ValueError(
             "there are no records yet, so there is no table. Run the study."
         )
-    quantity = TABLES[name]
-    columns = list(dict.fromkeys(record.title for record in records))
-    compressions = sorted({record.cell["compression"] for record in records})
-    rows = []
-    for compression in compressions:
-        cells = [
-            _cell(
-                [
-                    record
-                    for record in records
-                    if record.title == title
-                    and record.cell["compression"] == compression
-                ],
-                quantity,
-            )
-            for title in columns
-        ]
-        rows.append((compression, 10.0**-compression, cells))
-    return Table(name, quantity, columns, rows)
+    return {record.cell["method"]: record.title for record in records}
+
+
+def _compressions(records: Sequence[Record]) -> list[float]:
+    return sorted({record.cell["compression"] for record in records})
+
+
+def _at(records: Sequence[Record], method: str, c: float) -> list[Record]:
+    cells = ((record, record.cell) for record in records)
+    return [
+        r for r, cell in cells if (cell["method"], cell["compression"]) == (method, c)
+    ]
+
+
+def _mean(records: Sequence[Record], quantity: Quantity) -> float | None:
+    numbers = [v for v in map(quantity.reads, records) if v is not None]
+    return statistics.fmean(numbers) if numbers else None
 
 
 def _cell(records: Sequence[Record], quantity: Quantity) -> str:
-    values = [quantity.reads(record) for record in records]
-    numbers = [value for value in values if value is not None]
+    numbers = [v for v in map(quantity.reads, records) if v is not None]
     diverged = sum(record.status == "diverged" for record in records)
     if not numbers:
         return "diverged" if diverged else ""
@@ -176,34 +314,31 @@ def _cell(records: Sequence[Record], quantity: Quantity) -> str:
 
 def terminal(table: Table) -> rich.table.Table:
     """Lay a table out for the terminal; print it with a rich console."""
-    quantity = table.quantity
     laid = rich.table.Table(  # narrow enough for 8 methods in 80 columns
-        title=quantity.title,
-        caption=quantity.how,
+        title="\n".join([*table.notes, table.title]),
+        caption=table.how,
         box=box.SIMPLE_HEAD,
         padding=(0, 1, 0, 0),
         min_width=78,
     )
-    for title in ("c", "density", *table.columns):
+    for title in table.head:
         laid.add_column(title, justify="right", no_wrap=True)
-    for c, d, cells in table.rows:
-        laid.add_row(
-            f"{c:g}", f"{d:.3g}", *(cell.replace(" ± ", "\n±") for cell in cells)
-        )
+    for row in table.rows:
+        laid.add_row(*(cell.replace(" ± ", "\n±") for cell in row))
     return laid
 
 
 def markdown(table: Table) -> str:
-    """Write a table in Markdown, its title above and how it was taken below."""
-    head = ["c", "density", *table.columns]
+    """Write a table in Markdown: title and notes above, how it was taken below."""
     lines = [
-        f"### {table.quantity.title}",
+        f"### {table.title}",
         "",
-        _line(head),
-        _line(["---:"] * len(head)),
+        *(f"> {note}\n" for note in table.notes),
+        _line(table.head),
+        _line(["---:"] * len(table.head)),
+        *map(_line, table.rows),
     ]
-    lines += [_line([f"{c:g}", f"{d:.3g}", *cells]) for c, d, cells in table.rows]
-    return "\n".join([*lines, "", table.quantity.how, ""])
+    return "\n".join([*lines, "", table.how, ""])
 
 
 def _line(cells: Sequence[str]) -> str:
@@ -240,13 +375,11 @@ def _float(value: float | None) -> float | None:
 
 
 def csv(table: Table) -> str:
-    """Write a table as CSV, as it is printed."""
-    columns = {
-        "c": [f"{c:g}" for c, _, _ in table.rows],
-        "density": [f"{d:.6g}" for _, d, _ in table.rows],
-        **{
-            title: [cells[i] for _, _, cells in table.rows]
-            for i, title in enumerate(table.columns)
-        },
+    """Write a table as CSV, as it is printed; notes are lines that begin with #."""
+    columns = list(zip(*table.rows, strict=True))
+    named = {
+        title or "row": column
+        for title, column in zip(table.head, columns, strict=True)
     }
-    return pl.DataFrame(columns).write_csv()
+    notes = "".join(f"# {note}\n" for note in table.notes)
+    return notes + pl.DataFrame(named).write_csv()
