@@ -11,13 +11,16 @@ numbers are in published/. What came out, and how long it took: README.md.
     python scripts/study.py check poster --recipe as_run
 """
 
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxprune import data
 from jaxprune.study.config import COMPARED, Cell, Recipe, Study
+from jaxprune.study.records import Record
 from jaxprune.train import Training
 
 if TYPE_CHECKING:
+    from experiments.fidelity import Finding
     from jaxprune.report import Published
 
 COMPRESSIONS = (1.0, 2.0, 0.5, 0.2, 0.1, 0.05)  # what says most comes first
@@ -60,6 +63,13 @@ def published() -> "Published":
     from experiments import published as numbers
 
     return numbers.load()
+
+
+def check(records: Sequence[Record]) -> "Iterator[Finding]":
+    """Compare masks and records with what was published; see fidelity.py."""
+    from experiments import fidelity
+
+    return fidelity.check(records)
 
 
 def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:

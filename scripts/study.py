@@ -4,6 +4,7 @@ python scripts/study.py run digits
 python scripts/study.py run digits --only method=snip,synflow c=1 --seeds 3
 python scripts/study.py status digits
 python scripts/study.py report digits
+python scripts/study.py check poster --recipe as_run
 """
 
 import _cli
@@ -145,6 +146,14 @@ def _print_plan(study: config.Study, planned: runner.Plan, found: data.Found) ->
             soft_wrap=True,
             highlight=False,
         )
+    epoch = runner.epoch_time(study, found)
+    console.print(
+        f"An epoch takes {epoch.seconds:.3g} s here (timed on {epoch.timed} of its "
+        f"{epoch.steps} steps), so what is left of training takes "
+        f"{epoch.seconds * planned.epochs / 3600:.3g} h; scoring, evaluation and timing come "
+        "on top.",
+        highlight=False,
+    )
 
 
 def _run(
@@ -231,5 +240,42 @@ def report(
     _report(name, _folder(name, recipe, runs_dir))
 
 
+def check(
+    name: Name, /, recipe: str | None = None, runs_dir: Path = Path("runs")
+) -> None:
+    """Compare a study with what was published; exit code 1 if something differs.
+
+    Args:
+        name: the study; only poster has something published beside it.
+        recipe: as_run or corrected, whose records are compared.
+        runs_dir: where its results are kept; without any, what needs no data is compared.
+    """
+    folder = _folder(name, recipe, runs_dir)
+    compare = STUDIES[name].check
+    if compare is None:
+        known = [name for name, preset in STUDIES.items() if preset.check]
+        raise ValueError(
+            f"nothing is published beside {name}. Pass one of {', '.join(known)}."
+        )
+    found = records.read_all(folder) if (folder / "study.json").exists() else []
+    differing = 0
+    for finding in compare(found):
+        differing += not finding.holds
+        console.print(
+            f"{'ok     ' if finding.holds else 'DIFFERS'} {finding.what}: "
+            f"{finding.got:.10g}, expected {finding.expected:.10g} ± {finding.tolerance:g}",
+            highlight=False,
+            soft_wrap=True,
+        )
+    console.print(
+        f"{differing} differ; {len(found)} records in {folder}, of which those of reduced "
+        "runs are not compared",
+        highlight=False,
+        soft_wrap=True,
+    )
+    if differing:
+        raise SystemExit(1)
+
+
 if __name__ == "__main__":
-    _cli.main([run, status, report], __doc__ or "")
+    _cli.main([run, status, report, check], __doc__ or "")

@@ -376,10 +376,6 @@ def _float(value: float | None) -> float | None:
 
 def csv(table: Table) -> str:
     """Write a table as CSV, as it is printed; notes are lines that begin with #."""
-    columns = list(zip(*table.rows, strict=True))
-    named = {
-        title or "row": column
-        for title, column in zip(table.head, columns, strict=True)
-    }
+    head = [title or "row" for title in table.head]
     notes = "".join(f"# {note}\n" for note in table.notes)
-    return notes + pl.DataFrame(named).write_csv()
+    return notes + pl.DataFrame(table.rows, schema=head, orient="row").write_csv()

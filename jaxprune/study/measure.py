@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -120,6 +120,45 @@ def profile(
     return workbench.Output(
         {}, {"latency": latency}, lambda: {"memory": memory()._asdict()}
     )
+
+
+class EpochTime(NamedTuple):
+    """Seconds an epoch of training takes, timed on `timed` of its `steps` steps."""
+
+    seconds: float
+    timed: int
+    steps: int
+
+
+def epoch_time(
+    settings: workbench.Settings, at: workbench.Bench, most: int | None = None
+) -> EpochTime:
+    """Time the training of a dense network, compilation left out.
+
+    Args:
+        settings: of a stage that trains.
+        at: what it works with.
+        most: steps to time; None for a whole epoch.
+
+    Returns:
+        Seconds an epoch.
+    """
+    network, pictures = workbench.network(settings), workbench.train_set(settings, at)
+    training = workbench.training(settings)
+    params, state = network.init(workbench.key_for(settings, "initialise"))
+    steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
+    total = round(training.epochs * steps)
+    timed = min(steps, total, most or steps)
+
+    def train_a_bit() -> Any:
+        key, mask = workbench.key_for(settings, "train"), masks.ones_like(params)
+        start = total - timed
+        return train.fit(
+            network.apply, params, state, mask, pictures, training, key, start=start
+        ).params
+
+    (taken,) = profiling.seconds(train_a_bit, calls=1, warmup=1)
+    return EpochTime(taken * steps / timed, timed, steps)
 
 
 @functools.lru_cache(maxsize=8)

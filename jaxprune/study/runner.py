@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxprune
 from jaxprune import data, profiling, tree
-from jaxprune.study import config, executors, records, stages
+from jaxprune.study import config, executors, measure, records, stages, workbench
 from jaxprune.study.config import Cell, Study
 from jaxprune.study.records import Layer, Record, RunsError
 from jaxprune.study.stages import Stage
@@ -75,6 +75,22 @@ def plan(study: Study, folder: Path) -> Plan:
     once = sum(stages.epochs(stage) for stage in unique.values())
     left = sum(stages.epochs(s) for i, s in unique.items() if i not in done)
     return Plan(tuple(unique.values()), done, left, alone, alone - once, recorded)
+
+
+def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
+    """Time an epoch of training on this machine; on a CPU some steps stand for it.
+
+    Args:
+        study: its first cell is taken: all are as large, and a mask saves no time.
+        found: where the data set lies.
+
+    Returns:
+        Seconds an epoch.
+    """
+    training = next(s for s in stages.chain(study.cells[0]) if s.kind == "train")
+    most = 20 if profiling.describe()["platform"] == "cpu" else None
+    bench = workbench.Bench(found, lambda history: None)
+    return measure.epoch_time(training.settings, bench, most)
 
 
 def run(

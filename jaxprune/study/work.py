@@ -47,8 +47,7 @@ def _train(
     params = inputs["params"]
     mask = inputs.get("mask") or masks.ones_like(params)
     pictures = workbench.train_set(settings, at)
-    held = settings["training"]
-    training = train.Training(**{**held, "drop_epochs": tuple(held["drop_epochs"])})
+    training = workbench.training(settings)
     steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
     early = settings["early"]
     samples: list[profiling.Sample] = []

@@ -91,6 +91,12 @@ def _built(
     return Network(jax.jit(lambda key: create(key=key)[:2]), model.apply, flows)
 
 
+def training(settings: Settings) -> train.Training:
+    """Read back the recipe of a stage that trains."""
+    held = settings["training"]
+    return train.Training(**{**held, "drop_epochs": tuple(held["drop_epochs"])})
+
+
 def train_set(settings: Settings, bench: Bench) -> train.Pictures:
     """Put the training set on the device, or as many pictures as the settings say."""
     return _pictures(bench.found, "train", settings["train_examples"])
