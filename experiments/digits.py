@@ -35,7 +35,7 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
         Cell(
             dataset=found.name,
             data_version=found.version,
-            input_shape=(8, 8, 1),
+            input_shape=data.SOURCES[found.name].shape,
             num_classes=data.SOURCES[found.name].num_classes,
             model="conv2",
             method=method,

@@ -79,7 +79,7 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
         Cell(
             dataset=found.name,
             data_version=found.version,
-            input_shape=(32, 32, 3),
+            input_shape=data.SOURCES[found.name].shape,
             num_classes=data.SOURCES[found.name].num_classes,
             model="vgg16",
             method=method,
@@ -92,4 +92,4 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
         for compression in COMPRESSIONS
         for method in COMPARED
     ]
-    return Study(f"poster-{chosen.name}", cells)
+    return Study(f"poster-{chosen.name}", cells, [f"Data: {found.about}"])

@@ -16,9 +16,6 @@ from jaxprune.study import config, runner
 from jaxprune.study.config import METHODS, Cell, Recipe, Study
 from jaxprune.train import Training
 
-# Pictures of a data set: height, width, channels.
-SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion_mnist": (28, 28, 1)}
-
 
 def prune(
     model: Annotated[str, tyro.conf.Positional],
@@ -80,7 +77,7 @@ def prune(
     cell = Cell(
         dataset=found.name,
         data_version=found.version,
-        input_shape=SHAPES.get(dataset, (32, 32, 3)),
+        input_shape=data.SOURCES[dataset].shape,
         num_classes=data.SOURCES[dataset].num_classes,
         model=model,
         method=method,

@@ -6,6 +6,7 @@ machine.
 """
 
 import hashlib
+import json
 import os
 import zipfile
 from collections.abc import Mapping
@@ -24,7 +25,8 @@ class Source(NamedTuple):
     """What is known of a data set before it is read.
 
     num_classes: number of labels; mean, std: a value a channel of the training pixels
-    scaled to [0, 1]; pad, flip: the usual augmentation.
+    scaled to [0, 1]; pad, flip: the usual augmentation; shape: of a picture; major: first
+    number of the TFDS version that is read, other versions holding other pictures.
     """
 
     num_classes: int
@@ -32,14 +34,17 @@ class Source(NamedTuple):
     std: tuple[float, ...]
     pad: int = 0
     flip: bool = False
+    shape: tuple[int, int, int] = (32, 32, 3)
+    major: int = 3
 
 
+_GREY = (28, 28, 1)
 SOURCES: Mapping[str, Source] = {
-    "digits": Source(10, (0.287,), (0.353,)),
+    "digits": Source(10, (0.287,), (0.353,), shape=(8, 8, 1)),
     "cifar10": Source(10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 4, True),
     "cifar100": Source(100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), 4, True),
-    "mnist": Source(10, (0.131,), (0.308,)),
-    "fashion_mnist": Source(10, (0.286,), (0.353,), 2, True),
+    "mnist": Source(10, (0.131,), (0.308,), shape=_GREY),
+    "fashion_mnist": Source(10, (0.286,), (0.353,), 2, True, _GREY),
 }
 
 
@@ -48,13 +53,15 @@ class Found(NamedTuple):
 
     name: as in SOURCES; version: names the exact pictures, by TFDS's version and a hash
     of what it says of them; folder: the prepared TFDS folder, if any; cache: the
-    decoded arrays, there or to be written, if any.
+    decoded arrays, there or to be written, if any; about: what the data set says of
+    itself, in one sentence.
     """
 
     name: str
     version: str
     folder: Path | None
     cache: Path | None
+    about: str
 
 
 class Dataset(NamedTuple):
@@ -83,7 +90,7 @@ def find(
 
     Raises:
         ValueError: if the name is not known.
-        DatasetError: if it is neither prepared nor cached.
+        DatasetError: if it is neither prepared nor cached, or only in another version.
 
     Example:
         >>> find("digits").version
@@ -94,21 +101,31 @@ def find(
             f"data set '{name}' is not known. Pass one of {', '.join(SOURCES)}."
         )
     if name == "digits":
-        return Found(name, "scikit-learn", None, None)
+        about = "1,797 handwritten digits of 8x8 pixels, from scikit-learn."
+        return Found(name, "scikit-learn", None, None, about)
     prepared = Path(data_dir) if data_dir else _default_data_dir()
     versions = sorted(
         (path.parent for path in (prepared / name).glob("*/dataset_info.json")),
         key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")],
     )
     caches = Path(cache_dir) if cache_dir else None
-    if versions:
-        described = (versions[-1] / "dataset_info.json").read_bytes()
-        version = f"{versions[-1].name}-{hashlib.sha256(described).hexdigest()[:8]}"
+    major = SOURCES[name].major
+    fitting = [v for v in versions if v.name.split(".")[0] == str(major)]
+    if fitting:
+        described = (fitting[-1] / "dataset_info.json").read_bytes()
+        version = f"{fitting[-1].name}-{hashlib.sha256(described).hexdigest()[:8]}"
         cache = caches / f"{name}-{version}.npz" if caches else None
-        return Found(name, version, versions[-1], cache)
+        return Found(name, version, fitting[-1], cache, _first_sentence(described))
+    if versions:
+        raise DatasetError(
+            f"{prepared / name} holds version {', '.join(v.name for v in versions)}, where "
+            f"{major}.x.x is expected. Prepare that: python scripts/fetch_data.py {name} "
+            f"--data-dir {prepared}"
+        )
     decoded = sorted(caches.glob(f"{name}-*.npz")) if caches else []
     if len(decoded) == 1:
-        return Found(name, decoded[0].stem.removeprefix(f"{name}-"), None, decoded[0])
+        version = decoded[0].stem.removeprefix(f"{name}-")
+        return Found(name, version, None, decoded[0], _read_about(decoded[0]))
     if data_dir and not prepared.is_dir():
         raise DatasetError(
             f"data_dir {prepared} is not a folder. Pass the folder that holds {name}/, or "
@@ -120,6 +137,15 @@ def find(
         f"pip install 'jaxprune[study,prepare]' && "
         f"python scripts/fetch_data.py {name}{where}"
     )
+
+
+def _first_sentence(described: bytes) -> str:
+    """Return the first sentence of a TFDS description."""
+    try:
+        text = " ".join(json.loads(described)["description"].split())
+    except (ValueError, KeyError):
+        return ""
+    return text.partition(". ")[0].rstrip(".") + "."
 
 
 def _default_data_dir() -> Path:
@@ -138,8 +164,8 @@ def load(found: Found) -> Dataset:
         Pictures and labels, all in memory.
 
     Raises:
-        DatasetError: if the cache is damaged, the prepared folder is not whole, or a
-            label is out of range.
+        DatasetError: if the cache is damaged, the prepared folder is not whole, or its
+            pictures or labels are not those of such a data set.
 
     Example:
         >>> load(find("digits")).train_images.shape
@@ -157,8 +183,14 @@ def load(found: Found) -> Dataset:
     else:
         arrays = _decode(found, found.folder)
         if found.cache:
-            _write_cache(found.cache, arrays)
+            _write_cache(found.cache, found.about, arrays)
     dataset = Dataset(found.name, found.version, *arrays)
+    shape = dataset.train_images.shape[1:]
+    if shape != SOURCES[found.name].shape:
+        raise DatasetError(
+            f"{found.name} has pictures of {shape}, where {SOURCES[found.name].shape} is "
+            "expected. Prepare the data set again."
+        )
     classes = SOURCES[found.name].num_classes
     for labels in (dataset.train_labels, dataset.test_labels):
         if labels.min() < 0 or labels.max() >= classes:
@@ -232,11 +264,19 @@ def _read_cache(path: Path) -> tuple[np.ndarray, ...]:
         ) from error
 
 
-def _write_cache(path: Path, arrays: tuple[np.ndarray, ...]) -> None:
+def _read_about(path: Path) -> str:
+    try:
+        with np.load(path, allow_pickle=False) as held:
+            return str(held["about"]) if "about" in held else ""
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        return ""  # `load` says what is wrong with it
+
+
+def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part")
     with partial.open("wb") as file:
-        np.savez(file, **dict(zip(_ARRAYS, arrays, strict=True)))
+        np.savez(file, about=about, **dict(zip(_ARRAYS, arrays, strict=True)))
     partial.replace(path)
 
 
