@@ -101,6 +101,13 @@ TABLES: Mapping[str, Quantity] = {
         1,
         "What the published study called CPU memory: all processes together.",
     ),
+    "barrier": Quantity(
+        "Error barrier between two trainings from the early iteration (points)",
+        lambda record: record.connectivity.get("barrier"),
+        2,
+        "Highest test error at 30 points on the line between the two, above the mean of both "
+        "ends; below 2 they count as connected. Blank where a cell trains once.",
+    ),
     "training_in_use": Quantity(
         "Device memory in use while training (MB)",
         lambda record: record.training_memory.get("device_in_use"),

@@ -16,7 +16,9 @@ class Method(NamedTuple):
     score: name in scores.SCORERS; levels: of iterative magnitude pruning, 0 for methods
     that prune once; keeps: instead of a number of levels, the share of the remaining
     weights that each keeps; rewind: a key of REWINDS where it is the method that says so and
-    not the recipe; pretrained: whether the dense network is trained before scoring.
+    not the recipe; pretrained: whether the dense network is trained before scoring; points:
+    where the network is trained once more from the early iteration, with other noise, at how
+    many points between the two the error is measured.
     """
 
     title: str
@@ -25,6 +27,7 @@ class Method(NamedTuple):
     keeps: float | None = None
     rewind: str | None = None
     pretrained: bool = False
+    points: int = 0
 
 
 METHODS: Mapping[str, Method] = {
@@ -48,6 +51,14 @@ METHODS: Mapping[str, Method] = {
     ),
     "imp_finetune": Method(
         "IMP, fine-tuning", "magnitude", keeps=0.8, rewind="finetune", pretrained=True
+    ),
+    "imp_connect": Method(
+        "IMP, late rewinding, twice",
+        "magnitude",
+        keeps=0.8,
+        rewind="early",
+        pretrained=True,
+        points=30,
     ),
 }
 

@@ -48,7 +48,8 @@ class Record:
     macs_dense,
     macs_kept: per picture, all layers and biases; epochs: spent on this cell, shared
     beginnings included; seconds: likewise; latency, memory: see profiling;
-    training_memory: the most of it between epochs of the last training; made:
+    training_memory: the most of it between epochs of the last training; connectivity: error
+    in percent at points between two trainings, and the barrier in points; made:
     versions, device, commit and time. What was not measured is None
     or empty, as in a diverged cell whatever comes after.
     """
@@ -74,6 +75,7 @@ class Record:
     training_memory: Mapping[str, float | None] = dataclasses.field(
         default_factory=dict
     )
+    connectivity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -230,6 +230,7 @@ _MEASURED = (
     "latency",
     "memory",
     "training_memory",
+    "connectivity",
 )
 
 

@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
 # Stages that make no arrays, so that nothing comes from them: what is trained after
 # "inspect" is shared with a chain that goes on without it.
-MEASURING = ("inspect", "evaluate", "profile")
+MEASURING = ("inspect", "evaluate", "connect", "profile")
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]
 
@@ -100,7 +100,12 @@ def chain(cell: Cell) -> list[Stage]:
             plan.append(("prune", {**scoring, **ranking, **rounded}))
         epochs = recipe.grasp_epochs if method.score == "grasp" else None
         plan += [("inspect", {}), training(epochs)]
-    plan += [("evaluate", dict(pictures)), ("profile", dict(pictures))]
+    plan.append(("evaluate", dict(pictures)))
+    if method.points:
+        _, again = training(None, recipe.rewind_epochs)
+        plan.append(("connect", {**again, "points": method.points}))
+    else:
+        plan.append(("profile", dict(pictures)))
 
     stages: list[Stage] = []
     settings: dict[str, Any] = {}
@@ -138,6 +143,6 @@ def _scoring(cell: Cell, score: str, pictures: dict[str, Any]) -> dict[str, Any]
 
 def epochs(stage: Stage) -> float:
     """Count the epochs of training in a stage."""
-    if stage.kind != "train":
+    if stage.kind not in ("train", "connect"):
         return 0
     return stage.own["training"]["epochs"] - stage.own["start"]

@@ -41,33 +41,44 @@ def _initialise(
     return workbench.Output({"params": params, "state": state}, {})
 
 
+def _fit(
+    settings: workbench.Settings,
+    start: Mapping[str, Any],
+    mask: Any,
+    at: workbench.Bench,
+    noise: str = "train",
+) -> train.Fitted:
+    """Train as the settings say; `noise` names the order of the data and augmentation."""
+    pictures = workbench.train_set(settings, at)
+    training = workbench.training(settings)
+    steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
+    early = settings["early"]
+    return train.fit(
+        workbench.network(settings).apply,
+        start["params"],
+        start["state"],
+        mask,
+        pictures,
+        training,
+        workbench.key_for(settings, noise),
+        start=round(settings["start"] * steps),
+        early=None if early is None else round(early * steps),
+        on_epoch=at.on_epoch,
+    )
+
+
 def _train(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
     params = inputs["params"]
     mask = inputs.get("mask") or masks.ones_like(params)
-    pictures = workbench.train_set(settings, at)
-    training = workbench.training(settings)
-    steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
-    early = settings["early"]
     samples: list[profiling.Sample] = []
 
     def on_epoch(history: Mapping[str, float]) -> None:
         samples.append(profiling.sample())
         at.on_epoch(history)
 
-    fitted = train.fit(
-        workbench.network(settings).apply,
-        params,
-        inputs["state"],
-        mask,
-        pictures,
-        training,
-        workbench.key_for(settings, "train"),
-        start=round(settings["start"] * steps),
-        early=None if early is None else round(early * steps),
-        on_epoch=on_epoch,
-    )
+    fitted = _fit(settings, inputs, mask, at._replace(on_epoch=on_epoch))
     trained = fitted.params
     if settings.get("regrow"):  # pruned weights keep the values they compete with
         trained = jax.tree.map(jnp.where, mask, trained, params)
@@ -209,6 +220,25 @@ def _level(
     return workbench.Output({**state.rewind, "mask": state.mask["params"]}, {})
 
 
+def _connect(
+    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
+) -> workbench.Output:
+    """Train the same weights again with other noise, and look between the two networks."""
+    mask = inputs["mask"]
+    again = _fit(settings, inputs["early"], mask, at, noise="noise")
+    if again.diverged:
+        return workbench.Output({}, {"diverged": True})
+    errors = train.errors_between(
+        workbench.network(settings).apply,
+        (masks.apply(inputs["params"], mask), inputs["state"]),
+        (again.params, again.state),
+        workbench.test_set(at),
+        settings["points"],
+    )
+    found = {"errors": errors, "barrier": train.barrier(errors)}
+    return workbench.Output({}, {"connectivity": found})
+
+
 RUN: Mapping[
     str,
     Callable[
@@ -221,6 +251,7 @@ RUN: Mapping[
     "select": _select,
     "prune": _prune,
     "level": _level,
+    "connect": _connect,
     "inspect": measure.inspect,
     "evaluate": measure.evaluate,
     "profile": measure.profile,

@@ -37,7 +37,7 @@ class Bench(NamedTuple):
 
 def key_for(settings: Settings, purpose: str) -> RandomKey:
     """Give each purpose its own key of the seed, so that none is used twice."""
-    purposes = ("initialise", "train", "score", "examples", "inputs")
+    purposes = ("initialise", "train", "score", "examples", "inputs", "noise")
     return jax.random.fold_in(jax.random.key(settings["seed"]), purposes.index(purpose))
 
 

@@ -1,5 +1,9 @@
 """Training and evaluating networks under a mask."""
 
+from jaxprune.train.connectivity import (
+    barrier as barrier,
+    errors_between as errors_between,
+)
 from jaxprune.train.loop import (
     Evaluation as Evaluation,
     Fitted as Fitted,
