@@ -13,6 +13,10 @@ from jaxprune.models._functional import (
     flow as flow,
     functional as functional,
 )
+from jaxprune.models.conv import (
+    conv_general_dilated as conv_general_dilated,
+    max_pool as max_pool,
+)
 from jaxprune.types import RandomKey
 
 # name -> module(input_shape=, num_classes=, batch_norm=, width=, rngs=)

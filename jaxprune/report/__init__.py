@@ -13,5 +13,6 @@ from jaxprune.report.tables import (
     Table as Table,
     beside as beside,
     build as build,
+    by_layer as by_layer,
     terminal as terminal,
 )

@@ -58,6 +58,7 @@ def write_tfds(folder, name="cifar10", version="3.0.2", labels=(0, 1, 9)):
         )
     (place / "dataset_info.json").write_text(
         f'{{"name": "{name}", "version": "{version}", "fileFormat": "array_record", '
+        '"description": "Made up\\n for a test. Nobody knows it.", '
         f'"splits": [{", ".join(splits)}]}}'
     )
     return pictures
@@ -89,6 +90,7 @@ def test_a_prepared_data_set_is_read_and_cached(tmp_path):
         "cifar10", data_dir=tmp_path / "cache", cache_dir=tmp_path / "cache"
     )
     assert elsewhere.version == found.version
+    assert elsewhere.about == found.about == "Made up for a test."
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -121,11 +123,29 @@ def test_damaged_and_missing_data_are_named_with_their_repair(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore")
+def test_another_version_and_other_pictures_are_refused(tmp_path):
+    write_tfds(tmp_path / "old", version="2.0.0")
+    with pytest.raises(
+        data.DatasetError,
+        match="holds version 2.0.0, where 3.x.x is expected.*fetch_data",
+    ):
+        data.find("cifar10", data_dir=tmp_path / "old")
+    write_tfds(tmp_path / "old", version="3.0.2")
+    assert data.find("cifar10", data_dir=tmp_path / "old").version.startswith("3.0.2-")
+    write_tfds(tmp_path / "other", name="mnist")
+    found = data.find("mnist", data_dir=tmp_path / "other")
+    with pytest.raises(
+        data.DatasetError, match=r"pictures of \(32, 32, 3\), where \(28,"
+    ):
+        data.load(found)
+
+
+@pytest.mark.filterwarnings("ignore")
 def test_labels_out_of_range_are_refused(tmp_path):
-    write_tfds(tmp_path, name="mnist", labels=(0, 9, 9))
-    found = data.find("mnist", data_dir=tmp_path)
-    source = data.SOURCES["mnist"]
-    narrowed = {**data.SOURCES, "mnist": source._replace(num_classes=5)}
+    write_tfds(tmp_path, labels=(0, 9, 9))
+    found = data.find("cifar10", data_dir=tmp_path)
+    source = data.SOURCES["cifar10"]
+    narrowed = {**data.SOURCES, "cifar10": source._replace(num_classes=5)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxprune.data.sources.SOURCES", narrowed)
         with pytest.raises(data.DatasetError, match="labels of 0 to 9, where 0 to 4"):

@@ -7,8 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from jaxprune import models, tree
+from jaxprune.models import conv
 
 
 @pytest.mark.parametrize("name", models.MODELS)
@@ -114,11 +116,75 @@ def test_flow_leaves_normalisation_out_whatever_was_trained():
 
 def test_max_pool_gives_its_gradient_to_the_first_of_ties():
     """SynFlow's constant input makes every window a tie; the reference picks the first."""
-    from flax import nnx
-
-    pooled = lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2)).sum()
-    gradient = jax.grad(pooled)(jnp.ones((1, 2, 2, 1)))
+    gradient = jax.grad(lambda x: conv.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
     assert gradient.ravel().tolist() == [1, 0, 0, 0]
+
+
+def agrees_with(ours, theirs, *args):
+    """Values, gradients, and the derivative of gradients along a direction, in float64."""
+    with jax.enable_x64(True):
+        args = [jnp.asarray(a, jnp.float64) for a in args]
+        keys = jax.random.split(jax.random.key(9), len(args))
+        moves = [
+            jax.random.normal(k, a.shape, a.dtype)
+            for k, a in zip(keys, args, strict=True)
+        ]
+        every = tuple(range(len(args)))
+        loss = lambda fn: lambda *args: jnp.sin(fn(*args)).sum()
+        grads = [jax.grad(loss(fn), every) for fn in (ours, theirs)]
+        chex.assert_trees_all_close(ours(*args), theirs(*args), rtol=1e-12, atol=1e-12)
+        found, expected = (jax.jvp(g, tuple(args), tuple(moves)) for g in grads)
+        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3), (2, 2)])
+def test_max_pool_is_that_of_xla(height, width):
+    x = jax.random.randint(jax.random.key(0), (2, height, width, 3), 0, 4)  # with ties
+    theirs = lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2))
+    agrees_with(conv.max_pool, theirs, x)
+
+
+@pytest.mark.parametrize(
+    ("size", "kernel", "strides", "padding"),
+    [
+        ((2, 2), 3, (1, 1), "SAME"),
+        ((2, 2), 3, (1, 1), [(1, 1), (1, 1)]),
+        ((1, 1), 3, (1, 1), [(1, 1), (1, 1)]),
+        ((4, 4), 3, (2, 2), [(1, 1), (1, 1)]),
+        ((4, 2), 1, (2, 1), "VALID"),
+        ((3, 4), 2, (1, 2), "SAME"),
+        ((8, 8), 3, (1, 1), "SAME"),  # larger maps are left to XLA
+    ],
+)
+def test_convolution_is_that_of_xla(size, kernel, strides, padding):
+    keys = jax.random.split(jax.random.key(1))
+    x = jax.random.normal(keys[0], (3, *size, 5))
+    k = jax.random.normal(keys[1], (kernel, kernel, 5, 4))
+    numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    ours, theirs = (
+        lambda x, k, fn=fn: fn(x, k, strides, padding, **numbers)
+        for fn in (conv.conv_general_dilated, jax.lax.conv_general_dilated)
+    )
+    agrees_with(jax.jit(ours), theirs, x, k)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_dilation": 2},
+        {"feature_group_count": 2},
+        {"padding": "CIRCULAR"},
+        {"strides": 2},
+    ],
+    ids=str,
+)
+def test_a_users_flax_convolution_takes_ours(options):
+    x = jax.random.normal(jax.random.key(2), (1, 2, 2, 4))
+    layers = [
+        nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options, **given)
+        for given in ({}, {"conv_general_dilated": conv.conv_general_dilated})
+    ]
+    chex.assert_trees_all_close(layers[0](x), layers[1](x), rtol=1e-5, atol=1e-5)
 
 
 def test_bad_models_are_refused():

@@ -37,22 +37,63 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
 def test_seeds_are_averaged_and_blanks_stay_blank():
     found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("mag", 2)]
     table = report.build(found, "accuracy")
-    assert table.columns == ["SNIP", "MAG"]
-    assert table.rows == [(1, 0.1, ["91.00 ± 1.41", ""]), (2, 0.01, ["", "90.00"])]
-    assert report.build(found, "device_in_use").rows[0][2] == ["", ""]
+    assert table.head == ["c", "density", "SNIP", "MAG"]
+    assert table.rows == [["1", "0.1", "91.00 ± 1.41", ""], ["2", "0.01", "", "90.00"]]
+    assert report.build(found, "device_in_use").rows[0][2:] == ["", ""]
 
 
 def test_what_diverged_says_so_and_joins_no_mean():
     lost = record("snip", 1, 1, None, status="diverged")
-    assert report.build([lost], "accuracy").rows[0][2] == ["diverged"]
+    assert report.build([lost], "accuracy").rows[0][2:] == ["diverged"]
     both = report.build([record("snip", 1), lost], "accuracy")
-    assert both.rows[0][2] == ["90.00 (1 diverged)"]
+    assert both.rows[0][2:] == ["90.00 (1 diverged)"]
 
 
 def test_tables_read_the_same_in_every_format():
     table = report.build([record("snip", 0.5)], "flop_ratio")
     assert "| 0.5 | 0.316 | 0.5000 |" in tables.markdown(table)
-    assert tables.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316228,0.5000"]
+    assert tables.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
+
+
+def test_notes_stand_above_every_table_in_every_format():
+    table = report.build([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
+    assert "> Reduced run: width 0.25.\n" in tables.markdown(table)
+    assert tables.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
+    assert "Reduced run" in str(tables.terminal(table).title)
+
+
+def test_a_published_table_stands_beside_ours_with_the_difference():
+    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("mag", 1)]
+    numbers = {("snip", 1.0): 88.5, ("snip", 2.0): 70.0}
+    comparison = report.Comparison("beside", report.TABLES["accuracy"], numbers)
+    table = report.beside(found, comparison)
+    assert table.rows == [
+        ["1", "ours", "91.00 ± 1.41", "90.00"],
+        ["", "published", "88.50", ""],
+        ["", "difference", "+2.50", ""],
+    ]
+    assert "1,ours,91.00" in tables.csv(table)
+
+
+def test_layers_stand_beside_published_ones():
+    found = [record("snip", 0.5), record("mag", 0.5)]
+    table = report.by_layer(found, {"snip": [4.0], "mag": [1.0, 2.0]}, 0.5)
+    assert table.rows == [["fc", "ours", "5", "5"], ["", "published", "4", ""]]
+    assert tables.csv(report.by_layer(found, {}, 1.0)).strip() == "layer,row,SNIP,MAG"
+
+
+def test_the_published_numbers_are_those_of_the_study():
+    from experiments import published
+
+    found = published.load()
+    assert [t.name[:6] for t in found.tables] == [f"table{i}" for i in range(1, 7)]
+    accuracy, *_, cached = found.tables
+    assert len(accuracy.published) == 48
+    assert accuracy.published["mag", 0.5] == 89.95
+    assert cached.published["imp4", 2.0] == 1.277
+    assert ("imp4", 0.5) not in found.tables[3].published  # that column was lost
+    assert (len(found.layers_dense), found.layers["rand"][-1]) == (14, 1620)
+    assert sum(found.layers_dense) == 313_201_664  # conv and fc weights, without biases
 
 
 def written(folder, found, notes=()):
@@ -70,7 +111,7 @@ def test_the_page_holds_everything_and_escapes_what_it_prints(tmp_path):
     ]
     written(tmp_path, found, notes=["reduced <i>run</i>"])
     page = report.write(tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == 4
+    assert page.count("data:image/png;base64,") == 5
     assert "reduced &lt;i&gt;run&lt;/i&gt;" in page
     assert "&lt;b&gt;m&lt;/b&gt;" in page
     assert "<i>" not in page

@@ -30,7 +30,7 @@ def test_a_study_ends_with_its_report(runs):
     assert "Test accuracy (%)" in printed
     report = folder / "digits" / "report"
     assert f"The report is in {report}/index.html" in printed
-    assert (report / "index.html").read_text().count("<table>") == 11
+    assert (report / "index.html").read_text().count("<table>") == 15
     for name in ("accuracy", "inference_time", "flop_ratio", "cpu_memory", "device_in_use",
                  "device_reserved", "epochs", "density"):  # fmt: skip
         assert (report / f"{name}.csv").exists()
@@ -54,19 +54,23 @@ def test_report_prints_every_table(runs):
         assert title in done.stdout
 
 
-def test_a_dry_run_prints_cells_stages_and_savings_and_writes_nothing(tmp_path):
-    done = script(
-        "study", "run", "digits", "--dry-run", "--runs-dir", tmp_path / "runs"
-    )
-    assert done.returncode == 0
-    assert "48 cells in 246 stages" in done.stdout
-    assert "sharing saves 184 of 810" in done.stdout
+def test_a_plan_prints_cells_stages_savings_and_hours_and_writes_nothing(tmp_path):
+    done = script("study", "run", "digits", "--plan", "--runs-dir", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    assert "48 cells in 302 stages" in done.stdout
+    assert "sharing saves 240 of 810" in " ".join(done.stdout.split())
+    assert "timed on 20 of its 23 steps" in " ".join(done.stdout.split())
     assert done.stdout.count("initialise-") == 48
     assert not (tmp_path / "runs").exists()
 
 
 SLIPS = {
-    ("study", "run", "digit"): "study 'digit' is not known. Pass one of digits",
+    ("study", "run", "digit"): "study 'digit' is not known. Pass one of digits, poster",
+    ("study", "run", "digits", "--recipe", "as_run"): "recipe 'as_run' is not known to digits",
+    ("study", "run", "digits", "--epochs-scale", "-1"): "epochs_scale multiplies all epochs",
+    ("study", "run", "digits", "--train-examples", "50"): "SNIP scores with 100 pictures, but",
+    ("study", "run", "poster", "--data-dir", "tests", "--cache-dir", "tests"): "cifar10 is not prepared in",
+    ("study", "check", "digits"): "nothing is published beside digits. Pass one of poster",
     ("study", "run", "digits", "--only", "method=snap"): "there is no method snap",
     ("study", "run", "digits", "--seeds", "0"): "got 0. Pass 1 or more",
     ("study", "run", "digits", "--executor", "slurm"): "Pass one of local",
@@ -76,7 +80,7 @@ SLIPS = {
     ("prune", "mlp", "--c", "nan"): "keeps 10**-c of the weights and lies in [0, 300); got nan",
     ("prune", "mlp", "--dataset", "cifar10", "--data-dir", "/nowhere"): "is not a folder",
     ("prune", "mlp", "--optimizer", "lion"): "optimizer 'lion' is not known",
-    ("prune", "mlp", "--train-examples", "9"): "scoring wants 100",
+    ("prune", "mlp", "--train-examples", "9"): "SNIP scores with 100",
     ("prune", "mlp", "--width", "0"): "width 0.0 must be positive",
     ("prune", "mlp", "--batch-size", "0"): "must be positive",
     ("profile", "mlp", "--method", "snip"): "can't be profiled without data",

@@ -51,7 +51,7 @@ def study(*cells):
 
 def test_ids_and_defaults_are_pinned():
     """A changed default must be seen: it would else pass old results for new ones."""
-    assert dataclasses.asdict(digits.RECIPE) == {
+    assert dataclasses.asdict(digits.RECIPES["digits"]) == {
         "name": "digits",
         "training": {
             "epochs": 8,
@@ -77,6 +77,10 @@ def test_ids_and_defaults_are_pinned():
         "score_examples": 100,
         "grasp_temperature": 200.0,
         "norm_flow": "identity",
+        "dense_epochs": None,
+        "level_epochs": None,
+        "grasp_epochs": None,
+        "epochs_scale": 1.0,
     }
     last = digits.study(FOUND).cells[-1]
     assert config.cell_id(last) == PINNED["cell"]
@@ -84,15 +88,21 @@ def test_ids_and_defaults_are_pinned():
 
 
 PINNED = {
-    "cell": "imp4-c2-s0-0929a38c",
+    "cell": "imp4-c2-s0-bb65a9cf",
     "stages": [
         "initialise-c70bcaa22d59ec0e",
         "train-ae4b00f620ffe287",
-        "imp-34a0a4d6952670c5",
-        "inspect-b7cbcef5038b8523",
-        "train-d2a9e8cbbcb02c70",
-        "evaluate-8be2f2c3f54f98b5",
-        "profile-65e7a528a6bd4020",
+        "level-7008d389da788997",
+        "train-f0b31e84c5839c44",
+        "level-06b93d37d455342d",
+        "train-30855e9abde2d43b",
+        "level-812fe9dd71fb5bde",
+        "train-180ac45fefe9ce75",
+        "level-8d8cf82d363c182f",
+        "inspect-bfc94882e25e2d26",
+        "train-6205c5a6a09b2336",
+        "evaluate-c233fde98e48f0d4",
+        "profile-c2d677b22dcd692b",
     ],
 }
 
@@ -114,6 +124,17 @@ def test_cells_that_begin_alike_share_stages():
         True,
         False,
     ]
+
+
+def test_a_chain_of_levels_that_goes_on_shares_all_that_came_before():
+    """IMP-2 at c = 1 and the first half of IMP-4 at c = 2 are one chain, its end included."""
+    short = [
+        s.id for s in stages.chain(cell("imp2", 1.0)) if s.kind in ("level", "train")
+    ]
+    long = [
+        s.id for s in stages.chain(cell("imp4", 2.0)) if s.kind in ("level", "train")
+    ]
+    assert short == long[: len(short)]
 
 
 @pytest.mark.parametrize(
@@ -143,7 +164,7 @@ def ran(tmp_path_factory):
     """Every method once, in this process."""
     runs = tmp_path_factory.mktemp("runs")
     seen = []
-    whole = study(*(cell(method) for method in config.METHODS))
+    whole = study(*(cell(method) for method in config.COMPARED))
     found = list(runner.run(whole, runs, FOUND, seen.append))
     return runs, whole, found, seen
 
@@ -243,11 +264,9 @@ def test_regrowth_in_a_study_lets_pruned_weights_come_back(tmp_path):
     )
     one = cell("imp3", c=0.5, recipe=as_run)
     list(runner.run(study(one), tmp_path, FOUND))
-    chain = [stage.id for stage in stages.chain(one) if stage.kind == "imp"]
-    levels = tmp_path / "tiny" / "stages" / chain[0] / "levels"
-    held = [
-        checkpoint.load(levels / f"level_000{i}")["mask"]["params"] for i in (1, 2, 3)
-    ]
+    levels = [stage.id for stage in stages.chain(one) if stage.kind == "level"]
+    folder = tmp_path / "tiny" / "stages"
+    held = [checkpoint.load(folder / level / "arrays")["mask"] for level in levels]
     grown = [
         bool((after["fc1"]["kernel"] & ~before["fc1"]["kernel"]).any())
         for before, after in itertools.pairwise(held)
@@ -306,8 +325,8 @@ def killed_run(folder, moments):
 
 
 def test_a_study_killed_in_any_stage_ends_with_the_same_bits(tmp_path):
-    """Within the second level of IMP, and between training and evaluation."""
-    record, mask = killed_run(tmp_path / "killed", ["imp 1", "evaluate 0"])
+    """After the dense network, within the second level of IMP, and before evaluation."""
+    record, mask = killed_run(tmp_path / "killed", ["level 0", "train 1", "evaluate 0"])
     whole, expected = killed_run(tmp_path / "whole", [])
     for name, array in expected.items():
         np.testing.assert_array_equal(mask[name], array)
@@ -328,7 +347,7 @@ def test_only_narrows_and_refuses_what_matches_nothing():
             config.select_cells(cells, [wrong])
 
 
-def test_bad_cells_are_refused(tmp_path):
+def test_bad_cells_are_refused():
     with pytest.raises(
         ValueError, match="method 'snap' is not known. Pass one of rand, mag"
     ):
@@ -342,8 +361,15 @@ def test_bad_cells_are_refused(tmp_path):
     late = dataclasses.replace(RECIPE, rewind_epochs=1.0)
     with pytest.raises(ValueError, match="before the end of training at 1.0; got 1.0"):
         cell("imp2", recipe=late)
-    with pytest.raises(ValueError, match="scoring wants 100 examples.*has 50"):
-        list(runner.run(study(cell(train_examples=50)), tmp_path, FOUND))
+    with pytest.raises(ValueError, match="SNIP scores with 100 .*train_examples is 50"):
+        cell(train_examples=50)
+    with pytest.raises(
+        ValueError, match="rewind 'late' is not known. Pass one of init"
+    ):
+        cell("imp2", recipe=dataclasses.replace(RECIPE, rewind="late"))
+    falling = dataclasses.replace(RECIPE.training, rate="cosine")
+    with pytest.raises(ValueError, match='which is 0 with rate="cosine"'):
+        cell("imp_finetune", recipe=dataclasses.replace(RECIPE, training=falling))
 
 
 def test_a_half_written_record_is_named_with_its_repair(ran):
@@ -385,3 +411,99 @@ def test_a_stage_of_other_settings_under_the_same_name_is_refused(ran, tmp_path)
     path.write_text(json.dumps(held))
     with pytest.raises(records.RunsError, match="other settings than its name says"):
         list(runner.run(study(whole.cells[0]), tmp_path, FOUND))
+
+
+def test_a_reduced_study_says_so_in_every_cell_and_above_every_table():
+    whole = study(cell("imp2"), cell("grasp"))
+    small = config.reduced(whole, epochs_scale=0.5, width=0.02, train_examples=256)
+    (note,) = small.notes
+    assert note.startswith(
+        "Reduced run: epochs x 0.5, width 0.02, 256 training pictures."
+    )
+    for one in small.cells:
+        assert (one.width, one.train_examples) == (0.02, 256)
+        assert one.recipe.epochs_scale == 0.5
+        assert one.recipe.training.epochs == 0.5
+        assert one.recipe.rewind_epochs == 0.25
+    assert config.reduced(whole) == whole
+    twice = config.reduced(config.reduced(whole, epochs_scale=0.5), epochs_scale=0.5)
+    assert twice.cells[0].recipe.epochs_scale == 0.25
+    with pytest.raises(ValueError, match="epochs_scale multiplies all epochs; got 0"):
+        config.reduced(whole, epochs_scale=0)
+
+
+def test_lengths_differ_by_method_where_the_recipe_says_so():
+    recipe = dataclasses.replace(
+        RECIPE,
+        rewind="weights_kept",
+        dense_epochs=4.0,
+        level_epochs=0.5,
+        grasp_epochs=3.0,
+    )
+    spent = {
+        name: sum(map(stages.epochs, stages.chain(cell(name, recipe=recipe))))
+        for name in config.COMPARED
+    }
+    assert spent == {
+        "rand": 1, "snip": 1, "synflow": 1, "grasp": 3, "mag": 5,
+        "imp2": 2, "imp3": 2.5, "imp4": 3,
+    }  # fmt: skip
+
+
+def test_fine_tuning_goes_on_at_the_last_learning_rate():
+    training = Training(
+        1.0, 256, 0.1, rate="steps", drop_epochs=(0.2, 0.8), warmup_epochs=0.1
+    )
+    recipe = dataclasses.replace(RECIPE, training=training)
+    last = {
+        name: [
+            s for s in stages.chain(cell(name, 0.1, recipe=recipe)) if s.kind == "train"
+        ][-1]
+        for name in ("imp_late", "imp_rate", "imp_finetune")
+    }
+    assert {stage.own["start"] for stage in last.values()} == {0.5}
+    assert last["imp_rate"].own["training"] == last["imp_late"].own["training"]
+    tuned = last["imp_finetune"].own["training"]
+    assert (tuned["rate"], tuned["warmup_epochs"]) == ("constant", 0.0)
+    assert tuned["learning_rate"] == pytest.approx(0.001)
+
+
+def test_levels_of_20_percent_end_at_the_density_asked_for():
+    found = config.level_densities(cell("imp_late", 0.25))
+    assert found == pytest.approx([0.8, 0.64, 10**-0.25])
+    assert config.level_densities(cell("imp_late", 0.0)) == [1.0]
+    assert config.level_densities(cell("imp4", 2.0))[1::2] == [0.1, 0.01]
+
+
+def test_three_ways_to_rewind_share_a_trunk_and_the_line_between_two_trainings(
+    tmp_path,
+):
+    names = ("imp_late", "imp_rate", "imp_finetune", "imp_connect")
+    cells = [cell(name, 0.15) for name in names]
+    plan = runner.plan(study(*cells), tmp_path / "nowhere")
+    assert [s.kind for s in plan.stages].count("train") == 7  # dense, and 2 levels x 3
+    found = list(runner.run(study(*cells), tmp_path, FOUND))
+    assert len({record.loss for record in found[:3]}) == 3
+    connected = found[3]
+    assert (connected.loss, connected.latency) == (found[0].loss, {})
+    errors = connected.connectivity["errors"]
+    assert len(errors) == 30
+    assert errors[0] == pytest.approx(100 - connected.accuracy)
+    assert errors[-1] != errors[0]  # other noise, another network
+    expected = max(errors) - (errors[0] + errors[-1]) / 2
+    assert connected.connectivity["barrier"] == pytest.approx(expected)
+
+
+def test_memory_is_sampled_between_epochs_of_training(ran):
+    for record in ran[2]:
+        assert 0 < record.training_memory["machine_percent"] <= 100
+        assert (
+            record.training_memory["device_in_use"] is None
+        )  # a CPU keeps no statistics
+
+
+def test_an_epoch_is_timed_on_some_of_its_steps():
+    one = cell(recipe=dataclasses.replace(RECIPE, training=Training(30.0, 8, 0.1)))
+    found = runner.epoch_time(study(one), FOUND)
+    assert (found.timed, found.steps) == (20, 64)
+    assert found.seconds > 0

@@ -1,0 +1,75 @@
+"""What `study.py check` finds, and how it ends."""
+
+import dataclasses
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+import experiments
+from experiments import fidelity
+from jaxprune.study import records
+from tests.report.test_report import record
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+
+
+def full(method, c, accuracy, recipe="as_run", **changes):
+    one = record(method, c, 0, accuracy)
+    cell = {
+        **one.cell,
+        "recipe": {"name": recipe, "epochs_scale": 1.0},
+        "width": 1.0,
+        "train_examples": None,
+        **changes,
+    }
+    return dataclasses.replace(one, cell=cell)
+
+
+def test_accuracies_are_compared_within_the_stated_tolerance():
+    found = [full("snip", 0.5, 88.0), full("snip", 1, 60.0), full("rand", 2, 10.0)]
+    assert [finding.holds for finding in fidelity.accuracies(found)] == [
+        True,
+        False,
+        True,
+    ]
+    (mean,) = fidelity.accuracies([full("snip", 0.5, 86.0), full("snip", 0.5, 90.0)])
+    assert (mean.got, mean.expected) == (88.0, 88.55)
+
+
+def test_what_can_not_be_compared_is_left_out():
+    reduced = full("snip", 0.5, 50.0, width=0.25)
+    scattered, unpublished = full("mag", 2, 80.0), full("snip", 0.3, 50.0)
+    assert not list(fidelity.accuracies([reduced, scattered, unpublished]))
+
+
+def test_the_corrected_recipe_is_compared_with_the_synflow_paper():
+    (finding,) = fidelity.accuracies([full("synflow", 2, 89.0, "corrected")])
+    assert (finding.expected, finding.holds) == (90.08, True)
+    assert not list(fidelity.accuracies([full("mag", 1, 93.0, "corrected")]))
+
+
+@pytest.mark.parametrize(("got", "code"), [(10.0, None), (13.0, 1)])
+def test_check_exits_1_with_what_differs(got, code, tmp_path, monkeypatch, capsys):
+    one = full("rand", 2, got)
+    folder = tmp_path / "poster-as_run"
+    records.open_runs(folder, "poster-as_run", [{"id": one.id, "cell": one.cell}], [])
+    (folder / one.id).mkdir()
+    records.write(folder / one.id, one)
+    preset = experiments.STUDIES["poster"]._replace(check=fidelity.accuracies)
+    monkeypatch.setitem(experiments.STUDIES, "poster", preset)
+    monkeypatch.syspath_prepend(SCRIPTS)
+    spec = importlib.util.spec_from_file_location("study_script", SCRIPTS / "study.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    if code is None:
+        script.check("poster", recipe="as_run", runs_dir=tmp_path)
+    else:
+        with pytest.raises(SystemExit) as ended:
+            script.check("poster", recipe="as_run", runs_dir=tmp_path)
+        assert ended.value.code == code
+    printed = capsys.readouterr().out
+    word = "ok     " if code is None else "DIFFERS"
+    assert f"{word} accuracy of rand, c = 2: {got:g}, expected 10 ± 2" in printed
+    assert "_cli" in sys.modules
