@@ -479,7 +479,9 @@ def test_three_ways_to_rewind_share_a_trunk_and_the_line_between_two_trainings(
     tmp_path,
 ):
     names = ("imp_late", "imp_rate", "imp_finetune", "imp_connect")
-    cells = [cell(name, 0.15) for name in names]
+    training = Training(1.0, 256, 0.1, rate="steps", drop_epochs=(0.6,))
+    recipe = dataclasses.replace(RECIPE, training=training)
+    cells = [cell(name, 0.15, recipe=recipe) for name in names]
     plan = runner.plan(study(*cells), tmp_path / "nowhere")
     assert [s.kind for s in plan.stages].count("train") == 7  # dense, and 2 levels x 3
     found = list(runner.run(study(*cells), tmp_path, FOUND))
