@@ -21,13 +21,16 @@ RECIPES = {"corrected": poster.RECIPES["corrected"]}
 REWINDS = ("imp_late", "imp_rate", "imp_finetune")
 _LEVEL = -math.log10(METHODS["imp_late"].keeps or 1)
 
-# The dense network, trained again from the early iteration; 20 levels; and 1 % sharp.
-COMPRESSIONS = (*(round(level * _LEVEL, 12) for level in range(21)), 2.0)
-CONNECTED = COMPRESSIONS[:21:4]
+# 20 levels, and 1 % sharp.
+COMPRESSIONS = (*(round(level * _LEVEL, 12) for level in range(1, 21)), 2.0)
+CONNECTED = (0.0, *COMPRESSIONS[3:20:4])
 
 
 def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
     """List the cells of the study, seed by seed, from dense to sparse."""
+    points = [("dense", 0.0)]
+    points += [("imp_connect", compression) for compression in CONNECTED]
+    points += [(method, c) for c in COMPRESSIONS for method in REWINDS]
     cells = [
         Cell(
             dataset=found.name,
@@ -41,7 +44,6 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
             recipe=RECIPES[recipe or "corrected"],
         )
         for seed in range(seeds)
-        for compression in COMPRESSIONS
-        for method in (*REWINDS, *(["imp_connect"] * (compression in CONNECTED)))
+        for method, compression in sorted(points, key=lambda point: point[1])
     ]
     return Study("imp_curve", cells, [f"Data: {found.about}"])

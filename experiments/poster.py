@@ -75,6 +75,7 @@ def check(records: Sequence[Record]) -> "Iterator[Finding]":
 def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
     """List the cells of the study, seed by seed; without a name, of the corrected recipe."""
     chosen = RECIPES[recipe or "corrected"]
+    points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in COMPARED)]
     cells = [
         Cell(
             dataset=found.name,
@@ -89,7 +90,6 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
             batch_norm=chosen.name == "corrected",
         )
         for seed in range(seeds)
-        for compression in COMPRESSIONS
-        for method in COMPARED
+        for method, compression in points
     ]
     return Study(f"poster-{chosen.name}", cells, [f"Data: {found.about}"])

@@ -48,6 +48,13 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise
         fail(str(error))
+    except OSError as error:
+        if os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        fail(
+            f"{error.filename or 'a file'}: {error.strerror or error}. Move it away or pass "
+            "another folder."
+        )
     except (OverflowError, MemoryError, RuntimeError) as error:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise

@@ -42,7 +42,7 @@ def prune(
 
     Args:
         model: such as conv2, vgg16, resnet20 or lenet-300-100.
-        method: rand, mag, snip, grasp, synflow, imp2, imp3 or imp4.
+        method: dense, rand, mag, snip, grasp, synflow, imp2, imp3 or imp4.
         c: compression; 10**-c of the prunable weights are kept.
         dataset: digits, or one prepared by fetch_data.py.
         epochs: of training, at every level of IMP.

@@ -65,7 +65,7 @@ def run(
     """Run the cells of a study that are not finished yet, then write its report.
 
     Args:
-        name: the study, digits or poster.
+        name: the study: digits, poster or imp_curve.
         only: conditions that cells must meet, such as method=snip,synflow c=1.
         seeds: how many seeds; more than one gives mean ± standard deviation.
         recipe: of poster, as_run or corrected.
@@ -86,13 +86,13 @@ def run(
         )
     preset = STUDIES[name]
     found = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
-    whole = config.reduced(
-        preset.study(found, seeds, recipe),
+    whole = preset.study(found, seeds, recipe)
+    study = config.reduced(
+        whole._replace(cells=config.select_cells(whole.cells, only)),
         epochs_scale=epochs_scale,
         width=width,
         train_examples=train_examples,
     )
-    study = whole._replace(cells=config.select_cells(whole.cells, only))
     if executor not in executors.EXECUTORS:
         raise ValueError(
             f"executor '{executor}' is not known. Pass one of "
@@ -108,6 +108,13 @@ def run(
         f"{planned.alone:g}.",
         highlight=False,
     )
+    if planned.unlisted:
+        console.print(
+            f"{planned.unlisted} finished cells of {folder} have another recipe or size. "
+            "They stay there, but status and report list them no longer: pass another "
+            "--runs-dir to see both.",
+            highlight=False,
+        )
     if plan:
         _print_plan(study, planned, found)
         return
@@ -211,7 +218,7 @@ def status(
     """List which cells of a study are done.
 
     Args:
-        name: the study, digits or poster.
+        name: the study: digits, poster or imp_curve.
         recipe: of poster, as_run or corrected.
         runs_dir: where its results are kept.
     """
@@ -233,7 +240,7 @@ def report(
     """Write the report of what is finished, and print its tables.
 
     Args:
-        name: the study, digits or poster.
+        name: the study: digits, poster or imp_curve.
         recipe: of poster, as_run or corrected.
         runs_dir: where its results are kept.
     """

@@ -6,7 +6,7 @@ How each was taken is read off its author's code and logs; README.md says how fa
 import csv
 from pathlib import Path
 
-from jaxprune.report import Comparison, Published, Quantity
+from jaxprune.report import Comparison, Published, Quantity, flop_ratio
 
 FOLDER = Path(__file__).parent
 
@@ -32,19 +32,15 @@ _TABLES = (
             3,
             "Published: one pass over the 10,000 test pictures on one GPU, batch 256, the "
             "loader and the copies from the host included, timed once. Ours: the same pass, "
-            "median of 3, on the device named above; the compiled call alone is in the "
-            "table of inference time.",
+            "median of 3, on the device that the report names; the compiled call alone is in "
+            "the table of inference time.",
         ),
     ),
     (
         "table3_flop_ratio",
         Quantity(
             "Table 3: kept FLOPs / dense FLOPs",
-            lambda record: (
-                None
-                if record.macs_kept is None or not record.macs_dense
-                else record.macs_kept / record.macs_dense
-            ),
+            flop_ratio,
             4,
             "Published and ours: multiply-accumulates that the mask leaves, biases in full, "
             "counted and not timed; no run of either was faster for it.",

@@ -14,5 +14,6 @@ from jaxprune.report.tables import (
     beside as beside,
     build as build,
     by_layer as by_layer,
+    flop_ratio as flop_ratio,
     terminal as terminal,
 )

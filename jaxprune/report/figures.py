@@ -2,6 +2,7 @@
 
 import functools
 import statistics
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -52,12 +53,19 @@ def draw(
     folder.mkdir(parents=True, exist_ok=True)
     drawn = []
     beside = functools.partial(_layer_macs, published=published_layers or {})
-    for name, make in {**FIGURES, "layer_macs": beside}.items():
+    makers = {**FIGURES, "layer_macs": beside}
+    if any(record.connectivity for record in records):
+        makers["connectivity"] = _connectivity
+    for name, make in makers.items():
         # The order of ids in an SVG would else change from run to run.
         with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
             figure = make(records)
             if notes:
-                figure.supxlabel(" ".join(notes), fontsize=7)
+                columns = int(16 * figure.get_figwidth())  # what fits at this size
+                lines = [
+                    line for note in notes for line in textwrap.wrap(note, columns)
+                ]
+                figure.supxlabel("\n".join(lines), fontsize=7)
             figure.draw_without_rendering()
             figure.set_layout_engine("none")  # laid out once, not for every format
             for suffix in ("png", "svg"):
@@ -170,9 +178,17 @@ def _layers(records: Sequence[Record]) -> Figure:
         panel.set_ylim(bottom=0)
         panel.grid(alpha=0.25)
     grid[0, 0].set_ylabel("kept in the layer (%)")
-    handles, labels = grid[0, 0].get_legend_handles_labels()
+    drawn = [panel.get_legend_handles_labels() for panel in grid.flat]
+    named = {
+        label: handle for panel in drawn for handle, label in zip(*panel, strict=True)
+    }
+    shown = {title: named[title] for title in order if title in named}
     figure.legend(
-        handles, labels, ncols=len(labels), loc="outside upper center", fontsize=8
+        list(shown.values()),
+        list(shown),
+        ncols=max(1, len(shown)),
+        loc="outside upper center",
+        fontsize=8,
     )
     return figure
 
@@ -251,6 +267,31 @@ def _layer_macs(
         f"{10.0**-compression:.3g}): ours (dots){crosses}, dense (grey)",
         fontsize=9,
     )
+    return figure
+
+
+def _connectivity(records: Sequence[Record]) -> Figure:
+    """Draw the error on the line between two trainings, a line a density."""
+    found = [record for record in records if record.connectivity]
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for i, record in enumerate(found):
+        errors = record.connectivity["errors"]
+        density = 10.0 ** -record.cell["compression"]
+        barrier = record.connectivity["barrier"]
+        axes.plot(
+            np.linspace(0, 1, len(errors)),
+            errors,
+            label=f"density {density:.3g}, seed {record.cell['seed']}: barrier {barrier:.2f}",
+            color=_COLOURS[i % len(_COLOURS)],
+            marker=_MARKERS[i % len(_MARKERS)],
+            markersize=3,
+            linewidth=1,
+        )
+    axes.set_xlabel("share of the way from one training to the other")
+    axes.set_ylabel("test error (%)")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25)
+    axes.legend(fontsize=7)
     return figure
 
 

@@ -17,6 +17,8 @@ CAPTIONS = {
     "effective_density": "Share of the kept weights that lie on a path of kept weights from "
     "input to output; the rest does nothing.",
     "weight_histograms": "Weights that the mask keeps, layer by layer, after training.",
+    "connectivity": "Test error between two networks that were trained from the same early "
+    "iteration with other noise; flat means that they lie in one valley.",
     "layer_macs": "Multiply-accumulates that the mask keeps in each layer, as a share of the "
     "whole dense network's.",
 }
@@ -84,9 +86,10 @@ def build_all(
     ours = [tables.build(found, name, notes) for name in tables.TABLES]
     if published is None:
         return ours
+    layers = tables.by_layer(found, published.layers, 0.5, notes)
     return [
         *(tables.beside(found, comparison, notes) for comparison in published.tables),
-        tables.by_layer(found, published.layers, 0.5, notes),
+        *([layers] if layers.rows else []),
         *ours,
     ]
 

@@ -24,7 +24,8 @@ class Quantity(NamedTuple):
     how: str
 
 
-def _ratio(record: Record) -> float | None:
+def flop_ratio(record: Record) -> float | None:
+    """Return kept multiply-accumulates / dense, None where they were not counted."""
     if record.macs_kept is None or not record.macs_dense:
         return None
     return record.macs_kept / record.macs_dense
@@ -46,7 +47,7 @@ TABLES: Mapping[str, Quantity] = {
     ),
     "flop_ratio": Quantity(
         "Kept multiply-accumulates / dense",
-        _ratio,
+        flop_ratio,
         4,
         "What the mask leaves of each layer's multiply-accumulates, biases and "
         "normalisation in full; what a perfect sparse machine would do.",
@@ -178,6 +179,12 @@ def build(records: Sequence[Record], name: str, notes: Sequence[str] = ()) -> Ta
         ValueError: if there are no records.
     """
     quantity, columns = TABLES[name], _columns(records)
+    if any(_mean(_of(records, method), quantity) is not None for method in columns):
+        columns = {  # a method that this quantity is not measured of has no column
+            method: title
+            for method, title in columns.items()
+            if any(_cell([record], quantity) for record in _of(records, method))
+        }
     rows = [
         [f"{c:g}", f"{10.0**-c:.3g}"]
         + [_cell(_at(records, method, c), quantity) for method in columns]
@@ -185,6 +192,10 @@ def build(records: Sequence[Record], name: str, notes: Sequence[str] = ()) -> Ta
     ]
     head = ["c", "density", *columns.values()]
     return Table(name, quantity.title, head, rows, quantity.how, notes)
+
+
+def _of(records: Sequence[Record], method: str) -> list[Record]:
+    return [record for record in records if record.cell["method"] == method]
 
 
 def beside(
@@ -329,7 +340,7 @@ def terminal(table: Table) -> rich.table.Table:
         min_width=78,
     )
     for title in table.head:
-        laid.add_column(title, justify="right", no_wrap=True)
+        laid.add_column(title, justify="right", no_wrap=True, min_width=len(title))
     for row in table.rows:
         laid.add_row(*(cell.replace(" ± ", "\n±") for cell in row))
     return laid
@@ -359,7 +370,8 @@ def frame(records: Sequence[Record]) -> pl.DataFrame:
         records: of one study.
 
     Returns:
-        A frame with the cell's id, method, c and seed, its status and all of TABLES.
+        A frame with the cell's id, method, c, seed, recipe and size, its status and all of
+        TABLES.
     """
     return pl.DataFrame(
         [
@@ -368,6 +380,10 @@ def frame(records: Sequence[Record]) -> pl.DataFrame:
                 "method": record.cell["method"],
                 "c": float(record.cell["compression"]),
                 "seed": int(record.cell["seed"]),
+                "recipe": record.cell["recipe"].get("name"),
+                "epochs_scale": record.cell["recipe"].get("epochs_scale"),
+                "width": record.cell["width"],
+                "train_examples": record.cell.get("train_examples"),
                 "status": record.status,
                 **{name: _float(of.reads(record)) for name, of in TABLES.items()},
             }

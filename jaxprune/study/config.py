@@ -13,12 +13,12 @@ from jaxprune.train import Training
 class Method(NamedTuple):
     """A column of the study's tables.
 
-    score: name in scores.SCORERS; levels: of iterative magnitude pruning, 0 for methods
-    that prune once; keeps: instead of a number of levels, the share of the remaining
-    weights that each keeps; rewind: a key of REWINDS where it is the method that says so and
-    not the recipe; pretrained: whether the dense network is trained before scoring; points:
-    where the network is trained once more from the early iteration, with other noise, at how
-    many points between the two the error is measured.
+    score: name in scores.SCORERS, empty for the dense network itself; levels: of iterative
+    magnitude pruning, 0 for methods that prune once; keeps: instead of a number of levels,
+    the share of the remaining weights that each keeps; rewind: a key of REWINDS where it is
+    the method that says so and not the recipe; pretrained: whether the dense network is
+    trained before scoring; points: where the network is trained once more from the early
+    iteration, with other noise, at how many points between the two the error is measured.
     """
 
     title: str
@@ -31,6 +31,7 @@ class Method(NamedTuple):
 
 
 METHODS: Mapping[str, Method] = {
+    "dense": Method("Dense", "", pretrained=True),
     "rand": Method("Rand", "random"),
     "mag": Method("Mag", "magnitude", pretrained=True),
     "snip": Method("SNIP", "snip"),
@@ -40,20 +41,20 @@ METHODS: Mapping[str, Method] = {
     "imp3": Method("IMP-3", "magnitude", levels=3, pretrained=True),
     "imp4": Method("IMP-4", "magnitude", levels=4, pretrained=True),
     "imp_late": Method(
-        "IMP, late rewinding", "magnitude", keeps=0.8, rewind="early", pretrained=True
+        "IMP-late", "magnitude", keeps=0.8, rewind="early", pretrained=True
     ),
     "imp_rate": Method(
-        "IMP, learning-rate rewinding",
+        "IMP-rate",
         "magnitude",
         keeps=0.8,
         rewind="learning_rate",
         pretrained=True,
     ),
     "imp_finetune": Method(
-        "IMP, fine-tuning", "magnitude", keeps=0.8, rewind="finetune", pretrained=True
+        "IMP-tune", "magnitude", keeps=0.8, rewind="finetune", pretrained=True
     ),
     "imp_connect": Method(
-        "IMP, late rewinding, twice",
+        "IMP-twice",
         "magnitude",
         keeps=0.8,
         rewind="early",
@@ -152,10 +153,14 @@ class Cell:
                 "compression c keeps 10**-c of the weights and lies in [0, 300); got "
                 f"{self.compression}. For a density of d, pass -log10(d)."
             )
-        if not 0 < self.width < math.inf or not 0 <= self.seed < 2**32:
+        if not 0 < self.width < math.inf:
             raise ValueError(
-                f"width {self.width} must be positive and finite, and seed {self.seed} a "
-                "whole number from 0 to 2**32 - 1. Mend the one that is not."
+                f"width must be positive and finite; got {self.width}. Pass a factor on the "
+                "number of channels, such as 0.25."
+            )
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(
+                f"seed must be a whole number from 0 to 2**32 - 1; got {self.seed}. Pass one."
             )
         recipe = self.recipe
         if rewind_of(self) not in REWINDS:
@@ -245,7 +250,7 @@ def reduced(
     width: float | None = None,
     train_examples: int | None = None,
 ) -> Study:
-    """Make a study smaller; every cell and a note above every table say how.
+    """Run a study at another size; every cell and a note above every table say how.
 
     Args:
         study: at full size.
@@ -260,19 +265,17 @@ def reduced(
         ValueError: if an option is out of range.
 
     Example:
-        >>> reduced(Study("empty", []), width=0.25).notes
-        ('Reduced run: width 0.25. Its figures are not those of the full study.',)
+        >>> len(reduced(Study("empty", []), epochs_scale=0.1).notes)
+        1
     """
     if not 0 < epochs_scale < math.inf:
         raise ValueError(
             f"epochs_scale multiplies all epochs; got {epochs_scale}. Pass a positive "
             "number, such as 0.1."
         )
+    said = [] if epochs_scale == 1.0 else [f"epochs x {epochs_scale:g}"]
     changes: dict[str, Any] = {}
-    said = []
-    if epochs_scale != 1.0:
-        said.append(f"epochs x {epochs_scale:g}")
-    if width is not None:
+    if width is not None and any(cell.width != width for cell in study.cells):
         changes["width"] = width
         said.append(f"width {width:g}")
     if train_examples is not None:
@@ -285,7 +288,8 @@ def reduced(
         for cell in study.cells
     ]
     note = (
-        f"Reduced run: {', '.join(said)}. Its figures are not those of the full study."
+        f"Run at another size than the study's own: {', '.join(said)}. Its figures are not "
+        "those of the full study."
     )
     return study._replace(cells=cells, notes=(*study.notes, note))
 

@@ -19,7 +19,7 @@ def inspect(
 ) -> workbench.Output:
     """Say what the mask leaves, which no training changes."""
     del at
-    network, mask = workbench.network(settings), inputs["mask"]
+    network, mask = workbench.network(settings), workbench.mask_of(inputs)
     dense = profiling.macs(
         lambda params, x: network.apply(params, inputs["state"], x)[0],
         inputs["params"],
@@ -58,7 +58,7 @@ def evaluate(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
     """Evaluate on the test set, and bin the kept weights of each layer."""
-    network, mask = workbench.network(settings), inputs["mask"]
+    network, mask = workbench.network(settings), workbench.mask_of(inputs)
     params = masks.apply(inputs["params"], mask)
     test = workbench.test_set(at)
     found = train.evaluate(network.apply, params, inputs["state"], test)
@@ -89,7 +89,7 @@ def profile(
 ) -> workbench.Output:
     """Time the call and a pass with its data feed; memory comes from a process of its own."""
     network, state = workbench.network(settings), inputs["state"]
-    params = masks.apply(inputs["params"], inputs["mask"])
+    params = masks.apply(inputs["params"], workbench.mask_of(inputs))
     test = workbench.test_set(at)
     host, how = np.asarray(test.images), test.how
     first = data.preprocess(test.images[jnp.arange(PROFILE_BATCH) % len(host)], how)

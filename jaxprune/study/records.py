@@ -17,6 +17,9 @@ from typing import Any
 
 FORMAT = 1
 
+# What the report names of the versions and the machine.
+MADE = ("kind", "devices", "processor", "cores", "ram_gb", "jax", "flax", "jaxprune")
+
 
 class RunsError(Exception):
     """A runs folder that can't be used as it is; its text is for the user."""
@@ -117,13 +120,27 @@ def read(path: Path) -> Record:
     held = read_json(path, repair)
     try:
         layers = [Layer(**layer) for layer in held["layers"]]
-        return Record(**{**held, "layers": layers})
+        record = Record(**{**held, "layers": layers})
     except (TypeError, KeyError) as error:
         raise RunsError(f"{path} is no whole record ({error}). {repair}") from error
+    numbers = (record.accuracy, record.loss, record.density, record.macs_kept)
+    dicts = (record.made, record.latency, record.memory, record.training_memory)
+    if not (
+        _is_cell(record.cell)
+        and all(map(_is_number, (*numbers, record.epochs, record.seconds)))
+        and all(isinstance(value, dict) for value in dicts)
+        and {*MADE, "commit", "began"} <= set(record.made)
+    ):
+        raise RunsError(f"{path} is no whole record. {repair}")
+    return record
 
 
 def open_runs(
-    folder: Path, name: str, cells: Sequence[Any], notes: Sequence[str]
+    folder: Path,
+    name: str,
+    cells: Sequence[Any],
+    notes: Sequence[str],
+    methods: Sequence[str] = (),
 ) -> None:
     """Make or take up the folder of a study; cells of earlier runs stay listed.
 
@@ -132,6 +149,7 @@ def open_runs(
         name: of the study.
         cells: `{"id": ..., "cell": ...}` of this run, in the study's order.
         notes: printed above every table.
+        methods: the order of the columns, whichever cells are run first.
 
     Raises:
         RunsError: if it can't be written, or belongs to another version or study.
@@ -142,16 +160,13 @@ def open_runs(
         held = read_study(folder)["cells"] if path.exists() else []
         known = {cell["id"] for cell in cells}
         recipes = [_recipe(cell["cell"]) for cell in cells]
-        # The study's own order first, then what earlier runs had besides; other recipes
-        # stay on disk, but must not be averaged with these.
-        listed = [
-            *cells,
-            *(
-                c
-                for c in held
-                if c["id"] not in known and _recipe(c["cell"]) in recipes
-            ),
+        # Other recipes and sizes stay on disk, but must not be averaged with these.
+        earlier = [
+            c for c in held if c["id"] not in known and _recipe(c["cell"]) in recipes
         ]
+        listed = sorted(
+            [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
+        )
         value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
         write_json(path, value)
     except OSError as error:
@@ -159,6 +174,27 @@ def open_runs(
             f"the runs folder {folder} can't be written ({error.strerror}). Pass a folder "
             "that can be, with --runs-dir."
         ) from error
+
+
+def _rank(method: str, methods: Sequence[str]) -> int:
+    return methods.index(method) if method in methods else len(methods)
+
+
+def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
+    """Count the finished cells of a folder that a run of these cells lists no longer.
+
+    Args:
+        folder: `runs/<study>`; need not exist.
+        cells: configs of the run.
+
+    Raises:
+        RunsError: if the folder belongs to another version.
+    """
+    if not (folder / "study.json").exists():
+        return 0
+    recipes = [_recipe(cell) for cell in cells]
+    held = [c for c in read_study(folder)["cells"] if _recipe(c["cell"]) not in recipes]
+    return sum((folder / cell["id"] / "record.json").exists() for cell in held)
 
 
 def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -180,8 +216,9 @@ def read_study(folder: Path) -> dict[str, Any]:
         )
     repair = "Pass another folder with --runs-dir, or delete this one."
     held = read_json(path, repair)
-    if isinstance(held, dict) and held.get("format") == FORMAT and "cells" not in held:
-        raise RunsError(f"{path} is not whole: it lists no cells. {repair}")
+    current = isinstance(held, dict) and held.get("format") == FORMAT
+    if current and not _lists_cells(held):
+        raise RunsError(f"{path} is not whole: it lists no cells or no notes. {repair}")
     if not isinstance(held, dict) or held.get("format") != FORMAT:
         found = held.get("format") if isinstance(held, dict) else None
         raise RunsError(
@@ -189,6 +226,33 @@ def read_study(folder: Path) -> dict[str, Any]:
             f"{FORMAT}. {repair}"
         )
     return held
+
+
+def _lists_cells(held: Mapping[str, Any]) -> bool:
+    cells, notes = held.get("cells"), held.get("notes")
+    return (
+        isinstance(notes, list)
+        and isinstance(cells, list)
+        and all(
+            isinstance(cell, dict)
+            and isinstance(cell.get("id"), str)
+            and _is_cell(cell.get("cell"))
+            for cell in cells
+        )
+    )
+
+
+def _is_cell(cell: Any) -> bool:
+    kinds = {"method": str, "dataset": str, "data_version": str, "model": str}
+    kinds |= {"compression": (int, float), "seed": int, "width": (int, float)}
+    kinds |= {"recipe": dict}
+    return isinstance(cell, dict) and all(
+        isinstance(cell.get(name), kind) for name, kind in kinds.items()
+    )
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or isinstance(value, int | float)
 
 
 def read_all(folder: Path) -> list[Record]:

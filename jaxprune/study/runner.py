@@ -13,7 +13,7 @@ import numpy as np
 
 import jaxprune
 from jaxprune import data, profiling, tree
-from jaxprune.study import config, executors, measure, records, stages, workbench
+from jaxprune.study import config, executors, measure, records, stages, work, workbench
 from jaxprune.study.config import Cell, Study
 from jaxprune.study.records import Layer, Record, RunsError
 from jaxprune.study.stages import Stage
@@ -42,7 +42,9 @@ class Plan(NamedTuple):
 
     stages: each once, in order; finished: ids of those that are on disk; epochs: of
     training left to do; alone: epochs if every cell ran by itself; shared: saved since
-    beginnings are shared; cells_done: ids of the cells with a record.
+    beginnings are shared; cells_done: ids of the cells with a record; unlisted: how many
+    finished cells of the folder have other settings, so that no table may average them with
+    these: they stay on disk and are no longer listed.
     """
 
     stages: Sequence[Stage]
@@ -51,6 +53,7 @@ class Plan(NamedTuple):
     alone: float
     shared: float
     cells_done: frozenset[str]
+    unlisted: int
 
 
 def plan(study: Study, folder: Path) -> Plan:
@@ -74,7 +77,9 @@ def plan(study: Study, folder: Path) -> Plan:
     alone = sum(stages.epochs(stage) for chain in chains for stage in chain)
     once = sum(stages.epochs(stage) for stage in unique.values())
     left = sum(stages.epochs(s) for i, s in unique.items() if i not in done)
-    return Plan(tuple(unique.values()), done, left, alone, alone - once, recorded)
+    saved, cells = alone - once, [config.as_json(cell) for cell in study.cells]
+    unlisted = records.count_unlisted(folder, cells)
+    return Plan(tuple(unique.values()), done, left, alone, saved, recorded, unlisted)
 
 
 def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
@@ -90,7 +95,24 @@ def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
     training = next(s for s in stages.chain(study.cells[0]) if s.kind == "train")
     most = 20 if profiling.describe()["platform"] == "cpu" else None
     bench = workbench.Bench(found, lambda history: None)
+    work.steps(training.settings, bench)
     return measure.epoch_time(training.settings, bench, most)
+
+
+def check(planned: Plan, found: data.Found) -> None:
+    """Refuse what would fail only after hours: a stage that has no step to train.
+
+    Args:
+        planned: what there is to do.
+        found: where the data set lies.
+
+    Raises:
+        ValueError: if a stage has nothing to do, or asks for more pictures than there are.
+    """
+    bench = workbench.Bench(found, lambda history: None)
+    for stage in planned.stages:
+        if stages.epochs(stage) and stage.id not in planned.finished:
+            work.steps(stage.settings, bench)
 
 
 def run(
@@ -114,14 +136,16 @@ def run(
 
     Raises:
         RunsError: if the runs folder can't be used.
+        ValueError: if a stage has no step to train.
     """
     folder = Path(runs_dir) / study.name
+    check(plan(study, folder), found)
     ids = [config.cell_id(cell) for cell in study.cells]
     listed = [
         {"id": name, "cell": config.as_json(cell)}
         for name, cell in zip(ids, study.cells, strict=True)
     ]
-    records.open_runs(folder, study.name, listed, study.notes)
+    records.open_runs(folder, study.name, listed, study.notes, list(config.METHODS))
     store = Store(folder, found, OrderedDict())
     made = describe()
     done_epochs = 0

@@ -63,13 +63,13 @@ def chain(cell: Cell) -> list[Stage]:
     }
     ranking = {"ties": recipe.ties, "density": config.density(cell)}
 
-    def training(epochs: float | None, start: float = 0, **own: Any) -> _Step:
+    def training(epochs: float | None, **own: Any) -> _Step:
         held = recipe.training
         if epochs is not None:
             held = dataclasses.replace(held, epochs=epochs)
-        if start and rewind.constant:
+        if "start" in own and rewind.constant:
             held = _at_last_rate(held)
-        own = {"early": None, "start": start, **own}
+        own = {"early": None, "start": 0, **own}
         return "train", {**pictures, **own, "training": config.as_json(held)}
 
     plan: list[_Step] = [("initialise", network)]
@@ -86,11 +86,11 @@ def chain(cell: Cell) -> list[Stage]:
         restart = {"rewind": rewind.weights, "regrow": recipe.regrow}
         for level, density in enumerate(config.level_densities(cell)):
             if level:
-                plan.append(training(recipe.level_epochs, start))
+                plan.append(training(recipe.level_epochs, start=start))
             own = {**ranking, "level": level, "density": density, **restart}
             plan.append(("level", own))
-        plan += [("inspect", {}), training(None, start)]
-    else:
+        plan += [("inspect", {}), training(None, start=start)]
+    elif method.score:
         scoring = {"score": method.score, **_scoring(cell, method.score, pictures)}
         rounds = recipe.synflow_rounds if method.score == "synflow" else 1
         if rounds == 1:
@@ -100,12 +100,13 @@ def chain(cell: Cell) -> list[Stage]:
             plan.append(("prune", {**scoring, **ranking, **rounded}))
         epochs = recipe.grasp_epochs if method.score == "grasp" else None
         plan += [("inspect", {}), training(epochs)]
-    plan.append(("evaluate", dict(pictures)))
+    else:
+        plan.append(("inspect", {}))
     if method.points:
-        _, again = training(None, recipe.rewind_epochs)
+        _, again = training(None, start=recipe.rewind_epochs)
         plan.append(("connect", {**again, "points": method.points}))
     else:
-        plan.append(("profile", dict(pictures)))
+        plan += [("evaluate", dict(pictures)), ("profile", dict(pictures))]
 
     stages: list[Stage] = []
     settings: dict[str, Any] = {}

@@ -125,6 +125,8 @@ def _read(
         raise RunsError(
             f"{path} belongs to other settings than its name says. {repair}"
         )
+    if not {"arrays", "facts", "seconds"} <= set(noted):
+        raise RunsError(f"{path} is not whole. {repair}")
     arrays = store.held.get(stage.id)
     if arrays is None:
         stored = path.parent / "arrays"

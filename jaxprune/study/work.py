@@ -67,11 +67,31 @@ def _fit(
     )
 
 
+def steps(settings: workbench.Settings, at: workbench.Bench) -> int:
+    """Count the steps that a stage trains for.
+
+    Raises:
+        ValueError: if there are none.
+    """
+    examples = workbench.train_set(settings, at).images.shape[0]
+    training = workbench.training(settings)
+    per_epoch = data.steps_per_epoch(examples, training.batch_size)
+    start = round(settings["start"] * per_epoch)
+    found = round(training.epochs * per_epoch) - start
+    if found < 1:
+        raise ValueError(
+            f"training to epoch {training.epochs:g} from {settings['start']:g} has no step "
+            f"with {examples} pictures in batches of {training.batch_size}. Train for more "
+            "epochs (--epochs-scale), on more pictures, or in smaller batches."
+        )
+    return found
+
+
 def _train(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
     params = inputs["params"]
-    mask = inputs.get("mask") or masks.ones_like(params)
+    mask = workbench.mask_of(inputs)
     samples: list[profiling.Sample] = []
 
     def on_epoch(history: Mapping[str, float]) -> None:
@@ -195,7 +215,7 @@ def _level(
     """Prune the trained weights, and rewind: `imp.step` after the stage that trained."""
     del at
     trained = {name: inputs[name] for name in ("params", "state")}
-    mask = inputs.get("mask") or masks.ones_like(inputs["params"])
+    mask = workbench.mask_of(inputs)
     restarts = {
         "init": lambda: dict(zip(("params", "state"), _initial(settings), strict=True)),
         "early": lambda: inputs["early"],
@@ -224,7 +244,7 @@ def _connect(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
     """Train the same weights again with other noise, and look between the two networks."""
-    mask = inputs["mask"]
+    mask = workbench.mask_of(inputs)
     again = _fit(settings, inputs["early"], mask, at, noise="noise")
     if again.diverged:
         return workbench.Output({}, {"diverged": True})

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxprune import data, models, train
-from jaxprune.types import ApplyFn, RandomKey
+from jaxprune import data, masks, models, train
+from jaxprune.types import ApplyFn, Mask, RandomKey
 
 # The settings of a stage and of all stages before it, as its id hashes them.
 Settings: TypeAlias = Mapping[str, Any]
@@ -97,6 +97,11 @@ def training(settings: Settings) -> train.Training:
     return train.Training(**{**held, "drop_epochs": tuple(held["drop_epochs"])})
 
 
+def mask_of(inputs: Mapping[str, Any]) -> Mask:
+    """Return the mask; of a network that nothing has pruned, all True."""
+    return inputs.get("mask") or masks.ones_like(inputs["params"])
+
+
 def train_set(settings: Settings, bench: Bench) -> train.Pictures:
     """Put the training set on the device, or as many pictures as the settings say."""
     return _pictures(bench.found, "train", settings["train_examples"])
@@ -116,6 +121,11 @@ def _pictures(found: data.Found, split: str, examples: int | None) -> train.Pict
         if split == "train"
         else (dataset.test_images, dataset.test_labels)
     )
+    if examples is not None and examples > len(images):
+        raise ValueError(
+            f"train_examples is {examples}, but {found.name} has {len(images)} training "
+            "pictures. Pass fewer, or leave it out for all."
+        )
     return train.Pictures(
         jnp.asarray(images[:examples]), jnp.asarray(labels[:examples]), how
     )

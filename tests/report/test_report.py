@@ -16,7 +16,7 @@ MADE = {
 def record(method, c, seed=0, accuracy=90.0, **changes):
     fields = {
         "id": f"{method}-{c}-{seed}",
-        "cell": {"method": method, "compression": c, "seed": seed, "dataset": "d",
+        "cell": {"method": method, "compression": c, "seed": seed, "dataset": "d", "recipe": {},
                  "data_version": "v", "model": "<b>m</b>", "width": 1.0},
         "title": method.upper(),
         "status": "finished",

@@ -349,14 +349,14 @@ def test_only_narrows_and_refuses_what_matches_nothing():
 
 def test_bad_cells_are_refused():
     with pytest.raises(
-        ValueError, match="method 'snap' is not known. Pass one of rand, mag"
+        ValueError, match="method 'snap' is not known. Pass one of dense, rand"
     ):
         cell("snap")
     with pytest.raises(ValueError, match=r"keeps 10\*\*-c.*got -1"):
         cell(c=-1.0)
-    with pytest.raises(ValueError, match="width inf must be positive and finite"):
+    with pytest.raises(ValueError, match="width must be positive and finite; got inf"):
         cell(width=float("inf"))
-    with pytest.raises(ValueError, match="seed -1 a whole number"):
+    with pytest.raises(ValueError, match="seed must be a whole number.*got -1"):
         cell(seed=-1)
     late = dataclasses.replace(RECIPE, rewind_epochs=1.0)
     with pytest.raises(ValueError, match="before the end of training at 1.0; got 1.0"):
@@ -376,7 +376,10 @@ def test_a_half_written_record_is_named_with_its_repair(ran):
     runs, _, found, _ = ran
     path = runs / "tiny" / found[0].id / "record.json"
     held = path.read_text()
-    for broken in (held[:100], "{}", "[]", ""):
+    whole = json.loads(held)
+    changed = [{"cell": {}}, {"made": {}}, {"accuracy": "high"}, {"memory": None}]
+    damaged = [json.dumps({**whole, **change}) for change in changed]
+    for broken in (held[:100], "{}", "[]", "", *damaged):
         path.write_text(broken)
         with pytest.raises(
             records.RunsError, match="Delete that file and run the study again"
@@ -393,6 +396,14 @@ def test_a_runs_folder_of_another_version_is_refused(tmp_path):
         records.RunsError, match="written in format 99; this version reads format 1"
     ):
         list(runner.run(study(cell()), tmp_path, FOUND))
+
+
+@pytest.mark.parametrize("cells", ["[null]", '[{"id": "x"}]', "{}"])
+def test_a_study_that_lists_no_cells_is_named_with_its_repair(cells, tmp_path):
+    held = f'{{"format": 1, "name": "x", "notes": [], "cells": {cells}}}'
+    (tmp_path / "study.json").write_text(held)
+    with pytest.raises(records.RunsError, match="is not whole: it lists no cells"):
+        records.read_study(tmp_path)
 
 
 def test_a_runs_folder_that_can_not_be_written_is_refused(tmp_path):
@@ -425,7 +436,7 @@ def test_a_reduced_study_says_so_in_every_cell_and_above_every_table():
         assert one.recipe.epochs_scale == 0.5
         assert one.recipe.training.epochs == 0.5
         assert one.recipe.rewind_epochs == 0.25
-    assert config.reduced(whole) == whole
+    assert config.reduced(whole) == whole == config.reduced(whole, width=0.03)
     twice = config.reduced(config.reduced(whole, epochs_scale=0.5), epochs_scale=0.5)
     assert twice.cells[0].recipe.epochs_scale == 0.25
     with pytest.raises(ValueError, match="epochs_scale multiplies all epochs; got 0"):
@@ -487,13 +498,42 @@ def test_three_ways_to_rewind_share_a_trunk_and_the_line_between_two_trainings(
     found = list(runner.run(study(*cells), tmp_path, FOUND))
     assert len({record.loss for record in found[:3]}) == 3
     connected = found[3]
-    assert (connected.loss, connected.latency) == (found[0].loss, {})
+    assert (connected.accuracy, connected.latency) == (None, {})
     errors = connected.connectivity["errors"]
     assert len(errors) == 30
-    assert errors[0] == pytest.approx(100 - connected.accuracy)
+    assert errors[0] == pytest.approx(100 - found[0].accuracy)  # the same training
     assert errors[-1] != errors[0]  # other noise, another network
     expected = max(errors) - (errors[0] + errors[-1]) / 2
     assert connected.connectivity["barrier"] == pytest.approx(expected)
+
+
+def test_the_dense_network_is_a_cell_that_shares_its_training_with_mag(ran):
+    runs, _, _, _ = ran
+    trained = []
+    (record,) = runner.run(study(cell("dense", 0.0)), runs, FOUND, trained.append)
+    assert "train" not in [now.stage for now in trained]
+    assert (record.density, record.macs_kept) == (1.0, record.macs_dense)
+    assert record.accuracy > 50
+
+
+def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
+    short = dataclasses.replace(
+        RECIPE, training=Training(0.1, 256, 0.1), rewind_epochs=0.0
+    )
+    with pytest.raises(
+        ValueError, match="to epoch 0.1 from 0 has no step with 512 pictures"
+    ):
+        list(runner.run(study(cell("rand", recipe=short)), tmp_path, FOUND))
+    with pytest.raises(ValueError, match="train_examples is 9999, but digits has 1437"):
+        list(runner.run(study(cell("rand", train_examples=9999)), tmp_path, FOUND))
+    assert not list(tmp_path.iterdir())
+
+
+def test_cells_of_another_size_are_counted_before_they_are_listed_no_longer(ran):
+    runs, whole, _, _ = ran
+    assert runner.plan(whole, runs / "tiny").unlisted == 0
+    other = config.reduced(whole, width=0.02)
+    assert runner.plan(other, runs / "tiny").unlisted == len(whole.cells) + 1
 
 
 def test_memory_is_sampled_between_epochs_of_training(ran):
