@@ -206,9 +206,14 @@ def _line(record: Record) -> str:
     if record.status == "diverged":
         return f"{where}: diverged"
     collapsed = ", collapsed" if record.collapse else ""
+    found = (
+        f"error barrier {record.connectivity['barrier']:.2f} points"
+        if record.accuracy is None
+        else f"{record.accuracy:.2f} %"
+    )
     return (
-        f"{where}: {record.accuracy:.2f} % at density {record.density:.4f}"
-        f"{collapsed} ({record.seconds:.1f} s)"
+        f"{where}: {found} at density {record.density:.4f}{collapsed} "
+        f"({record.seconds:.1f} s)"
     )
 
 
