@@ -28,8 +28,9 @@ _COLOURS = (
     "#0072B2",
     "#CC79A7",
     "#999933",
+    "#8C564B",
 )
-_MARKERS = "osD^vPX*"
+_MARKERS = "osD^vPX*h"
 
 
 def draw(
