@@ -7,6 +7,7 @@ and 98 to 100 % dense accuracy; results and their reading: experiments/README.md
 """
 
 from jaxprune import data
+from jaxprune.study import config
 from jaxprune.study.config import COMPARED, Cell, Recipe, Study
 from jaxprune.train import Training
 
@@ -33,10 +34,7 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
     """List the cells of the study, seed by seed."""
     cells = [
         Cell(
-            dataset=found.name,
-            data_version=found.version,
-            input_shape=data.SOURCES[found.name].shape,
-            num_classes=data.SOURCES[found.name].num_classes,
+            **config.pictures(found),
             model="conv2",
             method=method,
             compression=compression,

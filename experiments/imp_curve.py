@@ -15,6 +15,7 @@ import math
 
 from experiments import poster
 from jaxprune import data
+from jaxprune.study import config
 from jaxprune.study.config import METHODS, Cell, Study
 
 RECIPES = {"corrected": poster.RECIPES["corrected"]}
@@ -33,10 +34,7 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
     points += [(method, c) for c in COMPRESSIONS for method in REWINDS]
     cells = [
         Cell(
-            dataset=found.name,
-            data_version=found.version,
-            input_shape=data.SOURCES[found.name].shape,
-            num_classes=data.SOURCES[found.name].num_classes,
+            **config.pictures(found),
             model="vgg16",
             method=method,
             compression=compression,

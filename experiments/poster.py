@@ -15,6 +15,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxprune import data
+from jaxprune.study import config
 from jaxprune.study.config import COMPARED, Cell, Recipe, Study
 from jaxprune.study.records import Record
 from jaxprune.train import Training
@@ -78,10 +79,7 @@ def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study
     points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in COMPARED)]
     cells = [
         Cell(
-            dataset=found.name,
-            data_version=found.version,
-            input_shape=data.SOURCES[found.name].shape,
-            num_classes=data.SOURCES[found.name].num_classes,
+            **config.pictures(found),
             model="vgg16",
             method=method,
             compression=compression,

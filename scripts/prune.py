@@ -75,10 +75,7 @@ def prune(
         precision=precision,
     )
     cell = Cell(
-        dataset=found.name,
-        data_version=found.version,
-        input_shape=data.SOURCES[dataset].shape,
-        num_classes=data.SOURCES[dataset].num_classes,
+        **config.pictures(found),
         model=model,
         method=method,
         compression=c,

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from jaxprune import data
 from jaxprune.train import Training
 
 
@@ -202,6 +203,17 @@ class Study(NamedTuple):
     name: str
     cells: Sequence[Cell]
     notes: Sequence[str] = ()
+
+
+def pictures(found: data.Found) -> dict[str, Any]:
+    """Return the fields of a cell that a data set settles."""
+    source = data.SOURCES[found.name]
+    return {
+        "dataset": found.name,
+        "data_version": found.version,
+        "input_shape": source.shape,
+        "num_classes": source.num_classes,
+    }
 
 
 def density(cell: Cell) -> float:
