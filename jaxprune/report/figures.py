@@ -77,6 +77,18 @@ def draw(
     return drawn
 
 
+def _styles(records: Sequence[Record]) -> dict[str, dict[str, str]]:
+    """Give each method the same colour and marker in every figure."""
+    titles = dict.fromkeys(record.title for record in records)
+    return {
+        title: {
+            "color": _COLOURS[i % len(_COLOURS)],
+            "marker": _MARKERS[i % len(_MARKERS)],
+        }
+        for i, title in enumerate(titles)
+    }
+
+
 def _by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
     titles = dict.fromkeys(record.title for record in records)
     return {t: [r for r in records if r.title == t] for t in titles}
@@ -87,7 +99,8 @@ def _curves(
 ) -> Figure:
     """Draw a quantity against the density asked for, a line a method, bars over seeds."""
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, (title, group) in enumerate(_by_method(records).items()):
+    styles = _styles(records)
+    for title, group in _by_method(records).items():
         points: dict[float, list[float]] = {}
         for record in group:
             value = reads(record)
@@ -103,8 +116,7 @@ def _curves(
             means,
             yerr=bars if any(bars) else None,
             label=title,
-            color=_COLOURS[i % len(_COLOURS)],
-            marker=_MARKERS[i % len(_MARKERS)],
+            **styles[title],
             markersize=5,
             linewidth=1.2,
             capsize=2,
@@ -158,17 +170,15 @@ def _layers(records: Sequence[Record]) -> Figure:
     )
     for panel in grid.flat[len(compressions) :]:
         panel.set_axis_off()
-    order = list(_by_method(records))
+    styles = _styles(records)
     for panel, compression in zip(grid.flat, compressions, strict=False):
         names: list[str] = []
         for title, record in _first(records, compression).items():
-            i = order.index(title)
             names = [layer.name.removesuffix("/kernel") for layer in record.layers]
             panel.plot(
                 [100 * layer.kept / layer.size for layer in record.layers],
                 label=title,
-                color=_COLOURS[i % len(_COLOURS)],
-                marker=_MARKERS[i % len(_MARKERS)],
+                **styles[title],
                 markersize=4,
                 linewidth=1,
             )
@@ -183,7 +193,7 @@ def _layers(records: Sequence[Record]) -> Figure:
     named = {
         label: handle for panel in drawn for handle, label in zip(*panel, strict=True)
     }
-    shown = {title: named[title] for title in order if title in named}
+    shown = {title: named[title] for title in styles if title in named}
     figure.legend(
         list(shown.values()),
         list(shown),
@@ -209,10 +219,11 @@ def _histograms(records: Sequence[Record]) -> Figure:
         squeeze=False,
         sharex="row",
     )
+    styles = _styles(records)
     for column, (title, record) in enumerate(found.items()):
         for row, layer in enumerate(record.layers):
             panel = grid[row, column]
-            _histogram(panel, layer, _COLOURS[column % len(_COLOURS)])
+            _histogram(panel, layer, styles[title]["color"])
             if row == 0:
                 panel.set_title(title, fontsize=9)
             if column == 0:
@@ -311,6 +322,7 @@ def _histogram(panel: Axes, layer: Layer, colour: str) -> None:
         fontsize=6,
         ha="right",
         va="top",
+        bbox={"facecolor": "white", "alpha": 0.7, "linewidth": 0, "pad": 1},
     )
 
 
