@@ -1,7 +1,7 @@
 """The comparison on scikit-learn's digits: 8 methods x 6 densities, no download.
 
 Conv-2 with batch normalisation at a quarter of its width (23,568 prunable weights),
-1,437 training and 360 test pictures of 8x8. Expect 2.5 minutes on 2 CPU cores,
+1,437 training and 360 test pictures of 8x8. Expect 2 minutes on 2 CPU cores,
 and 98 to 100 % dense accuracy; results and their reading: experiments/README.md.
     python scripts/study.py run digits      # resumes; finished cells are skipped
 """

@@ -3,6 +3,7 @@
 Import it before JAX.
 """
 
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -16,6 +17,9 @@ sys.path.insert(0, str(ROOT))  # experiments/ is no part of the installed packag
 # that measures memory finds none left.
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+# Orbax logs what it raises too; a slip gets one sentence.
+logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxprune"
 

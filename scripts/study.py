@@ -50,7 +50,7 @@ def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
 def run(
     name: Name,
     /,
-    only: tuple[str, ...] = (),
+    only: tuple[str, ...] | None = None,
     seeds: int = 1,
     recipe: str | None = None,
     epochs_scale: float = 1.0,
@@ -80,15 +80,19 @@ def run(
             long all would take; run nothing.
     """
     folder = _folder(name, recipe, runs_dir)
-    if seeds < 1:
+    if not 1 <= seeds <= 1000:
         raise ValueError(
-            f"--seeds is how many seeds to run; got {seeds}. Pass 1 or more."
+            f"--seeds is how many seeds to run, 1 to 1000; got {seeds}. Pass 3, say."
+        )
+    if only is not None and not only:
+        raise ValueError(
+            "--only has no condition. Write some, such as method=snip,synflow or c=1."
         )
     preset = STUDIES[name]
     found = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
     whole = preset.study(found, seeds, recipe)
     study = config.reduced(
-        whole._replace(cells=config.select_cells(whole.cells, only)),
+        whole._replace(cells=config.select_cells(whole.cells, only or ())),
         epochs_scale=epochs_scale,
         width=width,
         train_examples=train_examples,
@@ -153,12 +157,17 @@ def _print_plan(study: config.Study, planned: runner.Plan, found: data.Found) ->
             soft_wrap=True,
             highlight=False,
         )
+    if not planned.epochs:
+        return
+    console.print(
+        "timing an epoch, which takes minutes for a large network on a CPU ..."
+    )
     epoch = runner.epoch_time(study, found)
     console.print(
-        f"An epoch takes {epoch.seconds:.3g} s here (timed on {epoch.timed} of its "
+        f"An epoch takes {epoch.seconds:,.2f} s here (timed on {epoch.timed} of its "
         f"{epoch.steps} steps), so what is left of training takes "
-        f"{epoch.seconds * planned.epochs / 3600:.3g} h; scoring, evaluation and timing come "
-        "on top.",
+        f"{epoch.seconds * planned.epochs / 3600:,.2f} h; scoring, evaluation and timing "
+        "come on top.",
         highlight=False,
     )
 

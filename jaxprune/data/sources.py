@@ -9,7 +9,7 @@ import hashlib
 import json
 import os
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -122,18 +122,22 @@ def find(
             f"{major}.x.x is expected. Prepare that: python scripts/fetch_data.py {name} "
             f"--data-dir {prepared}"
         )
-    decoded = sorted(caches.glob(f"{name}-*.npz")) if caches else []
-    if len(decoded) == 1:
-        version = decoded[0].stem.removeprefix(f"{name}-")
-        return Found(name, version, None, decoded[0], _read_about(decoded[0]))
     if data_dir and not prepared.is_dir():
         raise DatasetError(
             f"data_dir {prepared} is not a folder. Pass the folder that holds {name}/, or "
             f"prepare it there: python scripts/fetch_data.py {name} --data-dir {prepared}"
         )
+    # A folder that was asked for by name is not replaced by what happens to be cached.
+    decoded = sorted(caches.glob(f"{name}-*.npz")) if caches and not data_dir else []
+    if len(decoded) == 1:
+        version = decoded[0].stem.removeprefix(f"{name}-")
+        return Found(
+            name, version, None, decoded[0], str(*_read_cache(decoded[0], ["about"]))
+        )
     where = f" --data-dir {prepared}" if data_dir else ""
+    cached = f", and {caches} holds no {name}-*.npz" if caches and not data_dir else ""
     raise DatasetError(
-        f"{name} is not prepared in {prepared}. Prepare it once: "
+        f"{name} is not prepared in {prepared}{cached}. Prepare it once: "
         f"pip install 'jaxprune[study,prepare]' && "
         f"python scripts/fetch_data.py {name}{where}"
     )
@@ -144,7 +148,7 @@ def _first_sentence(described: bytes) -> str:
     try:
         text = " ".join(json.loads(described)["description"].split())
     except (ValueError, KeyError):
-        return ""
+        return "a TFDS data set without a description."
     return text.partition(". ")[0].rstrip(".") + "."
 
 
@@ -253,23 +257,15 @@ def _first_line(error: BaseException) -> str:
 _ARRAYS = ("train_images", "train_labels", "test_images", "test_labels")
 
 
-def _read_cache(path: Path) -> tuple[np.ndarray, ...]:
+def _read_cache(path: Path, names: Sequence[str] = _ARRAYS) -> tuple[np.ndarray, ...]:
     try:  # a zip file checks each array against its CRC
         with np.load(path, allow_pickle=False) as held:
-            return tuple(held[name] for name in _ARRAYS)
+            return tuple(held[name] for name in names)
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"the decoded data in {path} is damaged ({_first_line(error)}). Delete that "
             "file; it is written again from the prepared data set."
         ) from error
-
-
-def _read_about(path: Path) -> str:
-    try:
-        with np.load(path, allow_pickle=False) as held:
-            return str(held["about"]) if "about" in held else ""
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
-        return ""  # `load` says what is wrong with it
 
 
 def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None:

@@ -1,10 +1,12 @@
 """Figures of a study, each as PNG and SVG."""
 
 import functools
+import itertools
 import statistics
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -15,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxprune.report.tables import compressions
 from jaxprune.study.records import Layer, Record
 
 # Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in
@@ -77,15 +80,30 @@ def draw(
     return drawn
 
 
-def _styles(records: Sequence[Record]) -> dict[str, dict[str, str]]:
-    """Give each method the same colour and marker in every figure."""
-    titles = dict.fromkeys(record.title for record in records)
+# In the order of the colours, so that a method looks alike in every study.
+_TITLES = (
+    "Dense",
+    "Rand",
+    "Mag",
+    "SNIP",
+    "GraSP",
+    "SynFlow",
+    "IMP-2",
+    "IMP-3",
+    "IMP-4",
+)
+
+
+def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
+    """Give each method its colour and marker; others take those that are free."""
+    titles = list(dict.fromkeys(record.title for record in records))
+    free = [i for i, title in enumerate(_TITLES) if title not in titles]
+    others = [title for title in titles if title not in _TITLES]
+    places = dict(zip(others, itertools.cycle(free or [0]), strict=False))
+    places |= {title: i for i, title in enumerate(_TITLES) if title in titles}
     return {
-        title: {
-            "color": _COLOURS[i % len(_COLOURS)],
-            "marker": _MARKERS[i % len(_MARKERS)],
-        }
-        for i, title in enumerate(titles)
+        title: {"color": _COLOURS[places[title]], "marker": _MARKERS[places[title]]}
+        for title in titles
     }
 
 
@@ -144,8 +162,8 @@ def _effective(records: Sequence[Record]) -> Figure:
     return _curves(records, share, "kept weights on a live path (%)")
 
 
-def _compressions(records: Sequence[Record]) -> list[float]:
-    return sorted({record.cell["compression"] for record in records})
+def _nearest(records: Sequence[Record], compression: float) -> float:
+    return min(compressions(records), key=lambda c: abs(c - compression))
 
 
 def _first(records: Sequence[Record], compression: float) -> dict[str, Record]:
@@ -159,19 +177,19 @@ def _first(records: Sequence[Record], compression: float) -> dict[str, Record]:
 
 def _layers(records: Sequence[Record]) -> Figure:
     """Draw the density of each layer, a panel a compression."""
-    compressions = _compressions(records)
-    rows = -(-len(compressions) // 3)
+    pruned = [c for c in compressions(records) if c > 0] or compressions(records)
+    rows = -(-len(pruned) // 3)
     figure, grid = plt.subplots(
         rows,
-        min(3, len(compressions)),
-        figsize=(3.4 * min(3, len(compressions)), 2.9 * rows + 0.6),
+        min(3, len(pruned)),
+        figsize=(3.4 * min(3, len(pruned)), 2.9 * rows + 0.6),
         layout="constrained",
         squeeze=False,
     )
-    for panel in grid.flat[len(compressions) :]:
+    for panel in grid.flat[len(pruned) :]:
         panel.set_axis_off()
     styles = _styles(records)
-    for panel, compression in zip(grid.flat, compressions, strict=False):
+    for panel, compression in zip(grid.flat, pruned, strict=False):
         names: list[str] = []
         for title, record in _first(records, compression).items():
             names = [layer.name.removesuffix("/kernel") for layer in record.layers]
@@ -186,7 +204,12 @@ def _layers(records: Sequence[Record]) -> Figure:
             f"c = {compression:g} (density {10.0**-compression:.3g})", fontsize=9
         )
         panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-        panel.set_ylim(bottom=0)
+        kept = [np.min(line.get_ydata()) for line in panel.lines]
+        lowest = min(kept, default=100)
+        if lowest < 1:  # logarithmic, but what lost everything still has its place
+            panel.set_yscale("symlog", linthresh=0.1)
+            panel.yaxis.set_major_formatter("{x:g}")
+        panel.set_ylim(0, 120 if lowest < 1 else 105)
         panel.grid(alpha=0.25)
     grid[0, 0].set_ylabel("kept in the layer (%)")
     drawn = [panel.get_legend_handles_labels() for panel in grid.flat]
@@ -206,7 +229,7 @@ def _layers(records: Sequence[Record]) -> Figure:
 
 def _histograms(records: Sequence[Record]) -> Figure:
     """Draw the kept weights of each layer at c = 0.5 or nearest; zeros are only counted."""
-    compression = min(_compressions(records), key=lambda c: abs(c - 0.5))
+    compression = _nearest(records, 0.5)
     found = _first(records, compression)
     if not found:
         return plt.subplots(figsize=(4, 1))[0]
@@ -240,7 +263,7 @@ def _layer_macs(
     records: Sequence[Record], published: Mapping[str, Sequence[float]]
 ) -> Figure:
     """Draw what each layer's kept weights compute at c = 0.5 or nearest, a panel a method."""
-    compression = min(_compressions(records), key=lambda c: abs(c - 0.5))
+    compression = _nearest(records, 0.5)
     found = list(_first(records, compression).items())
     columns = min(4, max(1, len(found)))
     rows = -(-max(1, len(found)) // columns)
@@ -254,6 +277,7 @@ def _layer_macs(
     )
     for panel in grid.flat[len(found) :]:
         panel.set_axis_off()
+    styles = _styles(records)
     for panel, (title, record) in zip(grid.flat, found, strict=False):
         names = [layer.name.removesuffix("/kernel") for layer in record.layers]
         whole = sum(layer.macs for layer in record.layers)
@@ -262,18 +286,19 @@ def _layer_macs(
         panel.step(
             range(len(names)), dense, where="mid", color="#999999", linewidth=0.8
         )
-        panel.plot(ours, "o-", markersize=3, linewidth=1, color=_COLOURS[5])
+        panel.plot(ours, "o-", markersize=3, linewidth=1, color=styles[title]["color"])
         theirs = published.get(record.cell["method"], ())
         if compression == 0.5 and len(theirs) == len(names):
             marks = [100 * share for share in theirs]
-            panel.plot(marks, "x", markersize=5, color=_COLOURS[4])
+            panel.plot(marks, "x", markersize=5, color="#000000")
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
         panel.grid(alpha=0.25)
     for row in grid:
         row[0].set_ylabel("% of the dense network's MACs", fontsize=7)
         row[0].set_ylim(bottom=0)
-    crosses = ", published (crosses)" if published and compression == 0.5 else ""
+    beside = published and compression == 0.5
+    crosses = ", published where there is one (crosses)" if beside else ""
     figure.suptitle(
         f"Kept multiply-accumulates of each layer, c = {compression:g} (density "
         f"{10.0**-compression:.3g}): ours (dots){crosses}, dense (grey)",

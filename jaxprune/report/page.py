@@ -86,7 +86,7 @@ def build_all(
     ours = [tables.build(found, name, notes) for name in tables.TABLES]
     if published is None:
         return ours
-    layers = tables.by_layer(found, published.layers, 0.5, notes)
+    layers = tables.by_layer(found, _shares(published), 0.5, notes)
     return [
         *(tables.beside(found, comparison, notes) for comparison in published.tables),
         *([layers] if layers.rows else []),
@@ -133,8 +133,8 @@ def _summary(study: dict[str, Any], found: Sequence[Record]) -> list[str]:
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto;
        padding: 0 1em; color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px;
-} th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
+th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
 tr:hover td { background: #f4f6f8; }
 .table { overflow-x: auto; }
 .how { color: #555; font-size: 13px; margin: .3em 0 2em; }

@@ -74,7 +74,7 @@ TABLES: Mapping[str, Quantity] = {
     "epochs": Quantity(
         "Epochs of training spent",
         lambda record: record.epochs,
-        0,
+        1,
         "All that a cell needs by itself, shared beginnings included: budgets differ, so "
         "read accuracy beside this table.",
     ),
@@ -106,8 +106,8 @@ TABLES: Mapping[str, Quantity] = {
         "Error barrier between two trainings from the early iteration (points)",
         lambda record: record.connectivity.get("barrier"),
         2,
-        "Highest test error at 30 points on the line between the two, above the mean of both "
-        "ends; below 2 they count as connected. Blank where a cell trains once.",
+        "Highest test error on the line between the two, above the mean of both ends; "
+        "below 2 they count as connected. Blank where a cell trains once.",
     ),
     "training_in_use": Quantity(
         "Device memory in use while training (MB)",
@@ -188,7 +188,7 @@ def build(records: Sequence[Record], name: str, notes: Sequence[str] = ()) -> Ta
     rows = [
         [f"{c:g}", f"{10.0**-c:.3g}"]
         + [_cell(_at(records, method, c), quantity) for method in columns]
-        for c in _compressions(records)
+        for c in compressions(records)
     ]
     head = ["c", "density", *columns.values()]
     return Table(name, quantity.title, head, rows, quantity.how, notes)
@@ -216,7 +216,7 @@ def beside(
     """
     quantity, columns = comparison.quantity, _columns(records)
     rows = []
-    for c in _compressions(records):
+    for c in compressions(records):
         ours = {method: _at(records, method, c) for method in columns}
         theirs = {method: comparison.published.get((method, c)) for method in columns}
         differences = []
@@ -231,13 +231,13 @@ def beside(
             [f"{c:g}", "ours", *(_cell(found, quantity) for found in ours.values())],
             [
                 "",
-                "published",
+                "theirs",
                 *(
                     "" if v is None else f"{v:.{quantity.digits}f}"
                     for v in theirs.values()
                 ),
             ],
-            ["", "difference", *differences],
+            ["", "gap", *differences],
         ]
     head = ["c", "", *columns.values()]
     return Table(comparison.name, quantity.title, head, rows, quantity.how, notes)
@@ -249,16 +249,16 @@ def by_layer(
     compression: float,
     notes: Sequence[str] = (),
 ) -> Table:
-    """Build a table of the multiply-accumulates that each layer keeps.
+    """Build a table of the multiply-accumulates that each layer keeps, in percent.
 
     Args:
         records: of one study, in its order.
-        published: what each layer kept, by method.
+        published: what each layer kept, by method, as a share of the dense network's.
         compression: the exponent c to look at.
         notes: of the study.
 
     Returns:
-        Two rows a layer, ours and published, in network order; no rows if no network was
+        Two rows a layer, ours and theirs, in network order; no rows if no network was
         pruned to that compression.
 
     Raises:
@@ -269,24 +269,28 @@ def by_layer(
         method: next((r.layers for r in _at(records, method, compression)), ())
         for method in columns
     }
-    deepest = max(firsts.values(), key=len)
+    firsts = {method: layers for method, layers in firsts.items() if layers}
+    deepest = max(firsts.values(), key=len, default=())
+    whole = sum(layer.macs for layer in deepest)
     rows = []
     for i, layer in enumerate(deepest):
         ours = [
-            f"{x[i].macs * x[i].kept / x[i].size:.0f}" if x else ""
+            f"{100 * x[i].macs * x[i].kept / x[i].size / whole:.3f}"
             for x in firsts.values()
         ]
-        theirs = [published.get(method, ()) for method in columns]
-        beside = [f"{x[i]:.0f}" if len(x) == len(deepest) else "" for x in theirs]
+        theirs = [published.get(method, ()) for method in firsts]
+        beside = [f"{100 * x[i]:.3f}" if len(x) == len(deepest) else "" for x in theirs]
         name = layer.name.removesuffix("/kernel")
-        rows += [[name, "ours", *ours], ["", "published", *beside]]
+        rows += [[name, "ours", *ours], ["", "theirs", *beside]]
     return Table(
         "layer_macs",
-        f"Kept multiply-accumulates of each layer, c = {compression:g}",
-        ["layer", "", *columns.values()],
+        f"Kept multiply-accumulates of each layer, c = {compression:g} (% of all the dense "
+        "network's)",
+        ["layer", "", *(columns[method] for method in firsts)],
         rows,
-        "Dense multiply-accumulates of a layer times its density, for one picture, without "
-        "biases; ours of the first seed.",
+        "Dense multiply-accumulates of a layer times its density, without biases; ours of "
+        "the first seed. A network of another width spreads them otherwise over its layers: "
+        "at a quarter of the width, the first layer has four times the share.",
         notes,
     )
 
@@ -300,7 +304,8 @@ def _columns(records: Sequence[Record]) -> dict[str, str]:
     return {record.cell["method"]: record.title for record in records}
 
 
-def _compressions(records: Sequence[Record]) -> list[float]:
+def compressions(records: Sequence[Record]) -> list[float]:
+    """List the compression exponents c, lowest first."""
     return sorted({record.cell["compression"] for record in records})
 
 
@@ -332,12 +337,12 @@ def _cell(records: Sequence[Record], quantity: Quantity) -> str:
 
 def terminal(table: Table) -> rich.table.Table:
     """Lay a table out for the terminal; print it with a rich console."""
-    laid = rich.table.Table(  # narrow enough for 8 methods in 80 columns
+    laid = rich.table.Table(  # narrow enough for 9 methods in 80 columns
         title="\n".join([*table.notes, table.title]),
         caption=table.how,
         box=box.SIMPLE_HEAD,
-        padding=(0, 1, 0, 0),
-        min_width=78,
+        padding=0,
+        show_edge=False,
     )
     for title in table.head:
         laid.add_column(title, justify="right", no_wrap=True, min_width=len(title))

@@ -280,11 +280,12 @@ def reduced(
         >>> len(reduced(Study("empty", []), epochs_scale=0.1).notes)
         1
     """
-    if not 0 < epochs_scale < math.inf:
-        raise ValueError(
-            f"epochs_scale multiplies all epochs; got {epochs_scale}. Pass a positive "
-            "number, such as 0.1."
-        )
+    for what, factor in (("epochs_scale", epochs_scale), ("width", width)):
+        if factor is not None and not 1e-4 <= factor <= 100:
+            raise ValueError(
+                f"{what} multiplies all {'epochs' if what != 'width' else 'channels'}; got "
+                f"{factor}. Pass a number from 0.0001 to 100, such as 0.25."
+            )
     said = [] if epochs_scale == 1.0 else [f"epochs x {epochs_scale:g}"]
     changes: dict[str, Any] = {}
     if width is not None and any(cell.width != width for cell in study.cells):
@@ -368,9 +369,10 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
         there = sorted({getattr(cell, fields[name]) for cell in cells})
         for value in values.split(","):
             if not any(_equal(value, have) for have in there):
+                more = ", or more --seeds" if name == "seed" else ""
                 raise ValueError(
                     f"--only '{condition}' matches no cell: there is no {name} {value}. "
-                    f"Pass some of {', '.join(f'{have}' for have in there)}."
+                    f"Pass some of {', '.join(f'{have}' for have in there)}{more}."
                 )
         chosen = [
             cell
@@ -385,7 +387,11 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
 
 def _equal(text: str, value: Any) -> bool:
+    """Compare a word of the command line; a method may be called as tables call it."""
+    if isinstance(value, str):
+        names = [value, METHODS[value].title] if value in METHODS else [value]
+        return text.casefold() in [name.casefold() for name in names]
     try:
-        return text == value if isinstance(value, str) else float(text) == value
+        return float(text) == value
     except ValueError:
         return False

@@ -46,15 +46,14 @@ class Layer:
 class Record:
     """All that was measured of one cell.
 
-    cell: its config; title: of its method; status: "finished" or "diverged"; accuracy:
-    on the test set in percent, and loss in nats; density: reached, kept / prunable;
-    macs_dense,
-    macs_kept: per picture, all layers and biases; epochs: spent on this cell, shared
-    beginnings included; seconds: likewise; latency, memory: see profiling;
-    training_memory: the most of it between epochs of the last training; connectivity: error
-    in percent at points between two trainings, and the barrier in points; made:
-    versions, device, commit and time. What was not measured is None
-    or empty, as in a diverged cell whatever comes after.
+    cell: its config; title: of its method; status: "finished" or "diverged"; epochs,
+    seconds: spent on it, shared beginnings included; made: versions, device, commit and
+    time; density: reached, kept / prunable; macs_dense, macs_kept: per picture, all layers
+    and biases; accuracy: on the test set in percent; loss: there, in nats; latency, memory:
+    see profiling; training_memory: the most of it between epochs of the last training;
+    connectivity: error in percent at points between two trainings, and the barrier in
+    points. What was not measured is None or empty, as in a diverged cell whatever comes
+    after.
     """
 
     id: str
@@ -123,16 +122,52 @@ def read(path: Path) -> Record:
         record = Record(**{**held, "layers": layers})
     except (TypeError, KeyError) as error:
         raise RunsError(f"{path} is no whole record ({error}). {repair}") from error
-    numbers = (record.accuracy, record.loss, record.density, record.macs_kept)
-    dicts = (record.made, record.latency, record.memory, record.training_memory)
-    if not (
-        _is_cell(record.cell)
-        and all(map(_is_number, (*numbers, record.epochs, record.seconds)))
-        and all(isinstance(value, dict) for value in dicts)
-        and {*MADE, "commit", "began"} <= set(record.made)
-    ):
+    if not _is_whole(record):
         raise RunsError(f"{path} is no whole record. {repair}")
     return record
+
+
+def _is_whole(record: Record) -> bool:
+    numbers = (record.accuracy, record.loss, record.density, record.effective_density)
+    macs = (record.macs_kept, record.macs_dense)
+    tables = (record.latency, record.memory, record.training_memory)
+    path = record.connectivity
+    return (
+        isinstance(record.title, str)
+        and _is_cell(record.cell)
+        and all(map(_is_number, (*numbers, *macs)))
+        and all(
+            isinstance(spent, int | float) for spent in (record.epochs, record.seconds)
+        )
+        and all(
+            isinstance(t, dict) and all(map(_is_number, t.values())) for t in tables
+        )
+        and isinstance(record.made, dict)
+        and {*MADE, "commit", "began"} <= set(record.made)
+        and all(map(_is_layer, record.layers))
+        and isinstance(path, dict)
+        and (
+            not path
+            or (_are_numbers(path.get("errors")) and _is_number(path.get("barrier")))
+        )
+        # A finished cell has what it was run for.
+        and (record.status != "finished" or record.accuracy is not None or bool(path))
+    )
+
+
+def _is_layer(layer: Layer) -> bool:
+    counts = (layer.size, layer.kept, layer.effective, layer.macs)
+    return (
+        isinstance(layer.name, str)
+        and all(isinstance(count, int) for count in counts)
+        and layer.size > 0
+        and _are_numbers(layer.edges)
+        and _are_numbers(layer.counts)
+    )
+
+
+def _are_numbers(values: Any) -> bool:
+    return isinstance(values, list) and all(map(_is_number, values))
 
 
 def open_runs(
@@ -171,8 +206,8 @@ def open_runs(
         write_json(path, value)
     except OSError as error:
         raise RunsError(
-            f"the runs folder {folder} can't be written ({error.strerror}). Pass a folder "
-            "that can be, with --runs-dir."
+            f"the runs folder {folder} can't be written ({error.strerror}). Move away what "
+            "is in its place, or pass another with --runs-dir."
         ) from error
 
 
@@ -216,15 +251,14 @@ def read_study(folder: Path) -> dict[str, Any]:
         )
     repair = "Pass another folder with --runs-dir, or delete this one."
     held = read_json(path, repair)
-    current = isinstance(held, dict) and held.get("format") == FORMAT
-    if current and not _lists_cells(held):
-        raise RunsError(f"{path} is not whole: it lists no cells or no notes. {repair}")
-    if not isinstance(held, dict) or held.get("format") != FORMAT:
-        found = held.get("format") if isinstance(held, dict) else None
+    found = held.get("format") if isinstance(held, dict) else None
+    if found != FORMAT:
         raise RunsError(
             f"{folder} was written in format {found}; this version reads format "
             f"{FORMAT}. {repair}"
         )
+    if not _lists_cells(held):
+        raise RunsError(f"{path} is not whole: it lists no cells or no notes. {repair}")
     return held
 
 
@@ -232,6 +266,7 @@ def _lists_cells(held: Mapping[str, Any]) -> bool:
     cells, notes = held.get("cells"), held.get("notes")
     return (
         isinstance(notes, list)
+        and all(isinstance(note, str) for note in notes)
         and isinstance(cells, list)
         and all(
             isinstance(cell, dict)

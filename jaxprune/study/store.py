@@ -125,7 +125,7 @@ def _read(
         raise RunsError(
             f"{path} belongs to other settings than its name says. {repair}"
         )
-    if not {"arrays", "facts", "seconds"} <= set(noted):
+    if not {"arrays", "facts", "seconds"} <= set(noted) or not _is_told(stage, noted):
         raise RunsError(f"{path} is not whole. {repair}")
     arrays = store.held.get(stage.id)
     if arrays is None:
@@ -135,6 +135,13 @@ def _read(
         except (ValueError, FileNotFoundError) as error:
             raise RunsError(f"{stored} can't be read. {repair}") from error
     return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)
+
+
+def _is_told(stage: Stage, noted: Mapping[str, Any]) -> bool:
+    facts = noted["facts"]
+    return isinstance(facts, dict) and (
+        bool(facts.get("diverged")) or work.FACTS.get(stage.kind, set()) <= set(facts)
+    )
 
 
 def _hold(stage: Stage, arrays: dict[str, Any], store: Store) -> dict[str, Any]:

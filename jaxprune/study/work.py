@@ -276,3 +276,12 @@ RUN: Mapping[
     "evaluate": measure.evaluate,
     "profile": measure.profile,
 }
+
+# What a finished stage has noted, unless its network diverged.
+FACTS: Mapping[str, set[str]] = {
+    "train": {"history", "training_memory"},
+    "inspect": {"density", "effective_density", "layers", "macs_dense", "macs_kept"},
+    "evaluate": {"accuracy", "loss", "histograms"},
+    "connect": {"connectivity"},
+    "profile": {"latency", "memory"},
+}

@@ -76,7 +76,7 @@ def test_digits_come_with_the_package():
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_prepared_data_set_is_read_and_cached(tmp_path):
+def test_a_prepared_data_set_is_read_and_cached(tmp_path, monkeypatch):
     pictures = write_tfds(tmp_path / "tfds")
     where = {"data_dir": tmp_path / "tfds", "cache_dir": tmp_path / "cache"}
     dataset = data.load(data.find("cifar10", **where))
@@ -86,11 +86,19 @@ def test_a_prepared_data_set_is_read_and_cached(tmp_path):
     assert found.version.startswith("3.0.2-")
     again = data.load(found._replace(folder=None))  # the cache alone
     np.testing.assert_array_equal(again.test_images, pictures)
-    elsewhere = data.find(
-        "cifar10", data_dir=tmp_path / "cache", cache_dir=tmp_path / "cache"
-    )
+    nothing = str(tmp_path / "nothing")
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", nothing)
+    elsewhere = data.find("cifar10", cache_dir=tmp_path / "cache")
     assert elsewhere.version == found.version
     assert elsewhere.about == found.about == "Made up for a test."
+    with pytest.raises(
+        data.DatasetError, match="is not a folder"
+    ):  # though it is cached
+        data.find("cifar10", data_dir=nothing, cache_dir=tmp_path / "cache")
+    with pytest.raises(
+        data.DatasetError, match=f"nothing, and {tmp_path} holds no cifar10"
+    ):
+        data.find("cifar10", cache_dir=tmp_path)
 
 
 @pytest.mark.filterwarnings("ignore")

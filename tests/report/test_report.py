@@ -1,9 +1,12 @@
 """Tables and figures, from records that no network made."""
 
+import io
+
 import pytest
+import rich.console
 
 from jaxprune import report
-from jaxprune.report import tables
+from jaxprune.report import figures, tables
 from jaxprune.study import records
 from jaxprune.study.records import Layer, Record
 
@@ -69,17 +72,50 @@ def test_a_published_table_stands_beside_ours_with_the_difference():
     table = report.beside(found, comparison)
     assert table.rows == [
         ["1", "ours", "91.00 ± 1.41", "90.00"],
-        ["", "published", "88.50", ""],
-        ["", "difference", "+2.50", ""],
+        ["", "theirs", "88.50", ""],
+        ["", "gap", "+2.50", ""],
     ]
     assert "1,ours,91.00" in tables.csv(table)
 
 
 def test_layers_stand_beside_published_ones():
     found = [record("snip", 0.5), record("mag", 0.5)]
-    table = report.by_layer(found, {"snip": [4.0], "mag": [1.0, 2.0]}, 0.5)
-    assert table.rows == [["fc", "ours", "5", "5"], ["", "published", "4", ""]]
-    assert tables.csv(report.by_layer(found, {}, 1.0)).strip() == "layer,row,SNIP,MAG"
+    table = report.by_layer(found, {"snip": [0.4], "mag": [0.1, 0.2]}, 0.5)
+    assert table.rows == [
+        ["fc", "ours", "50.000", "50.000"],
+        ["", "theirs", "40.000", ""],
+    ]
+    assert report.by_layer(found, {}, 1.0).rows == []
+
+
+def test_a_table_of_nine_methods_is_whole_in_80_columns():
+    titles = (
+        "Dense",
+        "Rand",
+        "Mag",
+        "SNIP",
+        "GraSP",
+        "SynFlow",
+        "IMP-2",
+        "IMP-3",
+        "IMP-4",
+    )
+    found = [record(title, 0.5, title=title) for title in titles]
+    comparison = report.Comparison(
+        "beside", report.TABLES["accuracy"], {(title, 0.5): 10.0 for title in titles}
+    )
+    console = rich.console.Console(width=80, record=True, file=io.StringIO())
+    console.print(tables.terminal(report.beside(found, comparison)))
+    assert console.export_text().count("+80.00") == 9
+
+
+def test_a_method_has_its_colour_whatever_else_is_in_the_figure(tmp_path):
+    found = [record("snip", 0.5, title="SNIP"), record("rand", 0.5, title="Rand")]
+    for shown, folder in ((found, tmp_path / "both"), (found[:1], tmp_path / "one")):
+        figures.draw(shown, folder)
+        drawn = (folder / "weight_histograms.svg").read_text()
+        assert "#009e73" in drawn
+        assert ("#e69f00" in drawn) == (len(shown) == 2)
 
 
 def test_the_published_numbers_are_those_of_the_study():

@@ -336,9 +336,12 @@ def test_a_study_killed_in_any_stage_ends_with_the_same_bits(tmp_path):
 
 def test_only_narrows_and_refuses_what_matches_nothing():
     cells = digits.study(FOUND).cells
-    assert len(config.select_cells(cells, ["method=snip,synflow", "c=1"])) == 2
+    chosen = config.select_cells(cells, ["method=snip,synflow", "c=1"])
+    assert len(chosen) == 2
+    assert config.select_cells(cells, ["method=SNIP,SynFlow", "c=1"]) == chosen
     for wrong, sentence in {
         "method=snap": "there is no method snap. Pass some of grasp, imp2",
+        "seed=3": "Pass some of 0, or more --seeds",
         "c=3": "there is no c 3. Pass some of 0.05, 0.1",
         "c": "'c' is not understood",
         "colour=red": "known names are method, c, seed, model",
@@ -377,7 +380,11 @@ def test_a_half_written_record_is_named_with_its_repair(ran):
     path = runs / "tiny" / found[0].id / "record.json"
     held = path.read_text()
     whole = json.loads(held)
-    changed = [{"cell": {}}, {"made": {}}, {"accuracy": "high"}, {"memory": None}]
+    changed = [
+        {"cell": {}}, {"made": {}}, {"accuracy": "high"}, {"accuracy": None}, {"title": 1},
+        {"memory": None}, {"latency": {"call_p50_s": "a"}}, {"connectivity": {"errors": 1}},
+        {"layers": [{**whole["layers"][0], "size": 0}]},
+    ]  # fmt: skip
     damaged = [json.dumps({**whole, **change}) for change in changed]
     for broken in (held[:100], "{}", "[]", "", *damaged):
         path.write_text(broken)
@@ -398,9 +405,12 @@ def test_a_runs_folder_of_another_version_is_refused(tmp_path):
         list(runner.run(study(cell()), tmp_path, FOUND))
 
 
-@pytest.mark.parametrize("cells", ["[null]", '[{"id": "x"}]', "{}"])
-def test_a_study_that_lists_no_cells_is_named_with_its_repair(cells, tmp_path):
-    held = f'{{"format": 1, "name": "x", "notes": [], "cells": {cells}}}'
+@pytest.mark.parametrize(
+    ("notes", "cells"),
+    [("[]", "[null]"), ("[]", '[{"id": "x"}]'), ("[]", "{}"), ("[1]", "[]")],
+)
+def test_a_study_that_is_not_whole_is_named_with_its_repair(notes, cells, tmp_path):
+    held = f'{{"format": 1, "name": "x", "notes": {notes}, "cells": {cells}}}'
     (tmp_path / "study.json").write_text(held)
     with pytest.raises(records.RunsError, match="is not whole: it lists no cells"):
         records.read_study(tmp_path)
@@ -410,6 +420,22 @@ def test_a_runs_folder_that_can_not_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(records.RunsError, match="can't be written.*--runs-dir"):
         list(runner.run(study(cell()), tmp_path / "file", FOUND))
+
+
+def test_a_stage_that_lacks_what_it_measured_is_refused_and_no_record_is_written(
+    ran, tmp_path
+):
+    runs, whole, _, _ = ran
+    shutil.copytree(runs / "tiny", tmp_path / "tiny")
+    one = whole.cells[0]
+    record = tmp_path / "tiny" / config.cell_id(one) / "record.json"
+    record.unlink()
+    (evaluate,) = (s.id for s in stages.chain(one) if s.kind == "evaluate")
+    path = tmp_path / "tiny" / "stages" / evaluate / "stage.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "facts": {}}))
+    with pytest.raises(records.RunsError, match="is not whole. Delete the folder"):
+        list(runner.run(study(one), tmp_path, FOUND))
+    assert not record.exists()
 
 
 def test_a_stage_of_other_settings_under_the_same_name_is_refused(ran, tmp_path):

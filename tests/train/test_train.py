@@ -179,3 +179,9 @@ def test_bad_recipes_are_refused(model, pictures):
         recipe(momentum=-1)
     with pytest.raises(ValueError, match="start is iteration 99, but training has 9"):
         fit(model, pictures, recipe(), start=99)
+
+
+def test_a_line_of_one_point_is_refused(model, pictures):
+    end = (model.params, model.state)
+    with pytest.raises(ValueError, match="points is how many points.*got 1"):
+        train.errors_between(model.apply, end, end, pictures, points=1)
