@@ -144,22 +144,36 @@ def test_max_pool_is_that_of_xla(height, width):
     agrees_with(conv.max_pool, theirs, x)
 
 
+SAME = [(1, 1), (1, 1)]
+
+
 @pytest.mark.parametrize(
-    ("size", "kernel", "strides", "padding"),
+    ("shape", "kernel", "strides", "padding"),
     [
-        ((2, 2), 3, (1, 1), "SAME"),
-        ((2, 2), 3, (1, 1), [(1, 1), (1, 1)]),
-        ((1, 1), 3, (1, 1), [(1, 1), (1, 1)]),
-        ((4, 4), 3, (2, 2), [(1, 1), (1, 1)]),
-        ((4, 2), 1, (2, 1), "VALID"),
-        ((3, 4), 2, (1, 2), "SAME"),
-        ((8, 8), 3, (1, 1), "SAME"),  # larger maps are left to XLA
+        ((3, 2, 2, 5), 3, (1, 1), "SAME"),
+        ((3, 2, 2, 5), 3, (1, 1), SAME),
+        ((3, 1, 1, 5), 3, (1, 1), SAME),
+        ((3, 4, 4, 5), 3, (2, 2), SAME),
+        ((3, 4, 2, 5), 1, (2, 1), "VALID"),
+        ((3, 3, 4, 5), 2, (1, 2), "SAME"),
+        ((3, 8, 8, 5), 3, (1, 1), "SAME"),  # these are left to XLA
+        ((2, 32, 32, 9), 3, (2, 2), SAME),
+        ((2, 16, 16, 9), 1, (1, 1), "SAME"),
+        ((3, 18, 17, 3), 3, (1, 1), SAME),  # few channels: patches
+        ((3, 20, 22, 5), 5, (1, 1), "VALID"),
+        ((2, 16, 16, 2), 4, (1, 1), [(2, 1), (0, 3)]),
+        ((3, 16, 18, 12), 3, (1, 1), SAME),  # narrow: separable
+        ((2, 16, 16, 9), 4, (1, 1), [(3, 0), (1, 2)]),
+        ((8, 24, 24, 40), 3, (1, 1), SAME),  # in chunks
+        ((8, 16, 16, 72), 3, (1, 1), SAME),  # only the gradient of the kernel
+        ((2, 16, 16, 72), 3, (1, 1), "VALID"),
     ],
+    ids=str,
 )
-def test_convolution_is_that_of_xla(size, kernel, strides, padding):
+def test_convolution_is_that_of_xla(shape, kernel, strides, padding):
     keys = jax.random.split(jax.random.key(1))
-    x = jax.random.normal(keys[0], (3, *size, 5))
-    k = jax.random.normal(keys[1], (kernel, kernel, 5, 4))
+    x = jax.random.normal(keys[0], shape)
+    k = jax.random.normal(keys[1], (kernel, kernel, shape[-1], 4))
     numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     ours, theirs = (
         lambda x, k, fn=fn: fn(x, k, strides, padding, **numbers)

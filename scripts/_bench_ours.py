@@ -1,0 +1,174 @@
+"""What bench.py times on our side; `_bench_torch.py` does the same work in PyTorch.
+
+Each work is prepared once and returns the call to time, which waits for its result.
+"""
+
+import _cli  # noqa: F401
+
+import functools  # isort: skip
+from collections.abc import Callable  # isort: skip
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import data, imp, masks, models, prune, scores, train
+
+PICTURES = 100  # that SNIP and GraSP see
+STEPS, BATCH = 4, 128
+EVALUATED, EVALUATED_BATCH = 1024, 256
+LEVEL_BATCH, LEVEL_EPOCHS = 64, 8.0
+
+
+def _how(name: str) -> data.Preprocessing:
+    source = data.SOURCES[name]
+    return data.Preprocessing(source.mean, source.std, source.pad, source.flip)
+
+
+def _vgg16() -> models.Model:
+    return models.create("vgg16", key=jax.random.key(0), batch_norm=False)
+
+
+def _pictures(number: int) -> train.Pictures:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (number, 32, 32, 3), np.uint8)
+    labels = draw.integers(0, 10, number, np.int32)
+    return train.Pictures(jnp.asarray(images), jnp.asarray(labels), _how("cifar10"))
+
+
+def _scored(score: Callable[..., Any], temperature: float) -> Callable[[], Any]:
+    """Score 100 pictures once, and take the mask that keeps a tenth."""
+    network = _vgg16()
+    images, labels, how = _pictures(PICTURES)
+    batch = (data.preprocess(images, how), labels)
+    loss_fn = train.loss_function(network.apply, network.state, temperature)
+    scored = jax.jit(lambda params: score(loss_fn, params, [batch]))
+    return lambda: masks.select(scored(network.params), 0.1)
+
+
+def _synflow(rounds: int) -> Callable[[], Any]:
+    network = _vgg16()
+    flow, ones = models.flow(network), jnp.ones((1, 32, 32, 3))
+    score = jax.jit(
+        lambda params, mask, _: scores.synflow(flow, params, ones, mask=mask)
+    )
+    return lambda: prune.prune(score, network.params, 0.1, rounds=rounds)[0]
+
+
+def _select() -> Callable[[], Any]:
+    scored = scores.magnitude(_vgg16().params)
+    return lambda: masks.select(scored, 0.1)
+
+
+def _sort() -> Callable[[], Any]:
+    """Find the same threshold as JAX users do without us."""
+    flat = [leaf.ravel() for leaf in jax.tree.leaves(scores.magnitude(_vgg16().params))]
+    ranked = jnp.concatenate(flat)
+    kth = jax.jit(lambda values: jnp.sort(values)[int(0.9 * values.size)])
+    return lambda: kth(ranked)
+
+
+def _train_step() -> Callable[[], Any]:
+    network, pictures = _vgg16(), _pictures(STEPS * BATCH)
+    recipe = train.Training(
+        epochs=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=1e-4
+    )
+    mask = masks.ones_like(network.params)
+    return lambda: (
+        train.fit(
+            network.apply,
+            network.params,
+            network.state,
+            mask,
+            pictures,
+            recipe,
+            jax.random.key(1),
+        ).params
+    )
+
+
+def _evaluate() -> Callable[[], Any]:
+    network, pictures = _vgg16(), _pictures(EVALUATED)
+    return lambda: train.evaluate(
+        network.apply, network.params, network.state, pictures, EVALUATED_BATCH
+    )
+
+
+def _digits() -> tuple[models.Model, train.Pictures, train.Pictures, train.Training]:
+    """Take the network, the pictures and the recipe of the digits study."""
+    network = models.create(
+        "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.25
+    )
+    digits = data.load(data.find("digits"))
+    sets = [
+        train.Pictures(jnp.asarray(images), jnp.asarray(labels), _how("digits"))
+        for images, labels in (
+            (digits.train_images, digits.train_labels),
+            (digits.test_images, digits.test_labels),
+        )
+    ]
+    recipe = train.Training(
+        epochs=LEVEL_EPOCHS,
+        batch_size=LEVEL_BATCH,
+        learning_rate=0.1,
+        rate="cosine",
+        weight_decay=1e-4,
+    )
+    train_set, test_set = sets
+    return network, train_set, test_set, recipe
+
+
+def _imp_level() -> Callable[[], Any]:
+    """Train, drop a fifth of the weights, rewind."""
+    network, pictures, _, recipe = _digits()
+
+    def train_fn(params: Any, mask: Any, key: Any, level: Any) -> imp.Trained:
+        del level
+        fitted = train.fit(
+            network.apply, params, network.state, mask, pictures, recipe, key, early=23
+        )
+        assert fitted.early is not None
+        return imp.Trained(fitted.params, early=fitted.early[0])
+
+    start = imp.init(network.params, jax.random.key(1))
+    return lambda: imp.step(start, train_fn, 0.8)[0]
+
+
+def _cold_start() -> Callable[[], Any]:
+    """Prune with SNIP, train and evaluate: the first result of the digits study."""
+    network, pictures, test, recipe = _digits()
+    images, labels, how = pictures
+    batch = (data.preprocess(images[:PICTURES], how), labels[:PICTURES])
+    loss_fn = train.loss_function(network.apply, network.state)
+
+    def first() -> train.Evaluation:
+        scored = jax.jit(lambda p: scores.snip(loss_fn, p, [batch]))(network.params)
+        mask = masks.select(scored, 0.1)
+        fitted = train.fit(
+            network.apply,
+            network.params,
+            network.state,
+            mask,
+            pictures,
+            recipe,
+            jax.random.key(1),
+        )
+        return train.evaluate(network.apply, fitted.params, fitted.state, test)
+
+    return first
+
+
+WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
+    "snip": functools.partial(_scored, scores.snip, 1.0),
+    "grasp": functools.partial(_scored, scores.grasp, 200.0),
+    "synflow_1": functools.partial(_synflow, 1),
+    "synflow_100": functools.partial(_synflow, 100),
+    "select": _select,
+    "sort": _sort,
+    "train_step": _train_step,
+    "evaluate": _evaluate,
+    "imp_level": _imp_level,
+    "cold_start": _cold_start,
+}
+wait = jax.block_until_ready

@@ -1,0 +1,312 @@
+"""What bench.py times in PyTorch: the work of `_bench_ours.py`, straightforwardly written."""
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch  # pyright: ignore[reportMissingImports]
+from torch import nn  # pyright: ignore[reportMissingImports]
+from torch.nn import (  # pyright: ignore[reportMissingImports]
+    functional as F,  # noqa: N812
+)
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+PICTURES = 100
+STEPS, BATCH = 4, 128
+EVALUATED, EVALUATED_BATCH = 1024, 256
+LEVEL_BATCH, LEVEL_EPOCHS, EARLY = 64, 8, 23
+MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
+
+Masks = list[torch.Tensor]
+
+
+def _vgg16() -> nn.Module:
+    layers: list[nn.Module] = []
+    channels = 3
+    for stage, (features, depth) in enumerate(
+        ((64, 2), (128, 2), (256, 3), (512, 3), (512, 3))
+    ):
+        if stage:
+            layers.append(nn.MaxPool2d(2))
+        for _ in range(depth):
+            layers += [
+                nn.Conv2d(channels, features, 3, padding=1),
+                nn.ReLU(inplace=True),
+            ]
+            channels = features
+    layers += [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(channels, 10)]
+    return _initialised(nn.Sequential(*layers))
+
+
+def _conv2() -> nn.Module:
+    """Conv-2 with batch normalisation at a quarter of its width, for 8x8 pictures."""
+    layers: list[nn.Module] = []
+    for before, after in ((1, 16), (16, 16)):
+        layers += [
+            nn.Conv2d(before, after, 3, padding=1),
+            nn.BatchNorm2d(after),
+            nn.ReLU(),
+        ]
+    layers += [nn.MaxPool2d(2), nn.Flatten()]
+    for before, after in ((256, 64), (64, 64)):
+        layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
+    return _initialised(nn.Sequential(*layers, nn.Linear(64, 10)))
+
+
+def _initialised(network: nn.Module) -> nn.Module:
+    torch.manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            nn.init.kaiming_normal_(module.weight)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+    return network.to(DEVICE)
+
+
+def _pictures(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    draw = np.random.default_rng(0)
+    images = draw.integers(0, 256, (number, 32, 32, 3), np.uint8).transpose(0, 3, 1, 2)
+    labels = draw.integers(0, 10, number, np.int64)
+    return _on_device(np.ascontiguousarray(images)), _on_device(labels)
+
+
+def _on_device(array: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(array).to(DEVICE)
+
+
+def _normalise(
+    images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
+) -> torch.Tensor:
+    centre = torch.tensor(mean, device=DEVICE).view(1, -1, 1, 1)
+    scale = torch.tensor(std, device=DEVICE).view(1, -1, 1, 1)
+    return (images.float() / 255 - centre) / scale
+
+
+def _augment(images: torch.Tensor, pad: int = 4) -> torch.Tensor:
+    """Crop and flip at random, the whole batch with one gather."""
+    number, _, height, width = images.shape
+    padded = F.pad(images, (pad,) * 4)
+    corners = torch.randint(0, 2 * pad + 1, (2, number, 1), device=DEVICE)
+    rows = corners[0] + torch.arange(height, device=DEVICE)
+    columns = corners[1] + torch.arange(width, device=DEVICE)
+    heads = torch.rand(number, 1, device=DEVICE) < 0.5
+    columns = torch.where(heads, columns.flip(1), columns)
+    index = torch.arange(number, device=DEVICE)[:, None, None]
+    cropped = padded.permute(0, 2, 3, 1)[index, rows[:, :, None], columns[:, None, :]]
+    return cropped.permute(0, 3, 1, 2)
+
+
+def _weights(network: nn.Module) -> list[torch.Tensor]:
+    return [weight for weight in network.parameters() if weight.ndim > 1]
+
+
+def _masks(scores: list[torch.Tensor], density: float) -> Masks:
+    flat = torch.cat([score.flatten() for score in scores])
+    pruned = int((1 - density) * flat.numel())
+    threshold = torch.kthvalue(flat, pruned).values
+    return [score > threshold for score in scores]
+
+
+def _snip() -> Callable[[], Masks]:
+    network = _vgg16()
+    images, labels = _pictures(PICTURES)
+    inputs, weights = _normalise(images, MEAN, STD), _weights(network)
+
+    def snip() -> Masks:
+        loss = F.cross_entropy(network(inputs), labels)
+        gradients = torch.autograd.grad(loss, weights)
+        return _masks(
+            [(w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)],
+            0.1,
+        )
+
+    return snip
+
+
+def _grasp() -> Callable[[], Masks]:
+    network = _vgg16()
+    images, labels = _pictures(PICTURES)
+    inputs, weights = _normalise(images, MEAN, STD), _weights(network)
+
+    def grasp() -> Masks:
+        loss = F.cross_entropy(network(inputs) / 200, labels)
+        gradients = torch.autograd.grad(loss, weights, create_graph=True)
+        flow = torch.stack([(g * g.detach()).sum() for g in gradients]).sum()
+        products = torch.autograd.grad(flow, weights)
+        return _masks(
+            [(w * h).detach() for w, h in zip(weights, products, strict=True)], 0.1
+        )
+
+    return grasp
+
+
+def _synflow(rounds: int) -> Callable[[], Masks]:
+    network = _vgg16()
+    weights = _weights(network)
+    originals = [weight.detach().clone() for weight in weights]
+    ones = torch.ones(1, 3, 32, 32, device=DEVICE)
+
+    def synflow() -> Masks:
+        masks = [torch.ones_like(weight) for weight in weights]
+        for k in range(1, rounds + 1):
+            with torch.no_grad():
+                for weight, original, mask in zip(
+                    weights, originals, masks, strict=True
+                ):
+                    weight.copy_(original.abs() * mask)
+            gradients = torch.autograd.grad(network(ones).sum(), weights)
+            scores = [
+                (w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)
+            ]
+            masks = _masks(scores, 0.1 ** (k / rounds))
+        return masks
+
+    return synflow
+
+
+def _select() -> Callable[[], Masks]:
+    scores = [weight.detach().abs() for weight in _weights(_vgg16())]
+    return lambda: _masks(scores, 0.1)
+
+
+def _steps(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    weights: list[torch.Tensor],
+    masks: Masks,
+    inputs: torch.Tensor,
+    labels: torch.Tensor,
+) -> None:
+    """Take one step, pruned weights at zero."""
+    optimizer.zero_grad()
+    F.cross_entropy(network(inputs), labels).backward()
+    optimizer.step()
+    with torch.no_grad():
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.mul_(mask)
+
+
+def _train_step() -> Callable[[], None]:
+    network = _vgg16()
+    images, labels = _pictures(STEPS * BATCH)
+    weights = _weights(network)
+    masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
+    optimizer = torch.optim.SGD(
+        network.parameters(), 1e-3, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+
+    def epoch() -> None:
+        for chosen in torch.randperm(STEPS * BATCH, device=DEVICE).split(BATCH):
+            inputs = _normalise(_augment(images[chosen]), MEAN, STD)
+            _steps(network, optimizer, weights, masks, inputs, labels[chosen])
+
+    return epoch
+
+
+def _accuracy(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) -> float:
+    with torch.no_grad():
+        return float((network(inputs).argmax(1) == labels).float().mean())
+
+
+def _evaluate() -> Callable[[], float]:
+    network = _vgg16().eval()
+    images, labels = _pictures(EVALUATED)
+
+    def evaluate() -> float:
+        accuracies = [
+            _accuracy(network, _normalise(some, MEAN, STD), theirs)
+            for some, theirs in zip(
+                images.split(EVALUATED_BATCH),
+                labels.split(EVALUATED_BATCH),
+                strict=True,
+            )
+        ]
+        return sum(accuracies) / len(accuracies)
+
+    return evaluate
+
+
+def _digits() -> tuple[torch.Tensor, torch.Tensor]:
+    from sklearn.datasets import load_digits
+
+    digits: Any = load_digits()
+    images = _on_device((digits.images * 255 / 16).astype(np.uint8)[:, None])
+    return _normalise(images, (0.287,), (0.353,)), _on_device(digits.target)
+
+
+def _fit(
+    network: nn.Module, masks: Masks, inputs: torch.Tensor, labels: torch.Tensor
+) -> Any:
+    """Train for 8 epochs, and return the weights of the early iteration."""
+    weights = _weights(network)
+    with torch.no_grad():
+        for weight, mask in zip(weights, masks, strict=True):
+            weight.mul_(mask)
+    optimizer = torch.optim.SGD(
+        network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
+    )
+    per_epoch = -(-len(inputs) // LEVEL_BATCH)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
+        optimizer, LEVEL_EPOCHS * per_epoch
+    )
+    early, done = None, 0
+    for _ in range(LEVEL_EPOCHS):
+        for chosen in torch.randperm(len(inputs), device=DEVICE).split(LEVEL_BATCH):
+            _steps(network, optimizer, weights, masks, inputs[chosen], labels[chosen])
+            schedule.step()
+            done += 1
+            if done == EARLY:
+                early = [weight.detach().clone() for weight in weights]
+    return early
+
+
+def _imp_level() -> Callable[[], Any]:
+    inputs, labels = (whole[:1437] for whole in _digits())
+
+    def level() -> Any:
+        network = _conv2()
+        weights = _weights(network)
+        ones = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
+        early = _fit(network, ones, inputs, labels)
+        masks = _masks([weight.detach().abs() for weight in weights], 0.8)
+        return [weight * mask for weight, mask in zip(early, masks, strict=True)], masks
+
+    return level
+
+
+def _cold_start() -> Callable[[], float]:
+    def first() -> float:
+        inputs, labels = _digits()
+        network = _conv2()
+        weights = _weights(network)
+        loss = F.cross_entropy(network(inputs[:PICTURES]), labels[:PICTURES])
+        gradients = torch.autograd.grad(loss, weights)
+        masks = _masks(
+            [(w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)],
+            0.1,
+        )
+        _fit(network, masks, inputs[:1437], labels[:1437])
+        return _accuracy(network.eval(), inputs[1437:], labels[1437:])
+
+    return first
+
+
+WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
+    "snip": _snip,
+    "grasp": _grasp,
+    "synflow_1": functools.partial(_synflow, 1),
+    "synflow_100": functools.partial(_synflow, 100),
+    "select": _select,
+    "train_step": _train_step,
+    "evaluate": _evaluate,
+    "imp_level": _imp_level,
+    "cold_start": _cold_start,
+}
+
+
+def wait(result: Any) -> None:
+    """Wait for the device."""
+    del result
+    if DEVICE.type == "cuda":
+        torch.cuda.synchronize()
