@@ -160,17 +160,16 @@ SAME = [(1, 1), (1, 1)]
         ((2, 32, 32, 9), 3, (2, 2), SAME),
         ((2, 16, 16, 9), 1, (1, 1), "SAME"),
         ((3, 18, 17, 3), 3, (1, 1), SAME),  # few channels: patches
-        ((3, 20, 22, 5), 5, (1, 1), "VALID"),
+        ((3, 20, 20, 5), 3, (1, 1), "VALID"),
         ((2, 16, 16, 2), 4, (1, 1), [(2, 1), (0, 3)]),
         ((3, 16, 18, 12), 3, (1, 1), SAME),  # narrow: separable
         ((2, 16, 16, 9), 4, (1, 1), [(3, 0), (1, 2)]),
-        ((8, 24, 24, 40), 3, (1, 1), SAME),  # in chunks
-        ((8, 16, 16, 72), 3, (1, 1), SAME),  # only the gradient of the kernel
-        ((2, 16, 16, 72), 3, (1, 1), "VALID"),
+        ((4, 16, 16, 65), 3, (1, 1), SAME),  # only the gradient of the kernel
     ],
     ids=str,
 )
-def test_convolution_is_that_of_xla(shape, kernel, strides, padding):
+def test_convolution_is_that_of_xla(shape, kernel, strides, padding, monkeypatch):
+    monkeypatch.setattr(conv, "CHUNK_BYTES", 200_000)  # so that small ones have chunks
     keys = jax.random.split(jax.random.key(1))
     x = jax.random.normal(keys[0], shape)
     k = jax.random.normal(keys[1], (kernel, kernel, shape[-1], 4))
