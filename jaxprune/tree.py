@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jaxprune.types import Mask, Params, Prunable, Scores
 
@@ -212,6 +212,11 @@ def _check_structure(
     )
 
 
+@jax.jit
+def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
+    return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
+
+
 def check_finite(scores: Scores, repair: str, prunable: Prunable | None = None) -> None:
     """Refuse scores that are not finite. Traced scores can't be looked at and pass.
 
@@ -224,8 +229,8 @@ def check_finite(scores: Scores, repair: str, prunable: Prunable | None = None) 
         ValueError: naming the first leaf with a score that is nan or infinite.
     """
     looked_at = jax.tree.map(lambda _: True, scores) if prunable is None else prunable
-    finite = {
-        name: jnp.isfinite(leaf).all()
+    leaves = {
+        name: leaf
         for name, leaf, look in zip(
             names(scores),
             jax.tree.leaves(scores),
@@ -234,11 +239,12 @@ def check_finite(scores: Scores, repair: str, prunable: Prunable | None = None) 
         )
         if look
     }
+    finite = _all_finite(leaves)
     if any(isinstance(leaf, Tracer) for leaf in finite.values()):
         return
     bad = [name for name, is_finite in finite.items() if not is_finite]
     if bad:
-        leaf = np.asarray(by_name(scores)[bad[0]])
+        leaf = np.asarray(leaves[bad[0]])
         wrong = leaf.size - int(np.isfinite(leaf).sum())
         kind = "nan" if np.isnan(leaf).any() else "infinite"
         raise ValueError(

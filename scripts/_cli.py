@@ -3,6 +3,7 @@
 Import it before JAX.
 """
 
+import importlib.metadata
 import logging
 import os
 import sys
@@ -18,10 +19,26 @@ sys.path.insert(0, str(ROOT))  # experiments/ is no part of the installed packag
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+# On a CPU XLA is faster without YNNPACK (a product of 4096: 200 GFLOP/s for 168; a step of
+# VGG-16: 1.95 s -> 1.7), and holds less memory if it does not plan for concurrency (1.6 GB ->
+# 1.3). It stops at a flag that it does not know, so only those versions get them.
+CPU_FLAGS = (
+    "--xla_cpu_experimental_ynn_fusion_type= "
+    "--xla_cpu_enable_concurrency_optimized_scheduler=false"
+)
+_theirs = os.environ.get("XLA_FLAGS", "")  # with ours, if a script started this one
+_knows = importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11."))
+if _knows and CPU_FLAGS not in _theirs:
+    os.environ["XLA_FLAGS"] = f"{CPU_FLAGS} {_theirs}".strip()
+
 # Orbax logs what it raises too; a slip gets one sentence.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxprune"
+
+# A second start finds what the first compiled, small programs too.
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(CACHE / "xla"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
 
 
 def main(commands: Sequence[Callable[..., Any]], description: str) -> None:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from jaxtyping import Array
 
 from jaxprune import tree
 from jaxprune.tree import apply_mask as apply
@@ -42,22 +43,22 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
         3
     """
     tree.check_bool(mask)
-    return sum(
-        _true(leaf)
+    counted = [
+        leaf
         for leaf, may in zip(
             jax.tree.leaves(mask),
             jax.tree.leaves(tree.prunable(mask, prunable)),
             strict=True,
         )
         if may
-    )
+    ]
+    return sum(int(np.asarray(rows).sum(dtype=np.int64)) for rows in _by_row(counted))
 
 
-def _true(leaf: Any) -> int:
-    # Row by row, then in int64 on the host: float32 is off above 2**24, int32 above
-    # 2**31.
-    rows = jnp.sum(jnp.atleast_1d(leaf), axis=-1, dtype=jnp.int32)
-    return int(np.asarray(rows).sum(dtype=np.int64))
+@jax.jit
+def _by_row(leaves: list[Array]) -> list[Array]:
+    # The rest is added in int64 on the host: float32 is off above 2**24, int32 above 2**31.
+    return [jnp.sum(jnp.atleast_1d(leaf), axis=-1, dtype=jnp.int32) for leaf in leaves]
 
 
 def density(mask: Mask, prunable: Prunable | None = None) -> float:

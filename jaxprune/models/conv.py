@@ -1,35 +1,17 @@
-"""Convolution and pooling that are fast on a CPU too; the numbers are those of XLA's own.
-
-What each form is worth is measured on 2 cores, jax 0.10.2, in float32 with kernels of 3x3 and
-batches of 128, as milliseconds of XLA's convolution -> of the form.
-"""
+"""Convolution and pooling that are fast on a CPU too; the numbers are those of XLA's own."""
 
 import functools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.custom_derivatives import SymbolicZero
 from jaxtyping import Array, Float
 
-# Maps of up to so many pixels are gathered whole: 128 -> 128 channels on 2x2, forward
-# 11 -> 1, gradients 14 -> 3.
+# Up to so many pixels are computed one by one. 512 -> 512 channels on 2x2, a batch of 128 on
+# 2 cores, jax 0.10.2: XLA's forward 1,097 ms and gradients 1,112, here 9 and 29.
 SMALL = 4
-# From so many pixels on, XLA's own is not the fastest. Between the two it is: its gradient of
-# a kernel is slower by itself there too (256 -> 256 on 8x8: 108 -> 64), but runs beside that
-# of the inputs, so that a step of VGG-16 and one of GraSP take as long or longer.
-LARGE = 256
-# Of up to so many channels, every pixel's patch is laid out: 3 -> 64 channels on 32x32,
-# forward 23 -> 16, gradient of the kernel 28 -> 10.
-FEW = 8
-# Of up to so many, the separable form is faster forward too: 64 -> 64 on 32x32 156 -> 81;
-# with 128 channels on 16x16 66 -> 59, within the noise.
-NARROW = 64
-# What is laid out at once: 64 -> 64 on 32x32, gradient of the kernel in chunks of 3 MB
-# 114, of 25 MB 177.
-CHUNK_BYTES = 3_000_000
 
 _Pads = tuple[tuple[int, int], ...]
 
@@ -43,9 +25,8 @@ def conv_general_dilated(
 ) -> Float[Array, "batch new_height new_width outputs"]:
     """Convolve like `jax.lax.conv_general_dilated`, faster on a CPU.
 
-    On a CPU, maps of up to 2x2 and, from 16x16 on, narrow layers and the gradients of
-    kernels are matrix products; everything else, and every other platform, is XLA's own
-    convolution (a training step of VGG-16: 2.8 s -> 2.4 s). Give it to
+    On a CPU, the pixels of maps of up to 2x2 are matrix products, which leave the padding
+    out; everything else, and every other platform, is XLA's own convolution. Give it to
     `flax.nnx.Conv` as `conv_general_dilated=`.
 
     Args:
@@ -75,140 +56,46 @@ def conv_general_dilated(
             inputs.shape[1:3], kernel.shape[:2], strides, padding
         )
     pads = tuple((before, after) for before, after in padding)
-    form = _form(inputs.shape, kernel.shape, tuple(strides), pads, xla)
-    if form is None:
-        return xla(inputs, kernel)
-    return jax.lax.platform_dependent(inputs, kernel, cpu=form, default=xla)
-
-
-_Form = Callable[[Array, Array], Array]
-
-
-def _form(
-    inputs: Sequence[int],
-    kernel: Sequence[int],
-    strides: tuple[int, ...],
-    pads: _Pads,
-    xla: _Form,
-) -> _Form | None:
-    """Pick the fastest form for these shapes; None for XLA's."""
     size = [
         (extent + sum(pad) - width) // stride + 1
         for extent, pad, width, stride in zip(
-            inputs[1:3], pads, kernel[:2], strides, strict=True
+            inputs.shape[1:3], pads, kernel.shape[:2], strides, strict=True
         )
     ]
-    if min(size) < 1 or min(*pads[0], *pads[1]) < 0:
-        return None
-    if math.prod(size) <= SMALL:
-        return functools.partial(_gathered, strides=strides, pads=pads, size=size)
-    plain = strides == (1, 1) and 1 < math.prod(kernel[:2]) <= 49
-    if not plain or math.prod(size) < LARGE:
-        return None
-    if kernel[2] <= FEW:
-        return _in_chunks(_patches, pads, copies=math.prod(kernel[:2]))
-    if size != list(inputs[1:3]):
-        return None
-    separable = _in_chunks(_separable, pads, copies=kernel[1])
-    return separable if kernel[2] <= NARROW else _with_kernel_gradient(xla, separable)
+    if min(size) < 1 or math.prod(size) > SMALL or min(*pads[0], *pads[1]) < 0:
+        return xla(inputs, kernel)
+    by_pixel = functools.partial(_by_pixel, strides=strides, pads=pads, size=size)
+    return jax.lax.platform_dependent(inputs, kernel, cpu=by_pixel, default=xla)
 
 
-def _gathered(
+def _by_pixel(
     inputs: Array,
     kernel: Array,
     strides: Sequence[int],
     pads: _Pads,
     size: Sequence[int],
 ) -> Array:
-    """Lay out what each pixel of a small map sees, and multiply once."""
-    height, width, channels, outputs = kernel.shape
-    padded = jnp.pad(inputs, ((0, 0), *pads, (0, 0)))
-    rows, columns = (range(0, n * s, s) for n, s in zip(size, strides, strict=True))
-    seen = [padded[:, i : i + height, j : j + width] for i in rows for j in columns]
-    laid = jnp.stack(seen, 1).reshape(-1, height * width * channels)
-    return (laid @ kernel.reshape(-1, outputs)).reshape(len(inputs), *size, outputs)
-
-
-def _patches(inputs: Array, kernel: Array, pads: _Pads) -> Array:
-    """Lay the patch of every pixel out in its channels, and multiply once."""
-    height, width, _, outputs = kernel.shape
-    laid = _shifted(_shifted(inputs, 2, width, pads[1]), 1, height, pads[0])
-    return laid @ kernel.reshape(-1, outputs)
-
-
-def _separable(inputs: Array, kernel: Array, pads: _Pads) -> Array:
-    """Lay out the shifts across, multiply once for all rows of the kernel, and add those.
-
-    A third of the copies that patches of 3x3 need, for the same multiplications.
-    """
-    height, width, channels, outputs = kernel.shape
-    laid = _shifted(inputs, 2, width, pads[1])
-    by_row = kernel.transpose(1, 2, 0, 3).reshape(width * channels, height * outputs)
-    padded = jnp.pad(laid @ by_row, ((0, 0), pads[0], (0, 0), (0, 0)))
-    rows = padded.shape[1] - height + 1
-    each = [
-        padded[:, i : i + rows, :, i * outputs : (i + 1) * outputs]
-        for i in range(height)
-    ]
-    return sum(each[1:], each[0])
-
-
-def _shifted(inputs: Array, axis: int, number: int, pad: tuple[int, int]) -> Array:
-    """Put `number` shifts along an axis side by side in the channels."""
-    around = [(0, 0)] * inputs.ndim
-    around[axis] = pad
-    padded = jnp.pad(inputs, around)
-    size = padded.shape[axis] - number + 1
-    shifts = [
-        jax.lax.slice_in_dim(padded, i, i + size, axis=axis) for i in range(number)
-    ]
-    return jnp.concatenate(shifts, -1)
-
-
-def _in_chunks(
-    form: Callable[[Array, Array, _Pads], Array], pads: _Pads, copies: int
-) -> _Form:
-    """Apply a form to so many pictures at a time that what is laid out stays in the cache."""
-
-    def apply(inputs: Array, kernel: Array) -> Array:
-        batch = inputs.shape[0]
-        most = CHUNK_BYTES // max(1, copies * inputs.nbytes // batch)
-        number = max(
-            n for n in range(1, batch + 1) if batch % n == 0 and n <= max(1, most)
+    """Multiply what each pixel sees of the map with the part of the kernel that sees it."""
+    rows, columns = (
+        [_overlap(stride * pixel - before, width, extent) for pixel in range(number)]
+        for number, stride, (before, _), width, extent in zip(
+            size, strides, pads, kernel.shape[:2], inputs.shape[1:3], strict=True
         )
-        chunks = inputs.reshape(-1, number, *inputs.shape[1:])
-        # Laid out again where it is needed: it is several times what is kept.
-        once = jax.checkpoint(lambda some: form(some, kernel, pads), prevent_cse=False)
-        if number == batch:
-            return once(inputs)
-        made = jax.lax.map(once, chunks)
-        return made.reshape(batch, *made.shape[2:])
+    )
+    batch, outputs = inputs.shape[0], kernel.shape[-1]
+    pixels = [
+        inputs[:, down, across].reshape(batch, -1)
+        @ kernel[kernel_down, kernel_across].reshape(-1, outputs)
+        for down, kernel_down in rows
+        for across, kernel_across in columns
+    ]
+    return jnp.stack(pixels, 1).reshape(batch, *size, outputs)
 
-    return apply
 
-
-def _with_kernel_gradient(xla: _Form, separable: _Form) -> _Form:
-    """Convolve with XLA, but for what depends on how the kernel moves.
-
-    Of 128 -> 128 channels on 16x16, that gradient 299 -> 79.
-    """
-
-    @jax.custom_jvp
-    def convolve(inputs: Array, kernel: Array) -> Array:
-        return xla(inputs, kernel)
-
-    @functools.partial(convolve.defjvp, symbolic_zeros=True)
-    def _(primals: Any, tangents: Any) -> tuple[Array, Any]:
-        inputs, kernel = primals
-        made = convolve(inputs, kernel)
-        moved = []
-        if not isinstance(tangents[0], SymbolicZero):
-            moved.append(convolve(tangents[0], kernel))
-        if not isinstance(tangents[1], SymbolicZero):
-            moved.append(separable(inputs, tangents[1]))
-        return made, sum(moved[1:], moved[0]) if moved else jnp.zeros_like(made)
-
-    return convolve
+def _overlap(start: int, width: int, extent: int) -> tuple[slice, slice]:
+    """Return where a window lies on the map, and which part of the window that is."""
+    first, last = (min(max(edge, 0), extent) for edge in (start, start + width))
+    return slice(first, last), slice(first - start, last - start)
 
 
 def _is_plain(inputs: Array, kernel: Array, options: dict[str, Any]) -> bool:

@@ -156,20 +156,15 @@ SAME = [(1, 1), (1, 1)]
         ((3, 4, 4, 5), 3, (2, 2), SAME),
         ((3, 4, 2, 5), 1, (2, 1), "VALID"),
         ((3, 3, 4, 5), 2, (1, 2), "SAME"),
+        ((3, 7, 5, 5), 4, (4, 3), [(2, 3), (0, 4)]),
+        ((3, 2, 1, 5), 2, (3, 1), [(2, 3), (3, 0)]),  # some pixels see only padding
         ((3, 8, 8, 5), 3, (1, 1), "SAME"),  # these are left to XLA
         ((2, 32, 32, 9), 3, (2, 2), SAME),
-        ((2, 16, 16, 9), 1, (1, 1), "SAME"),
-        ((3, 18, 17, 3), 3, (1, 1), SAME),  # few channels: patches
-        ((3, 20, 20, 5), 3, (1, 1), "VALID"),
-        ((2, 16, 16, 2), 4, (1, 1), [(2, 1), (0, 3)]),
-        ((3, 16, 18, 12), 3, (1, 1), SAME),  # narrow: separable
-        ((2, 16, 16, 9), 4, (1, 1), [(3, 0), (1, 2)]),
-        ((4, 16, 16, 65), 3, (1, 1), SAME),  # only the gradient of the kernel
+        ((2, 2, 2, 5), 3, (1, 1), [(-1, 2), (1, 1)]),
     ],
     ids=str,
 )
-def test_convolution_is_that_of_xla(shape, kernel, strides, padding, monkeypatch):
-    monkeypatch.setattr(conv, "CHUNK_BYTES", 200_000)  # so that small ones have chunks
+def test_convolution_is_that_of_xla(shape, kernel, strides, padding):
     keys = jax.random.split(jax.random.key(1))
     x = jax.random.normal(keys[0], shape)
     k = jax.random.normal(keys[1], (kernel, kernel, shape[-1], 4))
