@@ -5,7 +5,6 @@ Each work is prepared once and returns the call to time, which waits for its res
 
 import _cli  # noqa: F401
 
-import functools  # isort: skip
 from collections.abc import Callable  # isort: skip
 from typing import Any
 
@@ -13,12 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import data, imp, masks, models, prune, scores, train
+from jaxprune import data, imp, masks, models, profiling, prune, scores, train
 
 PICTURES = 100  # that SNIP and GraSP see
 STEPS, BATCH = 4, 128
 EVALUATED, EVALUATED_BATCH = 1024, 256
 LEVEL_BATCH, LEVEL_EPOCHS = 64, 8.0
+
+Call = Callable[[], Any]
 
 
 def _how(name: str) -> data.Preprocessing:
@@ -26,29 +27,52 @@ def _how(name: str) -> data.Preprocessing:
     return data.Preprocessing(source.mean, source.std, source.pad, source.flip)
 
 
-def _vgg16() -> models.Model:
-    return models.create("vgg16", key=jax.random.key(0), batch_norm=False)
+def vgg(name: str = "vgg16", width: float = 1.0) -> models.Model:
+    """Build a VGG without batch normalisation."""
+    return models.create(name, key=jax.random.key(0), batch_norm=False, width=width)
 
 
-def _pictures(number: int) -> train.Pictures:
+def macs() -> int:
+    """Count the multiply-accumulates of VGG-16 for one picture."""
+    network = vgg()
+    counted = profiling.macs(
+        lambda params, x: network.apply(params, network.state, x)[0],
+        network.params,
+        jnp.ones((1, 32, 32, 3)),
+    )
+    return sum(jax.tree.leaves(counted))
+
+
+def pictures(number: int) -> train.Pictures:
+    """Draw random pictures of 32x32."""
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (number, 32, 32, 3), np.uint8)
     labels = draw.integers(0, 10, number, np.int32)
     return train.Pictures(jnp.asarray(images), jnp.asarray(labels), _how("cifar10"))
 
 
-def _scored(score: Callable[..., Any], temperature: float) -> Callable[[], Any]:
-    """Score 100 pictures once, and take the mask that keeps a tenth."""
-    network = _vgg16()
-    images, labels, how = _pictures(PICTURES)
+def snip(network: models.Model) -> Call:
+    """Score 100 pictures, and take the mask that keeps a tenth."""
+    return _scored(network, scores.snip, 1.0)
+
+
+def grasp(network: models.Model) -> Call:
+    """Score 100 pictures, and take the mask that keeps a tenth."""
+    return _scored(network, scores.grasp, 200.0)
+
+
+def _scored(
+    network: models.Model, score: Callable[..., Any], temperature: float
+) -> Call:
+    images, labels, how = pictures(PICTURES)
     batch = (data.preprocess(images, how), labels)
     loss_fn = train.loss_function(network.apply, network.state, temperature)
     scored = jax.jit(lambda params: score(loss_fn, params, [batch]))
     return lambda: masks.select(scored(network.params), 0.1)
 
 
-def _synflow(rounds: int) -> Callable[[], Any]:
-    network = _vgg16()
+def synflow(network: models.Model, rounds: int) -> Call:
+    """Score in rounds, down to a tenth of the weights."""
     flow, ones = models.flow(network), jnp.ones((1, 32, 32, 3))
     score = jax.jit(
         lambda params, mask, _: scores.synflow(flow, params, ones, mask=mask)
@@ -56,21 +80,21 @@ def _synflow(rounds: int) -> Callable[[], Any]:
     return lambda: prune.prune(score, network.params, 0.1, rounds=rounds)[0]
 
 
-def _select() -> Callable[[], Any]:
-    scored = scores.magnitude(_vgg16().params)
+def _select() -> Call:
+    scored = scores.magnitude(vgg().params)
     return lambda: masks.select(scored, 0.1)
 
 
-def _sort() -> Callable[[], Any]:
+def _sort() -> Call:
     """Find the same threshold as JAX users do without us."""
-    flat = [leaf.ravel() for leaf in jax.tree.leaves(scores.magnitude(_vgg16().params))]
+    flat = [leaf.ravel() for leaf in jax.tree.leaves(scores.magnitude(vgg().params))]
     ranked = jnp.concatenate(flat)
     kth = jax.jit(lambda values: jnp.sort(values)[int(0.9 * values.size)])
     return lambda: kth(ranked)
 
 
-def _train_step() -> Callable[[], Any]:
-    network, pictures = _vgg16(), _pictures(STEPS * BATCH)
+def _train_step() -> Call:
+    network, shown = vgg(), pictures(STEPS * BATCH)
     recipe = train.Training(
         epochs=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=1e-4
     )
@@ -81,17 +105,17 @@ def _train_step() -> Callable[[], Any]:
             network.params,
             network.state,
             mask,
-            pictures,
+            shown,
             recipe,
             jax.random.key(1),
         ).params
     )
 
 
-def _evaluate() -> Callable[[], Any]:
-    network, pictures = _vgg16(), _pictures(EVALUATED)
+def _evaluate() -> Call:
+    network, shown = vgg(), pictures(EVALUATED)
     return lambda: train.evaluate(
-        network.apply, network.params, network.state, pictures, EVALUATED_BATCH
+        network.apply, network.params, network.state, shown, EVALUATED_BATCH
     )
 
 
@@ -119,7 +143,7 @@ def _digits() -> tuple[models.Model, train.Pictures, train.Pictures, train.Train
     return network, train_set, test_set, recipe
 
 
-def _imp_level() -> Callable[[], Any]:
+def _imp_level() -> Call:
     """Train, drop a fifth of the weights, rewind."""
     network, pictures, _, recipe = _digits()
 
@@ -135,7 +159,7 @@ def _imp_level() -> Callable[[], Any]:
     return lambda: imp.step(start, train_fn, 0.8)[0]
 
 
-def _cold_start() -> Callable[[], Any]:
+def _cold_start() -> Call:
     """Prune with SNIP, train and evaluate: the first result of the digits study."""
     network, pictures, test, recipe = _digits()
     images, labels, how = pictures
@@ -159,11 +183,11 @@ def _cold_start() -> Callable[[], Any]:
     return first
 
 
-WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
-    "snip": functools.partial(_scored, scores.snip, 1.0),
-    "grasp": functools.partial(_scored, scores.grasp, 200.0),
-    "synflow_1": functools.partial(_synflow, 1),
-    "synflow_100": functools.partial(_synflow, 100),
+WORKS: dict[str, Callable[[], Call]] = {
+    "snip": lambda: snip(vgg()),
+    "grasp": lambda: grasp(vgg()),
+    "synflow_1": lambda: synflow(vgg(), 1),
+    "synflow_100": lambda: synflow(vgg(), 100),
     "select": _select,
     "sort": _sort,
     "train_step": _train_step,

@@ -2,6 +2,8 @@
 
 python scripts/bench.py                                    # everything; extra `bench`
 python scripts/bench.py --only select snip --json bench.json
+python scripts/bench.py scaling     # time against parameters and cells, with a figure
+python scripts/bench.py epoch       # what an accelerator makes of training
 """
 
 import _cli
@@ -19,15 +21,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
+import _bench_ours
 import jax
 import jax.numpy as jnp
 import tyro
+from _bench_epoch import epoch
+from _bench_scaling import scaling
 from rich import box
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from jaxprune import models, profiling
+from jaxprune import profiling
 
 WORKER = Path(__file__).with_name("_bench_worker.py")
 WORKS = (
@@ -53,7 +58,7 @@ class Timed(NamedTuple):
     rss_mb: float
 
 
-def bench(
+def compare(
     only: tuple[str, ...] = WORKS,
     repeats: int = 5,
     threads: int | None = None,
@@ -126,20 +131,9 @@ def _row(work: str, repeats: int) -> dict[str, Any]:
         row |= {f"{side}_s": each, f"{side}_rss_mb": rss_mb}
     row["ratio"] = row["torch_s"] / row["ours_s"]
     if work in PASSES:
-        gflop = 2 * _macs() * PASSES[work] / 1e9
+        gflop = 2 * _bench_ours.macs() * PASSES[work] / 1e9
         row |= {f"{side}_gflops": gflop / timed[side].seconds for side in timed}
     return row
-
-
-def _macs() -> int:
-    """Count the multiply-accumulates of VGG-16 for one picture."""
-    network = models.create("vgg16", key=jax.random.key(0), batch_norm=False)
-    counted = profiling.macs(
-        lambda params, x: network.apply(params, network.state, x)[0],
-        network.params,
-        jnp.ones((1, 32, 32, 3)),
-    )
-    return sum(jax.tree.leaves(counted))
 
 
 def _in_turn(calls: Mapping[str, Sequence[str]], repeats: int) -> dict[str, Timed]:
@@ -243,4 +237,6 @@ def _print(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> Non
 
 
 if __name__ == "__main__":
-    _cli.main([bench], __doc__ or "")
+    if [*sys.argv, "--only"][1].startswith("--") and "--help" not in sys.argv:
+        sys.argv.insert(1, "compare")  # the main job needs no name
+    _cli.main([compare, scaling, epoch], __doc__ or "")
