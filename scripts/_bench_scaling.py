@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import _bench_ours
+import _cli
 import jax
 import numpy as np
 import tyro
@@ -25,15 +26,14 @@ PARAMETERS = (1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000, 300_000
 DEPTHS, WIDTHS = ("vgg11", "vgg13", "vgg16", "vgg19"), (0.25, 0.5, 1.0, 2.0)
 SEEDS = (1, 2, 4, 8)  # of the 6 cells of Rand in the digits study
 PANELS = ("tree", "network", "cells")
+RESULTS = _cli.ROOT / "experiments" / "results" / "scaling"
 
 
 def scaling(
     only: tuple[str, ...] = PANELS,
     repeats: int = 3,
     largest: int = PARAMETERS[-1],
-    to: Annotated[Path, tyro.conf.arg(name="results-dir")] = Path(
-        "experiments/results/scaling"
-    ),
+    to: Annotated[Path, tyro.conf.arg(name="results-dir")] = RESULTS,
 ) -> None:
     """Measure how time grows, fit its exponent, and draw it.
 
@@ -42,7 +42,8 @@ def scaling(
             and SynFlow on VGG-11 to -19 at widths 0.25 to 2) and cells (a study).
         repeats: calls a point, of which the median counts; a study runs once.
         largest: leave out trees and networks with more parameters.
-        to: folder for scaling.json and scaling.png; panels left out are kept as they are.
+        to: folder for scaling.json and scaling.png; panels left out are kept if this machine
+            made them.
     """
     unknown = [panel for panel in only if panel not in PANELS]
     if unknown or not only or repeats < 1 or largest < PARAMETERS[1]:
@@ -52,12 +53,13 @@ def scaling(
         )
     to.mkdir(parents=True, exist_ok=True)
     path = to / "scaling.json"
-    kept = json.loads(path.read_text())["points"] if path.exists() else []
+    machine = {**profiling.describe(), "jax": jax.__version__}
+    old = json.loads(path.read_text()) if path.exists() else {"machine": None}
+    kept = old["points"] if old["machine"] == machine else []
     points = [point for point in kept if point["panel"] not in only]
     measured = {"tree": _trees, "network": _networks}
     for panel in only:
         points += _cells() if panel == "cells" else measured[panel](repeats, largest)
-    machine = {**profiling.describe(), "jax": jax.__version__}
     path.write_text(json.dumps({"machine": machine, "points": points}, indent=1) + "\n")
     for (panel, work), exponent in _exponents(points).items():
         print(f"{panel:8} {work:10} time ~ size^{exponent:.2f}")

@@ -111,9 +111,7 @@ def fit(
             "of the schedule."
         )
     order_key, augment_key = jax.random.split(key)
-    params = jax.tree.map(
-        jnp.copy, masks.apply(params, mask)
-    )  # its buffers are donated
+    params = masks.apply(params, mask)  # new buffers, which the steps may donate
     carry = _Carry(
         params,
         jax.tree.map(jnp.copy, state),

@@ -1,5 +1,6 @@
 """The command line: one tiny run, and one sentence with exit code 2 for every slip."""
 
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -89,6 +90,11 @@ SLIPS = {
     ("prune", "mlp", "--batch-size", "0"): "must be positive",
     ("profile", "mlp", "--method", "snip"): "can't be profiled without data",
     ("fetch_data", "digits"): "'digits' can't be prepared",
+    ("bench", "--only", "snap"): "--only is works to time; got snap. Pass some of snip grasp",
+    ("bench", "--threads", "0"): "--threads 1 to",
+    ("bench", "scaling", "--largest", "9"): "--largest 3000000 or more; got",
+    ("bench", "epoch", "--precisions", "fp8"): "--precisions knows float32, tf32, bfloat16; got fp8",
+    ("bench", "epoch", "--examples", "9"): "--batch-sizes at most the examples; got 3, 9 and",
 }  # fmt: skip
 
 
@@ -124,3 +130,37 @@ def test_a_profile_lists_layers_and_calls(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "fc4/kernel" in done.stdout
     assert "images/s" in done.stdout
+
+
+def test_bench_sets_both_sides_into_rows(tmp_path):
+    pytest.importorskip("torch")
+    path = tmp_path / "bench.json"
+    done = script("bench", "--only", "select", "--repeats", "1", "--json", path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads(path.read_text())
+    (row,) = found["rows"]
+    assert row["work"] == "select"
+    assert row["ratio"] == row["torch_s"] / row["ours_s"]
+    assert min(row["ours_rss_mb"], row["torch_rss_mb"]) > 100
+    assert found["machine"]["dot_gflops"] > 0
+
+
+def test_bench_draws_how_time_grows(tmp_path):
+    args = ("--only", "tree", "--largest", 3_000_000, "--repeats", 1)
+    done = script("bench", "scaling", *args, "--results-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "select     time ~ size^" in done.stdout
+    points = json.loads((tmp_path / "scaling.json").read_text())["points"]
+    assert [(p["work"], p["size"]) for p in points] == [
+        (work, size) for size in (10**6, 3 * 10**6) for work in ("magnitude", "select")
+    ]
+    assert (tmp_path / "scaling.png").stat().st_size > 10_000
+
+
+def test_bench_times_epochs(tmp_path):
+    args = ("--precisions", "bfloat16", "--batch-sizes", 2, "--examples", 4, "--repeats", 1)
+    done = script("bench", "epoch", *args, "--scores", "select", "--json", tmp_path / "e")
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "e").read_text())
+    assert found["rows"][0]["images_per_s"] > 0
+    assert list(found["milliseconds"]) == ["select"]
