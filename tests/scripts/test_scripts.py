@@ -158,8 +158,19 @@ def test_bench_draws_how_time_grows(tmp_path):
 
 
 def test_bench_times_epochs(tmp_path):
-    args = ("--precisions", "bfloat16", "--batch-sizes", 2, "--examples", 4, "--repeats", 1)
-    done = script("bench", "epoch", *args, "--scores", "select", "--json", tmp_path / "e")
+    args = (
+        "--precisions",
+        "bfloat16",
+        "--batch-sizes",
+        2,
+        "--examples",
+        4,
+        "--repeats",
+        1,
+    )
+    done = script(
+        "bench", "epoch", *args, "--scores", "select", "--json", tmp_path / "e"
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "e").read_text())
     assert found["rows"][0]["images_per_s"] > 0
