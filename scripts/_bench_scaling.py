@@ -61,8 +61,8 @@ def scaling(
     for panel in only:
         points += _cells() if panel == "cells" else measured[panel](repeats, largest)
     path.write_text(json.dumps({"machine": machine, "points": points}, indent=1) + "\n")
-    for (panel, work), exponent in _exponents(points).items():
-        print(f"{panel:8} {work:10} time ~ size^{exponent:.2f}")
+    for (panel, work), curve in _curves(points).items():
+        print(f"{panel:8} {work:10} {_growth(panel, curve)}")
     _draw(points, to / "scaling.png")
     print(f"The figure is {to / 'scaling.png'}")
 
@@ -155,29 +155,35 @@ def _curves(points: list[dict[str, Any]]) -> dict[tuple[str, str], np.ndarray]:
     return {name: np.array(sorted(curve)) for name, curve in grouped.items()}
 
 
-def _exponents(points: list[dict[str, Any]]) -> dict[tuple[str, str], float]:
-    """Fit log time to log size."""
-    return {
-        name: float(np.polyfit(np.log(curve[:, 0]), np.log(curve[:, 1]), 1)[0])
-        for name, curve in _curves(points).items()
-    }
+def _growth(panel: str, curve: np.ndarray) -> str:
+    """Fit what the time of a study starts from, of the others the exponent."""
+    if panel == "cells":
+        slope, start = np.polyfit(curve[:, 0], curve[:, 1], 1)
+        return f"{start:.1f} s + {slope:.2f} s a cell"
+    exponent, _ = np.polyfit(np.log(curve[:, 0]), np.log(curve[:, 1]), 1)
+    return f"time ~ size^{exponent:.2f}"
 
 
 def _draw(points: list[dict[str, Any]], path: Path) -> None:
     from matplotlib.figure import Figure
 
-    curves, exponents = _curves(points), _exponents(points)
+    curves = _curves(points)
     figure = Figure(figsize=(12, 4), layout="constrained")
     panels = [panel for panel in PANELS if any(name[0] == panel for name in curves)]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
-        for name, curve in curves.items():
-            if name[0] == panel:
-                label = f"{name[1]}: size^{exponents[name]:.2f}"
-                axis.loglog(*curve.T, "o-" if panel != "network" else "o", label=label)
-        sizes = np.array(axis.get_xlim())
-        low = min(curve[0, 1] for name, curve in curves.items() if name[0] == panel)
-        axis.loglog(sizes, low * sizes / sizes[0], ":", color="grey", label="linear")
+        for (kind, work), curve in curves.items():
+            if kind == panel:
+                line = "o" if panel == "network" else "o-"
+                label = f"{work}: {_growth(panel, curve)}"
+                axis.plot(*curve.T, line, label=label)
+        if panel == "cells":
+            axis.set(xlim=(0, None), ylim=(0, None))
+        else:
+            axis.set(xscale="log", yscale="log")
+            sizes = np.array(axis.get_xlim())
+            low = min(curve[0, 1] for name, curve in curves.items() if name[0] == panel)
+            axis.plot(sizes, low * sizes / sizes[0], ":", color="grey", label="linear")
         axis.set_xlabel("cells" if panel == "cells" else "parameters")
         axis.set_ylabel("seconds")
         axis.legend()
