@@ -54,9 +54,11 @@ def scaling(
     to.mkdir(parents=True, exist_ok=True)
     path = to / "scaling.json"
     machine = {**profiling.describe(), "jax": jax.__version__}
-    old = json.loads(path.read_text()) if path.exists() else {"machine": None}
-    kept = old["points"] if old["machine"] == machine else []
-    points = [point for point in kept if point["panel"] not in only]
+    points = []
+    if path.exists():
+        old = json.loads(path.read_text())
+        if old["machine"] == machine:
+            points = [point for point in old["points"] if point["panel"] not in only]
     measured = {"tree": _trees, "network": _networks}
     for panel in only:
         points += _cells() if panel == "cells" else measured[panel](repeats, largest)
@@ -186,5 +188,5 @@ def _draw(points: list[dict[str, Any]], path: Path) -> None:
             axis.plot(sizes, low * sizes / sizes[0], ":", color="grey", label="linear")
         axis.set_xlabel("cells" if panel == "cells" else "parameters")
         axis.set_ylabel("seconds")
-        axis.legend()
+        axis.legend(loc="lower right", fontsize="small")
     figure.savefig(path, dpi=120)
