@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import _bench_ours
+import _cli
 import jax
 import jax.numpy as jnp
 import tyro
@@ -16,6 +17,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune import masks, profiling, train
+from jaxprune.study import runner
 
 PRECISIONS = {  # name -> dtype of the pass, precision of products in float32
     "float32": ("float32", "highest"),
@@ -65,7 +67,9 @@ def epoch(
             f"--repeats and --examples are 1 or more and --batch-sizes at most the "
             f"examples; got {repeats}, {examples} and {batch_sizes}."
         )
-    machine = {**profiling.describe(), "jax": jax.__version__}
+    if to is not None:
+        _cli.check_writable(to)
+    machine = runner.describe()
     rows = [
         _row(precision, batch_size, examples, repeats, str(machine["kind"]))
         for precision, batch_size in itertools.product(precisions, batch_sizes)
@@ -79,7 +83,6 @@ def epoch(
     }
     _print(rows, milliseconds, machine)
     if to is not None:
-        to.parent.mkdir(parents=True, exist_ok=True)
         found = {"machine": machine, "rows": rows, "milliseconds": milliseconds}
         to.write_text(json.dumps(found, indent=1) + "\n")
 

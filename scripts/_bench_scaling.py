@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxprune import masks, profiling, scores
+from jaxprune.study import runner
 
 PARAMETERS = (1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000, 300_000_000)
 DEPTHS, WIDTHS = ("vgg11", "vgg13", "vgg16", "vgg19"), (0.25, 0.5, 1.0, 2.0)
@@ -51,14 +52,13 @@ def scaling(
             f"--only is some of {', '.join(PANELS)}, --repeats 1 or more and --largest "
             f"{PARAMETERS[1]} or more; got {' '.join(only) or 'none'}, {repeats}, {largest}."
         )
-    to.mkdir(parents=True, exist_ok=True)
     path = to / "scaling.json"
-    machine = {**profiling.describe(), "jax": jax.__version__}
+    old = _read(path)
+    _cli.check_writable(path)
+    machine = runner.describe()
     points = []
-    if path.exists():
-        old = json.loads(path.read_text())
-        if old["machine"] == machine:
-            points = [point for point in old["points"] if point["panel"] not in only]
+    if profiling.describe().items() <= old["machine"].items():
+        points = [point for point in old["points"] if point["panel"] not in only]
     measured = {"tree": _trees, "network": _networks}
     for panel in only:
         points += _cells() if panel == "cells" else measured[panel](repeats, largest)
@@ -67,6 +67,19 @@ def scaling(
         print(f"{panel:8} {work:10} {_growth(panel, curve)}")
     _draw(points, to / "scaling.png")
     print(f"The figure is {to / 'scaling.png'}")
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read what was measured before; nothing if the file is not there, or empty."""
+    text = path.read_text() if path.exists() else ""
+    try:
+        old = json.loads(text or '{"machine": {}, "points": []}')
+        return {"machine": dict(old["machine"]), "points": list(old["points"])}
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{path} is not what this script writes. Move it away or pass another "
+            "--results-dir."
+        ) from error
 
 
 def _point(panel: str, work: str, size: int, seconds: float) -> dict[str, Any]:

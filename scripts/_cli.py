@@ -87,6 +87,12 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         os._exit(130)  # threads of the libraries below may crash an orderly exit
 
 
+def check_writable(path: Path) -> None:
+    """Refuse a file that cannot be written before the work, not after it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.open("a").close()
+
+
 def fail(sentence: str) -> None:
     """Print one sentence and leave with exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)

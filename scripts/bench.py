@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import _bench_ours
-import jax
 import jax.numpy as jnp
 import tyro
 from _bench_epoch import epoch
@@ -33,6 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from jaxprune import profiling
+from jaxprune.study import runner
 
 WORKER = Path(__file__).with_name("_bench_worker.py")
 WORKS = (
@@ -89,7 +89,7 @@ def compare(
     if importlib.util.find_spec("torch") is None:
         raise ValueError("PyTorch is not there to compare. Run: pip install '.[bench]'")
     if to is not None:
-        to.parent.mkdir(parents=True, exist_ok=True)
+        _cli.check_writable(to)
     os.sched_setaffinity(0, cores[:threads])  # inherited by every process started here
     os.environ["OMP_NUM_THREADS"] = str(len(cores[:threads]))
     machine = _machine(len(cores[:threads]))
@@ -108,9 +108,8 @@ def _machine(threads: int) -> dict[str, Any]:
     dot = profiling.latency(jnp.dot, square, square, calls=5).p50
     copy = profiling.latency(jnp.copy, copied, calls=5).p50
     return {
-        **profiling.describe(),
+        **runner.describe(),
         "threads": threads,
-        "jax": jax.__version__,
         "torch": importlib.metadata.version("torch"),
         "dot_gflops": 2 * 4096**3 / dot / 1e9,
         "copy_gb_s": 2 * copied.nbytes / copy / 1e9,
