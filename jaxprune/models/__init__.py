@@ -17,6 +17,15 @@ from jaxprune.models.conv import (
     conv_general_dilated as conv_general_dilated,
     max_pool as max_pool,
 )
+from jaxprune.models.wiring import (
+    Layer as Layer,
+    Product as Product,
+    at as at,
+    fold_batch_norm as fold_batch_norm,
+    products as products,
+    rebuild as rebuild,
+    wiring as wiring,
+)
 from jaxprune.types import RandomKey
 
 # name -> module(input_shape=, num_classes=, batch_norm=, width=, rngs=)
@@ -69,7 +78,7 @@ def create(
         width: factor on the number of channels and of hidden units.
 
     Returns:
-        `Model(params, state, apply)`.
+        `Model(params, state, apply, graph)`.
 
     Raises:
         ValueError: if the name is unknown, or a size is not positive.

@@ -24,12 +24,14 @@ class Model(NamedTuple):
 
     params: trainable arrays, a dict of dicts; state: statistics of batch normalisation,
     keyed like the layers, empty without it; apply: `apply(params, state, x,
-    train=False) -> (logits, state)`, x in (batch, height, width, channels).
+    train=False) -> (logits, state)`, x in (batch, height, width, channels); graph: what
+    `flax.nnx.merge` makes the module of again, or None.
     """
 
     params: Params
     state: PyTree
     apply: Apply
+    graph: Any = None
 
 
 def functional(module: nnx.Module) -> Model:
@@ -39,7 +41,7 @@ def functional(module: nnx.Module) -> Model:
         module: a module that holds its weights in `nnx.Param`.
 
     Returns:
-        `Model(params, state, apply)`; the module itself is not kept.
+        `Model(params, state, apply, graph)`; the module itself is not kept.
 
     Example:
         >>> class Double(nnx.Module):
@@ -61,7 +63,7 @@ def functional(module: nnx.Module) -> Model:
         logits = whole(x, train)
         return logits, nnx.to_pure_dict(nnx.state(whole, nnx.Not(nnx.Param)))
 
-    return Model(nnx.to_pure_dict(params), nnx.to_pure_dict(state), apply)
+    return Model(nnx.to_pure_dict(params), nnx.to_pure_dict(state), apply, graph)
 
 
 def flow(model: Model, *, batch_norm: str = "identity") -> ApplyFn:

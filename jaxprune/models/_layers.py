@@ -48,9 +48,11 @@ def norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
 
 
 def normalise(
-    bn: nnx.BatchNorm, x: Float[Array, "..."], train: bool
+    bn: nnx.BatchNorm | None, x: Float[Array, "..."], train: bool
 ) -> Float[Array, "..."]:
     """Normalise in float32 at least; running statistics in bfloat16 would stand still."""
+    if bn is None:
+        return x
     wide = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
     for weight in (bn.scale, bn.bias):  # of a copy made for this call
         assert weight is not None

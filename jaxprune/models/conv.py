@@ -84,13 +84,14 @@ def _by_pixel(
     )
     batch, outputs = inputs.shape[0], kernel.shape[-1]
     # Split and joined, not sliced: the transpose of a slice pads, four times slower.
+    flat = (kernel.shape[2], outputs)
     taps = [
-        jax.lax.split(row, (1,) * kernel.shape[1], 1)
+        [tap.reshape(flat) for tap in jax.lax.split(row, (1,) * kernel.shape[1], 1)]
         for row in jax.lax.split(kernel, (1,) * kernel.shape[0])
     ]
 
     def part(down: slice, across: slice) -> Array:
-        seen = [tap.reshape(-1, outputs) for row in taps[down] for tap in row[across]]
+        seen = [tap for row in taps[down] for tap in row[across]]
         return jnp.concatenate(seen) if seen else jnp.zeros((0, outputs), kernel.dtype)
 
     pixels = [

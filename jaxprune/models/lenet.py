@@ -9,6 +9,7 @@ from jaxtyping import Array, Float
 from jaxprune.models._layers import conv, norm, normalise, scaled
 from jaxprune.models.conv import max_pool
 from jaxprune.models.mlp import MLP
+from jaxprune.models.wiring import Layer, chain
 
 
 class ConvN(nnx.Module):
@@ -25,14 +26,13 @@ class ConvN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `blocks` are the channels of each pair before scaling."""
-        self.batch_norm = batch_norm
+        self.input_shape = tuple(input_shape)
         self.layers = 2 * len(blocks)
         height, length, channels = input_shape
         for i in range(self.layers):
             features = scaled(blocks[i // 2], width)
             setattr(self, f"conv{i + 1}", conv(channels, features, rngs))
-            if batch_norm:
-                setattr(self, f"bn{i + 1}", norm(features, rngs))
+            setattr(self, f"bn{i + 1}", norm(features, rngs) if batch_norm else None)
             channels = features
         for _ in blocks:
             if min(height, length) >= 2:
@@ -52,9 +52,21 @@ class ConvN(nnx.Module):
         """Return the logits."""
         for i in range(1, self.layers + 1):
             x = getattr(self, f"conv{i}")(x)
-            if self.batch_norm:
-                x = normalise(getattr(self, f"bn{i}"), x, train)
-            x = jax.nn.relu(x)
+            x = jax.nn.relu(normalise(getattr(self, f"bn{i}"), x, train))
             if i % 2 == 0 and min(x.shape[1:3]) >= 2:
                 x = max_pool(x)
         return self.dense(x, train)
+
+    def wiring(self) -> list[Layer]:
+        """List the layers; the first dense one reads the maps of the last convolution."""
+        convs = [(f"conv{i}", f"bn{i}") for i in range(1, self.layers + 1)]
+        streams = {"input": convs[-1][0]}
+        return chain(self, convs, "input") + [
+            Layer(
+                f"dense/{name}",
+                norm and f"dense/{norm}",
+                streams.get(reads, reads),
+                writes,
+            )
+            for name, norm, reads, writes in self.dense.wiring()
+        ]

@@ -8,6 +8,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxprune.models._layers import dense, norm, normalise, scaled
+from jaxprune.models.wiring import Layer, chain
 
 
 class MLP(nnx.Module):
@@ -24,13 +25,13 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `hidden` are their units before scaling by `width`."""
-        self.batch_norm = batch_norm
+        self.input_shape = tuple(input_shape)
         sizes = [math.prod(input_shape), *(scaled(units, width) for units in hidden)]
         self.hidden = len(hidden)
         for i in range(self.hidden):
             setattr(self, f"fc{i + 1}", dense(sizes[i], sizes[i + 1], rngs))
-            if batch_norm:
-                setattr(self, f"bn{i + 1}", norm(sizes[i + 1], rngs))
+            bn = norm(sizes[i + 1], rngs) if batch_norm else None
+            setattr(self, f"bn{i + 1}", bn)
         setattr(self, f"fc{self.hidden + 1}", dense(sizes[-1], num_classes, rngs))
 
     def __call__(
@@ -42,7 +43,11 @@ class MLP(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         for i in range(1, self.hidden + 1):
             x = getattr(self, f"fc{i}")(x)
-            if self.batch_norm:
-                x = normalise(getattr(self, f"bn{i}"), x, train)
-            x = jax.nn.relu(x)
+            x = jax.nn.relu(normalise(getattr(self, f"bn{i}"), x, train))
         return getattr(self, f"fc{self.hidden + 1}")(x)
+
+    def wiring(self) -> list[Layer]:
+        """List the layers."""
+        hidden = [(f"fc{i}", f"bn{i}") for i in range(1, self.hidden + 1)]
+        last = Layer(f"fc{self.hidden + 1}", None, hidden[-1][0], "logits")
+        return [*chain(self, hidden, "input"), last]

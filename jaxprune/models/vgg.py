@@ -8,6 +8,7 @@ from jaxtyping import Array, Float
 
 from jaxprune.models._layers import conv, dense, norm, normalise, scaled
 from jaxprune.models.conv import max_pool
+from jaxprune.models.wiring import Layer, chain
 
 
 class VGG(nnx.Module):
@@ -28,14 +29,13 @@ class VGG(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `stages` are the channels of each before scaling."""
-        self.batch_norm = batch_norm
+        self.input_shape = tuple(input_shape)
         self.depths = tuple(len(stage) for stage in stages)
         channels = input_shape[-1]
         plan = [scaled(features, width) for stage in stages for features in stage]
         for i, features in enumerate(plan, start=1):
             setattr(self, f"conv{i}", conv(channels, features, rngs))
-            if batch_norm:
-                setattr(self, f"bn{i}", norm(features, rngs))
+            setattr(self, f"bn{i}", norm(features, rngs) if batch_norm else None)
             channels = features
         self.fc = dense(channels, num_classes, rngs)
 
@@ -50,7 +50,11 @@ class VGG(nnx.Module):
             for _ in range(depth):
                 i += 1
                 x = getattr(self, f"conv{i}")(x)
-                if self.batch_norm:
-                    x = normalise(getattr(self, f"bn{i}"), x, train)
-                x = jax.nn.relu(x)
+                x = jax.nn.relu(normalise(getattr(self, f"bn{i}"), x, train))
         return self.fc(x.mean((1, 2)))
+
+    def wiring(self) -> list[Layer]:
+        """List the layers."""
+        convs = [(f"conv{i}", f"bn{i}") for i in range(1, sum(self.depths) + 1)]
+        last = Layer("fc", None, convs[-1][0], "logits")
+        return [*chain(self, convs, "input"), last]

@@ -1,0 +1,7 @@
+"""From a mask to a smaller dense network that computes the same function."""
+
+from jaxprune.compact.narrower import (
+    Compacted as Compacted,
+    Info as Info,
+    compact as compact,
+)

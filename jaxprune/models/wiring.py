@@ -1,0 +1,228 @@
+"""Which layer feeds which, and networks rebuilt around arrays of other sizes."""
+
+import functools
+import operator
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jaxtyping import Array, Float, PyTree
+
+from jaxprune.models._functional import Model, functional
+from jaxprune.models._layers import EPSILON
+from jaxprune.types import Params
+
+
+class Layer(NamedTuple):
+    """A layer with a kernel, and the streams of channels between which it stands.
+
+    name: path of what holds the kernel, such as "block1/layer1/conv"; norm: path of the
+    normalisation behind it, or None; reads, writes: names of streams. The pictures are the
+    stream "input", the result is "logits". Several layers that write one stream add to it,
+    as a residual block and its shortcut do. A dense layer may read a stream of maps, their
+    pixels one after another, the channels of each together.
+    """
+
+    name: str
+    norm: str | None
+    reads: str
+    writes: str
+
+
+def chain(module: Any, names: Sequence[tuple[str, str]], reads: str) -> list[Layer]:
+    """List layers of which each feeds the next.
+
+    Args:
+        module: what holds them.
+        names: of each layer and of the normalisation behind it, which may be None.
+        reads: the stream that the first reads; each writes one of its own name.
+
+    Returns:
+        The layers.
+
+    Example:
+        >>> from types import SimpleNamespace
+        >>> chain(SimpleNamespace(bn1=None), [("conv1", "bn1")], "input")
+        [Layer(name='conv1', norm=None, reads='input', writes='conv1')]
+    """
+    layers = []
+    for name, norm in names:
+        held = norm if getattr(module, norm) is not None else None
+        layers.append(Layer(name, held, reads, name))
+        reads = name
+    return layers
+
+
+class Product(NamedTuple):
+    """What a layer multiplies: its input, and `multiply(inputs, kernel)`, biases left out."""
+
+    inputs: Float[Array, "..."]
+    multiply: Callable[[Array, Array], Array]
+
+
+def wiring(model: Model) -> tuple[Layer, ...]:
+    """List the layers of a network in the order of its forward pass.
+
+    Args:
+        model: of `models.create`, or `models.functional` of a module that has an
+            `input_shape` (height, width, channels) and a method `wiring()` that lists its
+            layers; `models/vgg.py` is an example.
+
+    Returns:
+        The layers.
+
+    Raises:
+        ValueError: if the module of `model` says nothing of its wiring.
+
+    Example:
+        >>> from jaxprune import models
+        >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
+        >>> network = models.create("lenet-300-100", key=jax.random.key(0), **shape)
+        >>> wiring(network)[0]
+        Layer(name='fc1', norm=None, reads='input', writes='fc1')
+    """
+    return tuple(_module(model).wiring())
+
+
+def _module(model: Model) -> Any:
+    if model.graph is None:
+        raise ValueError(
+            "model has no graph, which says what it is made of. Make it with models.create "
+            "or models.functional."
+        )
+    module = nnx.merge(model.graph, nnx.State(model.params), nnx.State(model.state))
+    if not (hasattr(module, "wiring") and hasattr(module, "input_shape")):
+        raise ValueError(
+            f"{type(module).__name__} does not say which layer feeds which. Give it an "
+            "input_shape and a method wiring(), as jaxprune/models/vgg.py has."
+        )
+    return module
+
+
+def products(model: Model) -> dict[str, Product]:
+    """Run a network in evaluation mode on one black picture, and keep what it multiplies.
+
+    Args:
+        model: as in `wiring`.
+
+    Returns:
+        By the name of the layer, its product.
+
+    Example:
+        >>> from jaxprune import models
+        >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
+        >>> network = models.create("mlp", key=jax.random.key(0), **shape)
+        >>> products(network)["fc1"].inputs
+        Array([[0., 0., 0., 0.]], dtype=float32)
+    """
+    module, seen = _module(model), {}
+
+    def spy(name: str, product: Callable[..., Array]) -> Callable[..., Array]:
+        def multiply(inputs: Array, kernel: Array, *args: Any, **options: Any) -> Array:
+            again = lambda inputs, kernel: product(inputs, kernel, *args, **options)  # noqa: E731
+            seen[name] = Product(inputs, again)
+            return again(inputs, kernel)
+
+        return multiply
+
+    for layer in module.wiring():
+        part = _at(module, layer.name)
+        hook = "conv_general_dilated" if isinstance(part, nnx.Conv) else "dot_general"
+        setattr(part, hook, spy(layer.name, getattr(part, hook)))
+    dtype = jnp.result_type(*jax.tree.leaves(model.params))
+    module(jnp.zeros((1, *module.input_shape), dtype), False)
+    return seen
+
+
+def rebuild(model: Model, params: Params, state: PyTree) -> Model:
+    """Build the same network around arrays of other sizes.
+
+    Args:
+        model: the network as it was, as in `wiring`.
+        params: kernels with fewer channels; a bias may be there that was not, of shape
+            (channels,) or (height, width, channels); without the arrays of a
+            normalisation there is none.
+        state: statistics of the normalisations that are left.
+
+    Returns:
+        The network, `params` and `state` in it.
+
+    Example:
+        >>> from jaxprune import models
+        >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
+        >>> network = models.create("lenet-300-100", key=jax.random.key(0), **shape)
+        >>> params = jax.tree.map(lambda leaf: leaf, network.params)
+        >>> params["fc1"] = {"kernel": jnp.ones((4, 7)), "bias": jnp.zeros(7)}
+        >>> params["fc2"]["kernel"] = jnp.ones((7, 100))
+        >>> narrow = rebuild(network, params, {})
+        >>> narrow.apply(narrow.params, {}, jnp.ones((1, 2, 2, 1)))[0].shape
+        (1, 10)
+    """
+    params, state = jax.tree.map(jnp.asarray, (params, state))
+    module = _module(model)
+    for layer in module.wiring():
+        part, held = _at(module, layer.name), at(params, layer.name)
+        part.kernel = nnx.Param(held["kernel"])
+        part.in_features, part.out_features = held["kernel"].shape[-2:]
+        if isinstance(part, nnx.Conv):
+            part.kernel_shape = held["kernel"].shape
+        part.use_bias = "bias" in held
+        part.bias = nnx.Param(held["bias"]) if part.use_bias else None
+        if layer.norm is not None:
+            _set_norm(module, layer.norm, params, state)
+    return functional(module)
+
+
+def _set_norm(module: Any, name: str, params: Params, state: PyTree) -> None:
+    *parents, last = name.split("/")
+    parent = _at(module, "/".join(parents))
+    if last not in at(params, "/".join(parents)):
+        setattr(parent, last, None)
+        return
+    norm, held, seen = getattr(parent, last), at(params, name), at(state, name)
+    norm.scale, norm.bias = nnx.Param(held["scale"]), nnx.Param(held["bias"])
+    norm.mean, norm.var = nnx.BatchStat(seen["mean"]), nnx.BatchStat(seen["var"])
+    (norm.num_features,) = held["scale"].shape
+
+
+def fold_batch_norm(model: Model) -> Model:
+    """Put each batch normalisation, as it is in evaluation, into the layer before it.
+
+    Args:
+        model: as in `wiring`, with trained params and statistics in it.
+
+    Returns:
+        A network of the same logits without normalisation.
+
+    Example:
+        >>> from jaxprune import models
+        >>> shape = {"input_shape": (2, 2, 1)}
+        >>> network = models.create("mlp", key=jax.random.key(0), **shape)
+        >>> fold_batch_norm(network).state
+        {}
+    """
+    params, state = jax.tree.map(np.asarray, (model.params, model.state))
+    for layer in wiring(model):
+        if layer.norm is None:
+            continue
+        *parents, last = layer.norm.split("/")
+        norm = at(params, "/".join(parents)).pop(last)
+        seen = at(state, "/".join(parents)).pop(last)
+        held = at(params, layer.name)
+        factor = norm["scale"] / np.sqrt(seen["var"] + EPSILON)
+        shift = norm["bias"] - seen["mean"] * factor
+        held["kernel"] = held["kernel"] * factor
+        held["bias"] = held["bias"] * factor + shift if "bias" in held else shift
+    return rebuild(model, params, state)
+
+
+def at(tree: Any, name: str) -> Any:
+    """Return what lies at a path of a dict of dicts, such as "block1/layer1/conv"."""
+    return functools.reduce(operator.getitem, filter(None, name.split("/")), tree)
+
+
+def _at(module: Any, name: str) -> Any:
+    return functools.reduce(getattr, filter(None, name.split("/")), module)
