@@ -80,7 +80,9 @@ def _normalise(
 ) -> torch.Tensor:
     centre = torch.tensor(mean, device=DEVICE).view(1, -1, 1, 1)
     scale = torch.tensor(std, device=DEVICE).view(1, -1, 1, 1)
-    return (images.float() / 255 - centre) / scale
+    # One layout for all works, the one in which its convolutions are fastest on this CPU.
+    fastest = torch.channels_last
+    return ((images.float() / 255 - centre) / scale).contiguous(memory_format=fastest)
 
 
 def _augment(images: torch.Tensor, pad: int = 4) -> torch.Tensor:
@@ -278,7 +280,7 @@ def _imp_level() -> Callable[[], Any]:
 def _cold_start() -> Callable[[], float]:
     def first() -> float:
         inputs, labels = _digits()
-        network = _conv2()
+        network = _conv2().eval()
         weights = _weights(network)
         loss = F.cross_entropy(network(inputs[:PICTURES]), labels[:PICTURES])
         gradients = torch.autograd.grad(loss, weights)
@@ -286,7 +288,7 @@ def _cold_start() -> Callable[[], float]:
             [(w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)],
             0.1,
         )
-        _fit(network, masks, inputs[:1437], labels[:1437])
+        _fit(network.train(), masks, inputs[:1437], labels[:1437])
         return _accuracy(network.eval(), inputs[1437:], labels[1437:])
 
     return first

@@ -93,13 +93,13 @@ def compare(
     os.sched_setaffinity(0, cores[:threads])  # inherited by every process started here
     os.environ["OMP_NUM_THREADS"] = str(len(cores[:threads]))
     machine = _machine(len(cores[:threads]))
-    rows = [
-        _row(work, repeats)
-        for work in track(only, "timing", console=Console(stderr=True), transient=True)
-    ]
+    rows = []
+    for work in track(only, "timing", console=Console(stderr=True), transient=True):
+        rows.append(_row(work, repeats))
+        if to is not None:  # after each, so that nothing measured is lost
+            found = {"machine": machine, "repeats": repeats, "rows": rows}
+            to.write_text(json.dumps(found, indent=1) + "\n")
     _print(rows, machine)
-    if to is not None:
-        to.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
 
 
 def _machine(threads: int) -> dict[str, Any]:

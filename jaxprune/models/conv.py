@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 # Up to so many pixels are computed one by one. 512 -> 512 channels on 2x2, a batch of 128 on
 # 2 cores, jax 0.10.2: XLA's forward 1,097 ms and gradients 1,112, here 9 and 29.
 SMALL = 4
+TAPS = 25  # one of 7x7 compiles for seconds, and XLA's forward is faster
 
 _Pads = tuple[tuple[int, int], ...]
 
@@ -25,7 +26,7 @@ def conv_general_dilated(
 ) -> Float[Array, "batch new_height new_width outputs"]:
     """Convolve like `jax.lax.conv_general_dilated`, faster on a CPU.
 
-    On a CPU, the pixels of maps of up to 2x2 are matrix products, which leave the padding
+    On a CPU, results of up to four pixels are matrix products, which leave the padding
     out; everything else, and every other platform, is XLA's own convolution. Give it to
     `flax.nnx.Conv` as `conv_general_dilated=`.
 
@@ -110,6 +111,8 @@ def _overlap(start: int, width: int, extent: int) -> tuple[slice, slice]:
 
 def _is_plain(inputs: Array, kernel: Array, options: dict[str, Any]) -> bool:
     """Tell whether nothing is asked for that only XLA's convolution does."""
+    if inputs.ndim != 4 or kernel.ndim != 4:
+        return False
     numbers = jax.lax.conv_dimension_numbers(
         inputs.shape, kernel.shape, options.get("dimension_numbers")
     )
@@ -118,9 +121,11 @@ def _is_plain(inputs: Array, kernel: Array, options: dict[str, Any]) -> bool:
     )
     dilations = (options.get("lhs_dilation"), options.get("rhs_dilation"))
     return (
-        inputs.ndim == 4
-        and inputs.shape[0] > 0
+        inputs.shape[0] > 0
         and numbers == flax
+        and inputs.dtype == kernel.dtype
+        and inputs.shape[-1] == kernel.shape[2]
+        and math.prod(kernel.shape[:2]) <= TAPS
         and all(set(dilation or (1,)) == {1} for dilation in dilations)
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1

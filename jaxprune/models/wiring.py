@@ -122,7 +122,7 @@ def products(model: Model) -> dict[str, Product]:
 
     def spy(name: str, product: Callable[..., Array]) -> Callable[..., Array]:
         def multiply(inputs: Array, kernel: Array, *args: Any, **options: Any) -> Array:
-            again = lambda inputs, kernel: product(inputs, kernel, *args, **options)  # noqa: E731
+            again = lambda inputs, kernel: product(inputs, kernel, *args, **options)
             seen[name] = Product(inputs, again)
             return again(inputs, kernel)
 
