@@ -58,11 +58,15 @@ def epoch(
         ("--scores", scores, SCORES),
     ):
         unknown = [one for one in got if one not in known]
-        if unknown:
+        if unknown or not got:
             raise ValueError(
-                f"{name} knows {', '.join(known)}; got {', '.join(unknown)}."
+                f"{name} knows {', '.join(known)}; got {', '.join(unknown) or 'none'}."
             )
-    if min(repeats, examples, *batch_sizes) < 1 or max(batch_sizes) > examples:
+    if (
+        not batch_sizes
+        or min(repeats, examples, *batch_sizes) < 1
+        or max(batch_sizes) > examples
+    ):
         raise ValueError(
             f"--repeats and --examples are 1 or more and --batch-sizes at most the "
             f"examples; got {repeats}, {examples} and {batch_sizes}."

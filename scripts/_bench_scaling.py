@@ -55,6 +55,7 @@ def scaling(
     path = to / "scaling.json"
     old = _read(path)
     _cli.check_writable(path)
+    _cli.check_writable(to / "scaling.png")
     machine = runner.describe()
     points = []
     if profiling.describe().items() <= old["machine"].items():
@@ -62,7 +63,8 @@ def scaling(
     measured = {"tree": _trees, "network": _networks}
     for panel in only:
         points += _cells() if panel == "cells" else measured[panel](repeats, largest)
-    path.write_text(json.dumps({"machine": machine, "points": points}, indent=1) + "\n")
+        found = {"machine": machine, "points": points}
+        path.write_text(json.dumps(found, indent=1) + "\n")
     for (panel, work), curve in _curves(points).items():
         print(f"{panel:8} {work:10} {_growth(panel, curve)}")
     _draw(points, to / "scaling.png")
@@ -71,10 +73,12 @@ def scaling(
 
 def _read(path: Path) -> dict[str, Any]:
     """Read what was measured before; nothing if the file is not there, or empty."""
-    text = path.read_text() if path.exists() else ""
     try:
+        text = path.read_text() if path.exists() else ""
         old = json.loads(text or '{"machine": {}, "points": []}')
-        return {"machine": dict(old["machine"]), "points": list(old["points"])}
+        keys = ("panel", "work", "size", "seconds")
+        points = [{key: point[key] for key in keys} for point in old["points"]]
+        return {"machine": dict(old["machine"]), "points": points}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} is not what this script writes. Move it away or pass another "

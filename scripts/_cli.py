@@ -6,6 +6,7 @@ Import it before JAX.
 import importlib.metadata
 import logging
 import os
+import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -27,8 +28,9 @@ CPU_FLAGS = (
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"
 )
 _theirs = os.environ.get("XLA_FLAGS", "")  # with ours, if a script started this one
+_file = _theirs[:1] not in ("", "-")  # XLA takes it as the name of a file of flags
 _knows = importlib.metadata.version("jaxlib").startswith(("0.10.", "0.11."))
-if _knows and CPU_FLAGS not in _theirs:
+if _knows and not _file and CPU_FLAGS not in _theirs:
     os.environ["XLA_FLAGS"] = f"{CPU_FLAGS} {_theirs}".strip()
 
 # Orbax logs what it raises too; a slip gets one sentence.
@@ -76,13 +78,18 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
             f"{error.filename or 'a file'}: {error.strerror or error}. Move it away or pass "
             "another folder."
         )
-    except (OverflowError, MemoryError, RuntimeError) as error:
+    except (
+        OverflowError,
+        MemoryError,
+        RuntimeError,
+        subprocess.SubprocessError,
+    ) as error:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         fail(f"{first} (JAXPRUNE_TRACEBACK=1 shows where this came from)")
     except KeyboardInterrupt:
-        print("\nstopped; run the same command again to resume", file=sys.stderr)
+        print("\nstopped; the same command again resumes a study", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # threads of the libraries below may crash an orderly exit
 

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxprune"
 CORE = {"jax", "numpy", "jaxtyping"}
 BELOW_STUDY = {
     "types", "tree", "scores", "masks", "prune", "imp", "checkpoint", "models", "data",
-    "train", "profiling",
+    "train", "compact", "profiling",
 }  # fmt: skip
 # part: what it may import from jaxprune, and besides the core and the standard library
 ALLOWED = {
@@ -25,6 +25,7 @@ ALLOWED = {
     "data": ({"types", "tree"}, {"tensorflow_datasets", "sklearn", "tensorflow"}),
     "models": ({"types", "tree"}, {"flax"}),
     "train": ({"types", "tree", "masks", "data"}, {"optax"}),
+    "compact": ({"types", "tree", "masks", "models"}, set()),
     "profiling": ({"types", "tree", "masks", "models"}, {"psutil"}),
     "study": (BELOW_STUDY | {"study"}, set()),
     "report": ({"study.records"}, {"polars", "rich", "matplotlib"}),

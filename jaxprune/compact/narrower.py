@@ -165,8 +165,8 @@ def _emitted(
     product: models.Product, kernel: np.ndarray, constant: np.ndarray
 ) -> np.ndarray:
     """Return what constant inputs that go away add to each output: a vector, or a map."""
-    inputs = product.inputs * jnp.asarray(constant, product.inputs.dtype)
-    made = np.asarray(product.multiply(inputs, jnp.asarray(kernel)))[0]
+    inputs = np.where(constant, product.inputs, 0)
+    made = np.asarray(product.multiply(jnp.asarray(inputs), jnp.asarray(kernel)))[0]
     corner = made.reshape(-1, made.shape[-1])[0]
     return corner if (made == corner).all() else made
 
