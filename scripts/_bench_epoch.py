@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import tyro
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 
 from jaxprune import masks, profiling, train
@@ -45,6 +46,9 @@ def epoch(
 ) -> None:
     """Time epochs of VGG-16 and its scores on the device that JAX has.
 
+    Made for accelerators: on a CPU all of it takes hours (try --examples 512), and tf32 is
+    float32 there.
+
     Args:
         precisions: of float32, tf32 and bfloat16.
         batch_sizes: pictures a step.
@@ -74,21 +78,27 @@ def epoch(
     if to is not None:
         _cli.check_writable(to)
     machine = runner.describe()
-    rows = [
-        _row(precision, batch_size, examples, repeats, str(machine["kind"]))
-        for precision, batch_size in itertools.product(precisions, batch_sizes)
-    ]
-    milliseconds = {
-        name: 1e3
-        * statistics.median(
-            profiling.seconds(_bench_ours.WORKS[name](), calls=repeats, warmup=1)
-        )
-        for name in scores
-    }
+    rows: list[dict[str, Any]] = []
+    milliseconds: dict[str, float] = {}
+
+    def save() -> None:
+        if to is not None:  # after each, so that nothing measured is lost
+            found = {"machine": machine, "rows": rows, "milliseconds": milliseconds}
+            to.write_text(json.dumps(found, indent=1) + "\n")
+
+    shown = Console(stderr=True)
+    for name in track(scores, "scoring", console=shown, transient=True):
+        times = profiling.seconds(_bench_ours.WORKS[name](), calls=repeats, warmup=1)
+        milliseconds[name] = 1e3 * statistics.median(times)
+        save()
+    chosen = list(itertools.product(precisions, batch_sizes))
+    for precision, batch_size in track(
+        chosen, "training", console=shown, transient=True
+    ):
+        kind = str(machine["kind"])
+        rows.append(_row(precision, batch_size, examples, repeats, kind))
+        save()
     _print(rows, milliseconds, machine)
-    if to is not None:
-        found = {"machine": machine, "rows": rows, "milliseconds": milliseconds}
-        to.write_text(json.dumps(found, indent=1) + "\n")
 
 
 def _row(

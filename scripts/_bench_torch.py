@@ -12,6 +12,9 @@ from torch.nn import (  # pyright: ignore[reportMissingImports]
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+if DEVICE.type == "cuda":  # products of float32 as XLA makes them there by default
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.allow_tf32 = True
 PICTURES = 100
 STEPS, BATCH = 4, 128
 EVALUATED, EVALUATED_BATCH = 1024, 256

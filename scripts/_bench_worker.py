@@ -27,4 +27,7 @@ def serve(side: str, work: str) -> None:
 
 
 if __name__ == "__main__":
-    serve(*sys.argv[1:])
+    try:
+        serve(*sys.argv[1:])
+    except KeyboardInterrupt:  # the parent says so
+        sys.exit(130)

@@ -4,13 +4,14 @@ Import it before JAX.
 """
 
 import importlib.metadata
+import importlib.util
 import logging
 import os
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))  # experiments/ is no part of the installed package
@@ -20,9 +21,9 @@ sys.path.insert(0, str(ROOT))  # experiments/ is no part of the installed packag
 os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-# On a CPU XLA is faster without YNNPACK (a product of 4096: 200 GFLOP/s for 168; a step of
-# VGG-16: 1.95 s -> 1.7), and holds less memory if it does not plan for concurrency (1.6 GB ->
-# 1.3). It stops at a flag that it does not know, so only those versions get them.
+# On a CPU XLA is faster without YNNPACK, and holds less memory if it does not plan for
+# concurrency (measured: experiments/README.md, "Speed"). It stops at a flag that it does
+# not know, so only those versions get them.
 CPU_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type= "
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -48,12 +49,8 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
 
     JAXPRUNE_TRACEBACK=1 shows where a sentence came from.
     """
-    try:
-        import tyro
-    except ImportError:
-        fail(
-            "the scripts need tyro, which is not installed. Run: pip install '.[study]'"
-        )
+    import tyro
+
     from jaxprune.data import DatasetError
     from jaxprune.study.records import RunsError
 
@@ -88,19 +85,30 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
             raise
         first = (str(error).splitlines() or [type(error).__name__])[0]
         fail(f"{first} (JAXPRUNE_TRACEBACK=1 shows where this came from)")
+    except AssertionError:  # JAX says no more of a platform that has no device
+        platforms = os.environ.get("JAX_PLATFORMS")
+        if not platforms or os.environ.get("JAXPRUNE_TRACEBACK"):
+            raise
+        fail(
+            f"JAX finds no device for JAX_PLATFORMS={platforms}. Unset it, or mend it."
+        )
     except KeyboardInterrupt:
         print("\nstopped; the same command again resumes a study", file=sys.stderr)
         sys.stderr.flush()
         os._exit(130)  # threads of the libraries below may crash an orderly exit
 
 
+def fail(sentence: str) -> NoReturn:
+    """Print one sentence and leave with exit code 2."""
+    print(f"error: {sentence}", file=sys.stderr)
+    sys.exit(2)
+
+
+if importlib.util.find_spec("tyro") is None:
+    fail("the scripts need tyro, which is not installed. Run: pip install '.[study]'")
+
+
 def check_writable(path: Path) -> None:
     """Refuse a file that cannot be written before the work, not after it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.open("a").close()
-
-
-def fail(sentence: str) -> None:
-    """Print one sentence and leave with exit code 2."""
-    print(f"error: {sentence}", file=sys.stderr)
-    sys.exit(2)

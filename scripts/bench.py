@@ -46,15 +46,18 @@ WORKS = (
     "imp_level",
     "cold_start",
 )
-STEPS = 4  # in one call of train_step
 # Passes over the network and pictures of a call, a backward pass being worth two forward.
-PASSES = {"snip": 3 * 100, "train_step": 3 * 128 * STEPS, "evaluate": 1024}
+PASSES = {
+    "snip": 3 * _bench_ours.PICTURES,
+    "train_step": 3 * _bench_ours.BATCH * _bench_ours.STEPS,
+    "evaluate": _bench_ours.EVALUATED,
+}
 
 
 class Timed(NamedTuple):
-    """Median seconds, and the most memory the process held, in MB (1e6 bytes)."""
+    """Seconds of every call, and the most memory the process held, in MB (1e6 bytes)."""
 
-    seconds: float
+    seconds: Sequence[float]
     rss_mb: float
 
 
@@ -110,6 +113,7 @@ def _machine(threads: int) -> dict[str, Any]:
     return {
         **runner.describe(),
         "threads": threads,
+        "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "torch": importlib.metadata.version("torch"),
         "dot_gflops": 2 * 4096**3 / dot / 1e9,
         "copy_gb_s": 2 * copied.nbytes / copy / 1e9,
@@ -125,13 +129,15 @@ def _row(work: str, repeats: int) -> dict[str, Any]:
             calls["jnp_sort"] = ("ours", "sort")
         timed = _in_turn(calls, repeats)
     row: dict[str, Any] = {"work": work}
+    steps = _bench_ours.STEPS if work == "train_step" else 1
     for side, (seconds, rss_mb) in timed.items():
-        each = seconds / (STEPS if work == "train_step" else 1)
-        row |= {f"{side}_s": each, f"{side}_rss_mb": rss_mb}
+        each = [one / steps for one in seconds]
+        row |= {f"{side}_s": statistics.median(each), f"{side}_rss_mb": rss_mb}
+        row[f"{side}_range_s"] = [min(each), max(each)]
+        if work in PASSES:
+            gflop = 2 * _bench_ours.macs() * PASSES[work] / 1e9
+            row[f"{side}_gflops"] = gflop / statistics.median(seconds)
     row["ratio"] = row["torch_s"] / row["ours_s"]
-    if work in PASSES:
-        gflop = 2 * _bench_ours.macs() * PASSES[work] / 1e9
-        row |= {f"{side}_gflops": gflop / timed[side].seconds for side in timed}
     return row
 
 
@@ -149,8 +155,7 @@ def _in_turn(calls: Mapping[str, Sequence[str]], repeats: int) -> dict[str, Time
             print("go", file=process.stdin, flush=True)
             seconds[side].append(float(_read(process)))
     return {
-        side: Timed(statistics.median(seconds[side]), _end(process))
-        for side, process in processes.items()
+        side: Timed(seconds[side], _end(process)) for side, process in processes.items()
     }
 
 
@@ -159,10 +164,11 @@ def _cold(repeats: int) -> dict[str, Timed]:
 
     Ours twice: without the compilations of an earlier start, and with those of the first.
     """
-    found: dict[str, list[Timed]] = {"ours": [], "ours_again": [], "torch": []}
+    seconds: dict[str, list[float]] = {"ours": [], "ours_again": [], "torch": []}
+    held: dict[str, list[float]] = {side: [] for side in seconds}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as compiled:
-            for side, times in found.items():
+            for side in seconds:
                 began = time.perf_counter()
                 process = _start(
                     side.split("_")[0],
@@ -171,14 +177,9 @@ def _cold(repeats: int) -> dict[str, Timed]:
                     env={**os.environ, "JAX_COMPILATION_CACHE_DIR": compiled},
                 )
                 _read(process)
-                times.append(Timed(time.perf_counter() - began, _end(process)))
-    return {
-        side: Timed(
-            statistics.median(one.seconds for one in times),
-            max(one.rss_mb for one in times),
-        )
-        for side, times in found.items()
-    }
+                seconds[side].append(time.perf_counter() - began)
+                held[side].append(_end(process))
+    return {side: Timed(seconds[side], max(held[side])) for side in seconds}
 
 
 def _start(side: str, work: str, **options: Any) -> subprocess.Popen:
@@ -228,7 +229,10 @@ def _print(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> Non
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for row in rows:
         rest = [
-            name for name in row if "jnp" in name or "again" in name or "gflops" in name
+            name
+            for name in row
+            if ("jnp" in name or "again" in name or "gflops" in name)
+            and not isinstance(row[name], list)
         ]
         if rest:
             figures = ", ".join(f"{name} {row[name]:.3g}" for name in rest)
