@@ -5,3 +5,4 @@ from jaxprune.compact.narrower import (
     Info as Info,
     compact as compact,
 )
+from jaxprune.compact.store import load as load, save as save

@@ -1,5 +1,9 @@
 """A compacted network computes what the masked one computes, whatever the mask left."""
 
+import json
+import subprocess
+import sys
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -7,6 +11,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from hypothesis import given, settings, strategies as st
+from jax import export
 
 from jaxprune import compact, masks, models, scores
 
@@ -107,3 +112,62 @@ def test_a_module_that_does_not_say_its_wiring_is_refused():
     model = models.functional(Own())
     with pytest.raises(ValueError, match="Own does not say which layer feeds which"):
         compact.compact(model, *model[:2], masks.ones_like(model.params))
+
+
+CONFIG = {"name": "vgg11", "input_shape": (8, 8, 2), "width": 0.1}
+
+
+@pytest.mark.parametrize("density", [0.3, 0.0005])
+def test_a_compacted_network_is_read_back_bit_for_bit(density, tmp_path):
+    model = trained_like("vgg11", jnp.float32)
+    mask = masks.select(scores.random(jax.random.key(1), model.params), density)
+    small = compact.compact(model, *model[:2], mask).model
+    compact.save(tmp_path / "small", small, **CONFIG)
+    back = compact.load(tmp_path / "small")
+    chex.assert_trees_all_equal(back[:2], small[:2])
+    x = jnp.ones((2, 8, 8, 2))
+    chex.assert_trees_all_equal(back.apply(*back[:2], x), small.apply(*small[:2], x))
+
+
+def test_what_cannot_be_read_back_says_so(tmp_path):
+    model = trained_like("vgg11", jnp.float32)
+    with pytest.raises(FileNotFoundError, match="Pass a folder of compact.save"):
+        compact.load(tmp_path)
+    with pytest.raises(ValueError, match="models.create does not take"):
+        compact.save(tmp_path / "a", model, **CONFIG, depth=3)
+    compact.save(tmp_path / "b", model, **CONFIG)
+    head = tmp_path / "b" / "network.json"
+    whole = json.loads(head.read_text())
+    for damaged, words in (
+        ("{", "is not what compact.save writes"),
+        (json.dumps(whole | {"format": 9}), "has format 9"),
+        (json.dumps(whole | {"arrays": {}}), "is not what .* lists"),
+    ):
+        head.write_text(damaged)
+        with pytest.raises(ValueError, match=words):
+            compact.load(tmp_path / "b")
+
+
+ELSEWHERE = """
+import sys
+import numpy as np
+from jax import export
+program = export.deserialize(bytearray(open(sys.argv[1], "rb").read()))
+np.save(sys.argv[3], program.call(np.load(sys.argv[2])))
+assert not any(name.startswith(("jaxprune", "flax")) for name in sys.modules)
+"""
+
+
+def test_the_exported_program_runs_elsewhere_without_the_library(tmp_path):
+    model = trained_like("vgg11", jnp.float32)
+    mask = masks.select(scores.random(jax.random.key(1), model.params), 0.1)
+    small = compact.compact(model, *model[:2], mask, fold_batch_norm=True).model
+    call = jax.jit(lambda x: small.apply(small.params, small.state, x)[0])
+    pictures = jax.ShapeDtypeStruct(export.symbolic_shape("b, 8, 8, 2"), jnp.float32)
+    (tmp_path / "program").write_bytes(export.export(call)(pictures).serialize())
+    x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 2)).astype(np.float32)
+    np.save(tmp_path / "x.npy", x)
+    command = [sys.executable, "-c", ELSEWHERE, "program", "x.npy", "logits.npy"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), call(x), rtol=1e-5)
