@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxprune import checkpoint, models
+from jaxprune import checkpoint, models, tree
 from jaxprune.types import Params
 
 _FORMAT = 1
@@ -37,8 +37,7 @@ def save(folder: str | os.PathLike, model: models.Model, **config: Any) -> None:
         (4, 300)
     """
     _original(config)
-    parts = {"params": model.params, "state": model.state}
-    arrays = _flat(parts)
+    arrays = tree.by_name({"params": model.params, "state": model.state})
     head = {
         "format": _FORMAT,
         "config": config,
@@ -107,7 +106,7 @@ def load(folder: str | os.PathLike) -> models.Model:
 
 def _original(config: Mapping[str, Any]) -> models.Model:
     """Make the network before it was compacted; its arrays only hold the places."""
-    shaped = {
+    shaped: dict[str, Any] = {
         name: tuple(value) if isinstance(value, list) else value
         for name, value in config.items()
     }
@@ -118,16 +117,6 @@ def _original(config: Mapping[str, Any]) -> models.Model:
             f"models.create does not take {dict(config)}. Pass what made the network: name, "
             "input_shape, num_classes, batch_norm and width."
         ) from error
-
-
-def _flat(tree: Any, front: str = "") -> dict[str, Any]:
-    if not isinstance(tree, Mapping):
-        return {front: tree}
-    return {
-        name: leaf
-        for key, part in tree.items()
-        for name, leaf in _flat(part, f"{front}/{key}" if front else key).items()
-    }
 
 
 def _nested(flat: Mapping[str, Any]) -> Params:
