@@ -11,6 +11,7 @@ from jaxprune.profiling.device import (
 from jaxprune.profiling.flops import kept_macs as kept_macs, macs as macs
 from jaxprune.profiling.latency import (
     Latency as Latency,
+    in_turn as in_turn,
     latency as latency,
     seconds as seconds,
 )

@@ -40,8 +40,39 @@ def latency(
     # A function that is jitted already compiles once for all calls of `latency`.
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
     compiled = jitted.lower(*args).compile()
-    taken = seconds(lambda: compiled(*args), calls=calls, warmup=warmup)
-    return Latency(float(np.median(taken)), float(np.percentile(taken, 95)), calls)
+    return in_turn(lambda: compiled(*args), calls=calls, warmup=warmup)[0]
+
+
+def in_turn(
+    *runs: Callable[[], Any], calls: int = 30, warmup: int = 3
+) -> list[Latency]:
+    """Time several things beside each other, one call of each after another.
+
+    A machine that slows down meanwhile slows all of them, so that their ratios hold.
+
+    Args:
+        runs: what to time; compile it before.
+        calls: how many calls of each to time.
+        warmup: how many calls of each to leave out first.
+
+    Returns:
+        Median and 95th percentile in seconds, of each.
+
+    Raises:
+        ValueError: if there is no call to time.
+
+    Example:
+        >>> quick, slow = in_turn(lambda: None, lambda: time.sleep(0.01), calls=3)
+        >>> quick.p50 < slow.p50
+        True
+    """
+    taken = np.array(
+        [[_second(run) for run in runs] for _ in range(warmup + _some(calls))]
+    )
+    return [
+        Latency(float(np.median(one)), float(np.percentile(one, 95)), calls)
+        for one in taken[warmup:].T
+    ]
 
 
 def seconds(
@@ -64,15 +95,18 @@ def seconds(
         >>> len(seconds(lambda: jax.numpy.ones(3), calls=2))
         2
     """
+    return [_second(call) for _ in range(warmup + _some(calls))][warmup:]
+
+
+def _some(calls: int) -> int:
     if calls < 1:
         raise ValueError(
             f"calls is how many calls to time; got {calls}. Pass 1 or more."
         )
-    for _ in range(warmup):
-        jax.block_until_ready(call())
-    taken = []
-    for _ in range(calls):
-        began = time.perf_counter()
-        jax.block_until_ready(call())
-        taken.append(time.perf_counter() - began)
-    return taken
+    return calls
+
+
+def _second(call: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    jax.block_until_ready(call())
+    return time.perf_counter() - began

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import data, masks, models, profiling, train, tree
-from jaxprune.study import workbench
+from jaxprune.study import gain, workbench
 
 PROFILE_BATCH = 256  # pictures a call, as in the published study
 
@@ -120,6 +120,21 @@ def profile(
     return workbench.Output(
         {}, {"latency": latency}, lambda: {"memory": memory()._asdict()}
     )
+
+
+def compacted(
+    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
+) -> workbench.Output:
+    """Set the masked network beside the smaller one that computes the same."""
+    del at
+    network, params, state = (
+        workbench.network(settings),
+        inputs["params"],
+        inputs["state"],
+    )
+    model = models.Model(params, state, network.apply, network.graph)
+    wait = gain.measure(model, workbench.mask_of(inputs), settings["input_shape"])
+    return workbench.Output({}, {}, lambda: {"compaction": wait()})
 
 
 class EpochTime(NamedTuple):

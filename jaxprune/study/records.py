@@ -52,7 +52,7 @@ class Record:
     and biases; accuracy: on the test set in percent; loss: there, in nats; latency, memory:
     see profiling; training_memory: the most of it between epochs of the last training;
     connectivity: error in percent at points between two trainings, and the barrier in
-    points. What was not measured is None or empty, as in a diverged cell whatever comes
+    points; compaction: see study.gain. What was not measured is None or empty, as in a diverged cell whatever comes
     after.
     """
 
@@ -78,6 +78,7 @@ class Record:
         default_factory=dict
     )
     connectivity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    compaction: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -130,7 +131,12 @@ def read(path: Path) -> Record:
 def _is_whole(record: Record) -> bool:
     numbers = (record.accuracy, record.loss, record.density, record.effective_density)
     macs = (record.macs_kept, record.macs_dense)
-    tables = (record.latency, record.memory, record.training_memory)
+    tables = (
+        record.latency,
+        record.memory,
+        record.training_memory,
+        record.compaction,
+    )
     path = record.connectivity
     return (
         isinstance(record.title, str)

@@ -254,6 +254,7 @@ _MEASURED = (
     "latency",
     "memory",
     "training_memory",
+    "compaction",
     "connectivity",
 )
 

@@ -32,7 +32,7 @@ class Stage(NamedTuple):
 
 # Stages that make no arrays, so that nothing comes from them: what is trained after
 # "inspect" is shared with a chain that goes on without it.
-MEASURING = ("inspect", "evaluate", "connect", "profile")
+MEASURING = ("inspect", "evaluate", "connect", "profile", "compact")
 
 _Step: TypeAlias = tuple[str, dict[str, Any]]
 
@@ -107,6 +107,7 @@ def chain(cell: Cell) -> list[Stage]:
         plan.append(("connect", {**again, "points": method.points}))
     else:
         plan += [("evaluate", dict(pictures)), ("profile", dict(pictures))]
+        plan.append(("compact", {}))
 
     stages: list[Stage] = []
     settings: dict[str, Any] = {}

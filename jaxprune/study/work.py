@@ -275,6 +275,7 @@ RUN: Mapping[
     "inspect": measure.inspect,
     "evaluate": measure.evaluate,
     "profile": measure.profile,
+    "compact": measure.compacted,
 }
 
 # What a finished stage has noted, unless its network diverged.
@@ -284,4 +285,5 @@ FACTS: Mapping[str, set[str]] = {
     "evaluate": {"accuracy", "loss", "histograms"},
     "connect": {"connectivity"},
     "profile": {"latency", "memory"},
+    "compact": {"compaction"},
 }

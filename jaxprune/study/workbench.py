@@ -44,13 +44,14 @@ def key_for(settings: Settings, purpose: str) -> RandomKey:
 class Network(NamedTuple):
     """One object for each network, so that nothing compiles twice.
 
-    init: `init(key) -> (params, state)`, jitted; apply: `Model.apply`; flows: by kind,
-    what `models.flow` makes of it.
+    init: `init(key) -> (params, state)`, jitted; apply, graph: as in `models.Model`;
+    flows: by kind, what `models.flow` makes of it.
     """
 
     init: Callable[..., Any]
     apply: models.Apply
     flows: Mapping[str, ApplyFn]
+    graph: Any
 
 
 def network(settings: Settings) -> Network:
@@ -88,7 +89,8 @@ def _built(
     zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
     model = models.Model({}, zeros, traced[0].apply)
     flows = {kind: models.flow(model, batch_norm=kind) for kind in models.FLOWS}
-    return Network(jax.jit(lambda key: create(key=key)[:2]), model.apply, flows)
+    init = jax.jit(lambda key: create(key=key)[:2])
+    return Network(init, model.apply, flows, traced[0].graph)
 
 
 def training(settings: Settings) -> train.Training:
