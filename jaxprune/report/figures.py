@@ -17,6 +17,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from jaxprune.report import gain
 from jaxprune.report.tables import compressions
 from jaxprune.study.records import Layer, Record
 
@@ -60,6 +61,8 @@ def draw(
     makers = {**FIGURES, "layer_macs": beside}
     if any(record.connectivity for record in records):
         makers["connectivity"] = _connectivity
+    if any(record.compaction for record in records):
+        makers["speed_up"] = _speed_up
     for name, make in makers.items():
         # The order of ids in an SVG would else change from run to run.
         with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
@@ -304,6 +307,49 @@ def _layer_macs(
         f"{10.0**-compression:.3g}): ours (dots){crosses}, dense (grey)",
         fontsize=9,
     )
+    return figure
+
+
+def _speed_up(records: Sequence[Record]) -> Figure:
+    """Draw what compaction gains, and its bound, against density, a panel a batch size."""
+    held = [record for record in records if record.compaction]
+    sizes = gain.batches(held)
+    figure, grid = plt.subplots(
+        1,
+        len(sizes),
+        figsize=(3.4 * len(sizes), 3.8),
+        layout="constrained",
+        squeeze=False,
+        sharey=True,
+    )
+    styles = _styles(records)
+    for panel, batch in zip(grid[0], sizes, strict=True):
+        for title, group in _by_method(held).items():
+            points: dict[float, list[tuple[float, float]]] = {}
+            for record in group:
+                taken = record.compaction
+                kept = max(taken["macs_kept"] or 0, 1)
+                gained = gain.speed_up(record, batch)
+                if gained is not None:
+                    bound = (taken["macs_dense"] or 0) / kept
+                    density = 10.0 ** -record.cell["compression"]
+                    points.setdefault(density, []).append((gained, bound))
+            density = sorted(points)
+            means = np.array([np.mean(points[d], axis=0) for d in density])
+            style = {**styles[title], "linewidth": 1.2, "markersize": 4}
+            panel.plot(density, means[:, 0], label=title, **style)
+            bound = {"color": style["color"], "linestyle": "--", "linewidth": 0.8}
+            panel.plot(density, means[:, 1], **bound)
+        panel.axhline(1, color="#999999", linewidth=0.8)
+        panel.set_xscale("log")
+        panel.set_yscale("log")
+        panel.invert_xaxis()
+        panel.yaxis.set_major_formatter("{x:g}")
+        panel.set_title(f"{batch} picture{'s' if batch > 1 else ''} a call", fontsize=9)
+        panel.grid(alpha=0.25)
+    grid[0, 0].set_ylabel("times faster than masked (dashed: bound)")
+    figure.supxlabel("density (kept / prunable weights)", fontsize=9)
+    grid[0, 0].legend(ncols=2, fontsize=7)
     return figure
 
 

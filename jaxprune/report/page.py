@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxprune.report import figures, tables
+from jaxprune.report import figures, gain, tables
 from jaxprune.report.tables import Comparison, Table
 from jaxprune.study import records
 from jaxprune.study.records import Record
@@ -17,6 +17,9 @@ CAPTIONS = {
     "effective_density": "Share of the kept weights that lie on a path of kept weights from "
     "input to output; the rest does nothing.",
     "weight_histograms": "Weights that the mask keeps, layer by layer, after training.",
+    "speed_up": "How many times faster the compacted network is than the masked one (solid), "
+    "below the bound of a machine that skips every zero: dense over kept "
+    "multiply-accumulates (dashed).",
     "connectivity": "Test error between two networks that were trained from the same early "
     "iteration with other noise; flat means that they lie in one valley.",
     "layer_macs": "Multiply-accumulates that the mask keeps in each layer, as a share of the "
@@ -84,6 +87,7 @@ def build_all(
         ValueError: if there are no records.
     """
     ours = [tables.build(found, name, notes) for name in tables.TABLES]
+    ours += gain.build(found, notes)
     if published is None:
         return ours
     layers = tables.by_layer(found, _shares(published), 0.5, notes)

@@ -52,8 +52,8 @@ class Record:
     and biases; accuracy: on the test set in percent; loss: there, in nats; latency, memory:
     see profiling; training_memory: the most of it between epochs of the last training;
     connectivity: error in percent at points between two trainings, and the barrier in
-    points; compaction: see study.gain. What was not measured is None or empty, as in a diverged cell whatever comes
-    after.
+    points; compaction: see study.gain. What was not measured is None or empty, as in a
+    diverged cell whatever comes after.
     """
 
     id: str

@@ -210,8 +210,10 @@ def _begin_cell(
     ran: list[Ran] = []
     arrays: dict[str, Any] = {}
     for stage in chain:
-        if stage.kind == "profile":
+        if stage.kind in ("profile", "compact"):
             settle()  # nothing else may run while something is timed
+            for earlier in ran:
+                earlier.finish()
         ran.append(run_stage(stage, arrays, store, tell))
         arrays = ran[-1].arrays
         if ran[-1].facts.get("diverged"):

@@ -4,6 +4,7 @@ runs/<study>/stages/<stage id>/arrays      what it made, through Orbax
 runs/<study>/stages/<stage id>/stage.json  what it noted; its existence means finished
 """
 
+import functools
 import shutil
 import time
 from collections import OrderedDict
@@ -109,7 +110,8 @@ def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) ->
     if made.late is None:
         noted = finish()
         finish = lambda: noted
-    return Ran(_hold(stage, {**inputs, **made.arrays}, store), made.facts, finish)
+    held = _hold(stage, {**inputs, **made.arrays}, store)
+    return Ran(held, made.facts, functools.cache(finish))
 
 
 def _read(
