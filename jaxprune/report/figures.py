@@ -346,9 +346,9 @@ def _speed_up(records: Sequence[Record]) -> Figure:
         panel.invert_xaxis()
         panel.yaxis.set_major_formatter("{x:g}")
         panel.set_title(f"{batch} picture{'s' if batch > 1 else ''} a call", fontsize=9)
+        panel.set_xlabel("density (kept / prunable weights)")
         panel.grid(alpha=0.25)
     grid[0, 0].set_ylabel("times faster than masked (dashed: bound)")
-    figure.supxlabel("density (kept / prunable weights)", fontsize=9)
     grid[0, 0].legend(ncols=2, fontsize=7)
     return figure
 

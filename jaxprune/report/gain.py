@@ -8,6 +8,7 @@ from jaxprune.report.tables import Table
 from jaxprune.study.records import Record
 
 _Figures: TypeAlias = Mapping[str, float]
+_Write: TypeAlias = Callable[[_Figures], str]
 
 
 def batches(records: Sequence[Record]) -> list[int]:
@@ -37,85 +38,107 @@ def speed_up(record: Record, batch: int) -> float | None:
 
 
 def build(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Table]:
-    """Build the tables of sizes and of time and memory.
+    """Build the tables of what the compacted networks weigh, compute and take.
 
     Args:
         records: of one study, in its order.
         notes: of the study.
 
     Returns:
-        Two tables, a row for each method and density, means over seeds; none if nothing was
-        compacted.
+        Three tables, a row or more for each method and density, means over seeds; none if
+        nothing was compacted.
     """
-    held = [record for record in records if record.compaction]
-    if not held:
+    groups: dict[tuple[str, float], list[Record]] = {}
+    for record in records:
+        if record.compaction:
+            group = (record.title, record.cell["compression"])
+            groups.setdefault(group, []).append(record)
+    found = {group: _means(held) for group, held in groups.items()}
+    if not found:
         return []
-    sizes: dict[str, Callable[[_Figures], str]] = {
-        "weights": lambda f: f"{f['weights_dense']:.0f}",
-        "kept %": lambda f: _share(f, "weights_kept", "weights_dense"),
-        "compacted %": lambda f: _share(f, "weights_compacted", "weights_dense"),
-        "kB": lambda f: f"{f['bytes_dense'] / 1e3:.0f}",
-        "compacted kB": lambda f: f"{f['bytes_compacted'] / 1e3:.0f}",
-        "file kB": lambda f: f"{f['file_masked'] / 1e3:.0f}",
-        "compacted file kB": lambda f: f"{f['file_compacted'] / 1e3:.0f}",
-        "kept MACs %": lambda f: _share(f, "macs_kept", "macs_dense"),
-        "compacted MACs %": lambda f: _share(f, "macs_compacted", "macs_dense"),
-        "effective %": lambda f: f"{f['effective']:.3g}",
-        "empty layers": lambda f: f"{f['empty_layers']:.3g}",
-    }
-    times: dict[str, Callable[[_Figures], str]] = {}
-    for batch in batches(records):
-        masked, compacted = f"masked_{batch}_", f"compacted_{batch}_"
-        times[f"{batch}: ms (p95)"] = lambda f, side=masked: _milliseconds(f, side)
-        times[f"{batch}: compacted ms (p95)"] = lambda f, side=compacted: _milliseconds(
-            f, side
-        )
-        times[f"{batch}: x"] = lambda f, batch=batch: f"{f[f'speed_up_{batch}']:.1f}"
-    times["peak MB"] = lambda f: f"{f['masked_peak_mb']:.0f}"
-    times["compacted peak MB"] = lambda f: f"{f['compacted_peak_mb']:.0f}"
+    times = [
+        [
+            method,
+            f"{c:g}",
+            f"{batch}",
+            *(
+                f"{1e3 * means[f'{side}_{batch}_{rank}_s']:.3g}"
+                for side in ("masked", "compacted")
+                for rank in ("p50", "p95")
+            ),
+            f"{means[f'speed_up_{batch}']:.1f}x",
+        ]
+        for (method, c), means in found.items()
+        for batch in batches(records)
+    ]
+    head = ["method", "c", "batch", "masked p50", "masked p95"]
     return [
-        _table(
-            held,
+        Table(
             "compacted_size",
-            "What pruning bought: size of the compacted network",
-            sizes,
-            "Kernels kept by the mask, and those of the smaller dense network that computes "
-            "the same; bytes of all arrays, and of their files as Orbax compresses them; "
-            "multiply-accumulates per picture with biases; kept weights on a live path, as a "
-            "share of all, and layers that keep none. Dead weights are no part of a compacted "
-            "network, so that it may hold fewer than the mask keeps.",
+            "What pruning bought: size",
+            ["method", "c", *_SIZES],
+            _rows(found, _SIZES),
+            "Kernels that the mask keeps, and those of the smaller dense network that "
+            "computes the same; all arrays; and their files as Orbax compresses them. Dead "
+            "weights are no part of a compacted network, so that it may hold fewer than the "
+            "mask keeps.",
             notes,
         ),
-        _table(
-            held,
+        Table(
+            "compacted_work",
+            "What pruning bought: work and memory",
+            ["method", "c", *_WORK],
+            _rows(found, _WORK),
+            "Multiply-accumulates per picture, biases too, as shares of the dense network's; "
+            "weights on a live path, as a share of all; layers that keep none; most memory "
+            "of a process that does nothing else, at the largest batch.",
+            notes,
+        ),
+        Table(
             "compacted_time",
-            "What pruning bought: time and memory of the compacted network",
+            "What pruning bought: time of a call (ms)",
+            [*head, "compacted p50", "compacted p95", "gain"],
             times,
-            "Compiled calls on so many pictures, the masked network as it is executed, "
-            "densely, and the compacted one in turns: median and 95th percentile, and the "
-            "ratio of the medians; 1.0 means that nothing was gained. Most memory of a "
-            "process that does nothing else, at the last batch size.",
+            "The masked network as it is executed, densely, and the compacted one, in turns; "
+            "the gain is the ratio of the medians, 1.0x where nothing was gained.",
             notes,
         ),
     ]
 
 
-def _table(
-    records: Sequence[Record],
-    name: str,
-    title: str,
-    columns: Mapping[str, Callable[[_Figures], str]],
-    how: str,
-    notes: Sequence[str],
-) -> Table:
-    groups: dict[tuple[str, float], list[Record]] = {}
-    for record in records:
-        groups.setdefault((record.title, record.cell["compression"]), []).append(record)
-    rows = []
-    for (method, c), group in groups.items():
-        means = _means(group)
-        rows.append([method, f"{c:g}", *(write(means) for write in columns.values())])
-    return Table(name, title, ["method", "c", *columns], rows, how, notes)
+def _share(part: str, whole: str) -> _Write:
+    return lambda figures: f"{100 * figures[part] / figures[whole]:.3g}"
+
+
+def _number(name: str, unit: float = 1.0) -> _Write:
+    return lambda figures: f"{figures[name] / unit:.0f}"
+
+
+_SIZES: Mapping[str, _Write] = {
+    "kept %": _share("weights_kept", "weights_dense"),
+    "compacted %": _share("weights_compacted", "weights_dense"),
+    "kB": _number("bytes_dense", 1e3),
+    "compacted kB": _number("bytes_compacted", 1e3),
+    "file kB": _number("file_masked", 1e3),
+    "compacted file": _number("file_compacted", 1e3),
+}
+_WORK: Mapping[str, _Write] = {
+    "kept MACs %": _share("macs_kept", "macs_dense"),
+    "compacted %": _share("macs_compacted", "macs_dense"),
+    "effective %": lambda figures: f"{figures['effective']:.3g}",
+    "empty layers": lambda figures: f"{figures['empty_layers']:.3g}",
+    "peak MB": _number("masked_peak_mb"),
+    "compacted MB": _number("compacted_peak_mb"),
+}
+
+
+def _rows(
+    found: Mapping[tuple[str, float], _Figures], columns: Mapping[str, _Write]
+) -> list[list[str]]:
+    return [
+        [method, f"{c:g}", *(write(means) for write in columns.values())]
+        for (method, c), means in found.items()
+    ]
 
 
 def _means(records: Sequence[Record]) -> dict[str, float]:
@@ -132,12 +155,3 @@ def _means(records: Sequence[Record]) -> dict[str, float]:
         name: statistics.fmean(one[name] or 0.0 for one in figures)
         for name in figures[0]
     }
-
-
-def _share(figures: _Figures, part: str, whole: str) -> str:
-    return f"{100 * figures[part] / figures[whole]:.3g}"
-
-
-def _milliseconds(figures: _Figures, side: str) -> str:
-    p50, p95 = (1e3 * figures[f"{side}{name}_s"] for name in ("p50", "p95"))
-    return f"{p50:.3g} ({p95:.3g})"

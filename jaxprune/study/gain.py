@@ -20,7 +20,7 @@ def measure(
     input_shape: Sequence[int],
     *,
     batches: Sequence[int] = BATCHES,
-    calls: int = 10,
+    calls: int = 20,
 ) -> Callable[[], dict[str, float | None]]:
     """Compact a network, and measure it beside the masked one, the two taking turns.
 
