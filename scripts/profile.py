@@ -1,11 +1,14 @@
-"""Say what a mask leaves of a network, layer by layer, and what a call costs.
+"""Say what a mask leaves of a network, layer by layer, and what compacting it gains.
 
 python scripts/profile.py vgg16 --method synflow --c 1 --batch 1 64
 """
 
 import _cli
 
-from typing import Annotated  # isort: skip
+import json  # isort: skip
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune import masks, models, profiling, prune, scores, tree
+from jaxprune.study import gain, runner
 
 DATA_FREE = ("random", "magnitude", "synflow")
 
@@ -30,6 +34,7 @@ def profile(
     batch_norm: bool = True,
     input_shape: tuple[int, int, int] = (32, 32, 3),
     seed: int = 0,
+    to: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
     """Prune a network at initialisation without data, and measure it.
 
@@ -43,6 +48,7 @@ def profile(
         batch_norm: whether to normalise.
         input_shape: height, width and channels of a picture.
         seed: of weights and scores.
+        to: file to write what was measured to.
     """
     if method not in DATA_FREE:
         raise ValueError(
@@ -55,6 +61,8 @@ def profile(
         raise ValueError(
             f"--batch is pictures a call, 1 or more; got {batch}. Pass 1 64."
         )
+    if to is not None:
+        _cli.check_writable(to)
     weights_key, score_key = jax.random.split(jax.random.key(seed))
     network = models.create(
         model,
@@ -70,31 +78,56 @@ def profile(
         rounds=scores.SCORERS[method].rounds if rounds is None else rounds,
         key=score_key,
     )
-    params = masks.apply(network.params, mask)
-    call = jax.jit(lambda params, state, x: network.apply(params, state, x)[0])
     console = Console()
     console.print(_layers(network, mask, input_shape))
+    measured = gain.measure(network, mask, input_shape, batches=batch)()
     device = profiling.describe()
-    costs = Table(
-        title=f"Masked, dense as executed, on {device['kind']} ({device['processor']})",
-        box=box.SIMPLE_HEAD,
+    console.print(_sizes(measured))
+    console.print(
+        _times(measured, batch),
+        f"On {device['kind']} ({device['processor']}), the two networks taking turns; their "
+        f"logits differ by {measured['difference']:.1g} of the largest.",
     )
-    for title in ("batch", "p50 ms", "p95 ms", "images/s", "peak MB", "device MB"):
-        costs.add_column(title, justify="right")
-    for size in batch:
-        x = jnp.ones((size, *input_shape))
-        taken = profiling.latency(call, params, network.state, x, calls=10, warmup=2)
-        memory = profiling.measure(call, params, network.state, x)
-        device_mb = "" if memory.device_peak is None else f"{memory.device_peak:.1f}"
-        costs.add_row(
-            str(size),
-            f"{1e3 * taken.p50:.3f}",
-            f"{1e3 * taken.p95:.3f}",
-            f"{size / taken.p50:.0f}",
-            f"{memory.peak_rss:.0f}",
-            device_mb,
+    if to is not None:
+        found = {"machine": runner.describe(), **measured}
+        to.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def _sizes(measured: Mapping[str, float | None]) -> Table:
+    laid = Table(title="The compacted network", box=box.SIMPLE_HEAD)
+    for title in ("", "dense, masked", "kept", "compacted", "%"):
+        laid.add_column(title, justify="right" if title else "left")
+    rows = (
+        ("weights", "weights_dense", "weights_kept", "weights_compacted"),
+        ("MACs per picture", "macs_dense", "macs_kept", "macs_compacted"),
+        ("bytes", "bytes_dense", None, "bytes_compacted"),
+        ("bytes on disk", "file_masked", None, "file_compacted"),
+        ("peak MB", "masked_peak_mb", None, "compacted_peak_mb"),
+    )
+    for title, *names in rows:
+        dense, kept, left = (measured[name] if name else None for name in names)
+        share = "" if not dense or left is None else f"{100 * left / dense:.1f}"
+        figures = (
+            "" if value is None else f"{value:,.0f}" for value in (dense, kept, left)
         )
-    console.print(costs)
+        laid.add_row(title, *figures, share)
+    return laid
+
+
+def _times(measured: Mapping[str, float | None], batches: Sequence[int]) -> Table:
+    laid = Table(title="Time of a call (ms)", box=box.SIMPLE_HEAD)
+    heads = ("masked p50", "masked p95", "compacted p50", "compacted p95", "gain")
+    for title in ("batch", *heads):
+        laid.add_column(title, justify="right")
+    for size in batches:
+        taken = [
+            1e3 * (measured[f"{side}_{size}_{rank}_s"] or 0)
+            for side in ("masked", "compacted")
+            for rank in ("p50", "p95")
+        ]
+        figures = (f"{value:.3f}" for value in taken)
+        laid.add_row(f"{size}", *figures, f"{taken[0] / taken[2]:.1f}x")
+    return laid
 
 
 def _score_fn(method: str, network: models.Model, input_shape: tuple[int, int, int]):

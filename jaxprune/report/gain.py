@@ -126,7 +126,7 @@ _WORK: Mapping[str, _Write] = {
     "kept MACs %": _share("macs_kept", "macs_dense"),
     "compacted %": _share("macs_compacted", "macs_dense"),
     "effective %": lambda figures: f"{figures['effective']:.3g}",
-    "empty layers": lambda figures: f"{figures['empty_layers']:.3g}",
+    "empty": lambda figures: f"{figures['empty_layers']:.3g}",
     "peak MB": _number("masked_peak_mb"),
     "compacted MB": _number("compacted_peak_mb"),
 }
