@@ -156,9 +156,18 @@ def _is_whole(record: Record) -> bool:
             not path
             or (_are_numbers(path.get("errors")) and _is_number(path.get("barrier")))
         )
+        and (not record.compaction or _COMPACTED <= set(record.compaction))
         # A finished cell has what it was run for.
         and (record.status != "finished" or record.accuracy is not None or bool(path))
     )
+
+
+# What the report reads of a compacted network, besides its times.
+_COMPACTED = {
+    *("weights_dense", "weights_kept", "weights_compacted", "bytes_dense"),
+    *("bytes_compacted", "file_masked", "file_compacted", "macs_dense", "macs_kept"),
+    *("macs_compacted", "empty_layers", "masked_peak_mb", "compacted_peak_mb"),
+}
 
 
 def _is_layer(layer: Layer) -> bool:

@@ -52,6 +52,33 @@ def test_what_diverged_says_so_and_joins_no_mean():
     assert both.rows[0][2:] == ["90.00 (1 diverged)"]
 
 
+COMPACTION = {
+    "weights_dense": 200, "weights_kept": 20, "weights_compacted": 50, "bytes_dense": 4000,
+    "bytes_compacted": 1000, "file_masked": 3000, "file_compacted": 900, "macs_dense": 1000,
+    "macs_kept": 100, "macs_compacted": 250, "empty_layers": 1, "difference": 0.0,
+    "masked_peak_mb": 300.0, "compacted_peak_mb": 200.0, "masked_64_p50_s": 0.004,
+    "masked_64_p95_s": 0.005, "compacted_64_p50_s": 0.002, "compacted_64_p95_s": 0.003,
+}  # fmt: skip
+
+
+def test_what_pruning_bought_is_a_row_a_method_and_density():
+    slower = {**COMPACTION, "compacted_64_p50_s": 0.004}
+    found = [
+        record("snip", 1, 0, compaction=COMPACTION),
+        record("snip", 1, 1, compaction=slower),
+        record("mag", 1),
+    ]
+    built = {table.name: table for table in report.build_all(found, [])}
+    size, work = built["compacted_size"], built["compacted_work"]
+    assert size.rows == [["SNIP", "1", "10", "25", "4", "1", "3", "1"]]
+    assert work.rows == [["SNIP", "1", "10", "25", "40", "1", "300", "200"]]
+    (time,) = built["compacted_time"].rows
+    assert time == ["SNIP", "1", "64", "4", "5", "3", "3", "1.5x"]
+    assert "compacted_size" not in {
+        t.name for t in report.build_all([record("mag", 1)], [])
+    }
+
+
 def test_tables_read_the_same_in_every_format():
     table = report.build([record("snip", 0.5)], "flop_ratio")
     assert "| 0.5 | 0.316 | 0.5000 |" in tables.markdown(table)

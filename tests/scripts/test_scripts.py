@@ -31,12 +31,18 @@ def test_a_study_ends_with_its_report(runs):
     assert "Test accuracy (%)" in printed
     report = folder / "digits" / "report"
     assert f"The report is in {report}/index.html" in printed
-    assert (report / "index.html").read_text().count("<table>") == 15
+    assert (report / "index.html").read_text().count("<table>") == 18
     for name in ("accuracy", "inference_time", "flop_ratio", "cpu_memory", "device_in_use",
                  "device_reserved", "epochs", "density"):  # fmt: skip
         assert (report / f"{name}.csv").exists()
         assert (report / f"{name}.md").exists()
-    for name in ("accuracy", "layer_density", "effective_density", "weight_histograms"):
+    for name in (
+        "accuracy",
+        "layer_density",
+        "effective_density",
+        "weight_histograms",
+        "speed_up",
+    ):
         assert (report / f"{name}.png").stat().st_size > 10_000
         assert "<svg" in (report / f"{name}.svg").read_text()
 

@@ -191,6 +191,8 @@ def test_every_method_ends_in_a_whole_record(ran):
         assert record.memory["peak_rss"] > 0
         assert record.memory["device_peak"] is None
         assert record.latency["call_p50_s"] > 0
+        assert record.compaction["difference"] < 1e-5
+        assert record.compaction["macs_kept"] == record.macs_kept
         assert {"jax", "kind", "commit", "jaxprune"} <= set(record.made)
 
 
