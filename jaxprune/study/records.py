@@ -156,7 +156,7 @@ def _is_whole(record: Record) -> bool:
             not path
             or (_are_numbers(path.get("errors")) and _is_number(path.get("barrier")))
         )
-        and (not record.compaction or _COMPACTED <= set(record.compaction))
+        and (not record.compaction or set(record.compaction) >= _COMPACTED)
         # A finished cell has what it was run for.
         and (record.status != "finished" or record.accuracy is not None or bool(path))
     )
