@@ -103,6 +103,7 @@ PINNED = {
         "train-6205c5a6a09b2336",
         "evaluate-c233fde98e48f0d4",
         "profile-c2d677b22dcd692b",
+        "compact-0adf28339b6b50ce",
     ],
 }
 
