@@ -80,6 +80,7 @@ def profile(
     )
     console = Console()
     console.print(_layers(network, mask, input_shape))
+    machine = runner.describe()
     measured = gain.measure(network, mask, input_shape, batches=batch)()
     device = profiling.describe()
     console.print(_sizes(measured))
@@ -89,7 +90,7 @@ def profile(
         f"logits differ by {measured['difference']:.1g} of the largest.",
     )
     if to is not None:
-        found = {"machine": runner.describe(), **measured}
+        found = {"machine": machine, **measured}
         to.write_text(json.dumps(found, indent=1) + "\n")
 
 
