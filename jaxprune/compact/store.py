@@ -36,7 +36,18 @@ def save(folder: str | os.PathLike, model: models.Model, **config: Any) -> None:
         >>> load(folder).params["fc1"]["kernel"].shape
         (4, 300)
     """
-    _original(config)
+    if checkpoint.exists(Path(folder) / "arrays"):
+        raise ValueError(f"{folder} holds a network already. Pass another folder.")
+    layers, made = (
+        [(layer.name, layer.reads, layer.writes) for layer in models.wiring(one)]
+        for one in (model, _original(config))
+    )
+    if layers != made:
+        raise ValueError(
+            f"config makes another network than the one to save: its layers are "
+            f"{[name for name, *_ in made]}, and not {[name for name, *_ in layers]}. Pass "
+            "the arguments of models.create that made it."
+        )
     arrays = tree.by_name({"params": model.params, "state": model.state})
     head = {
         "format": _FORMAT,

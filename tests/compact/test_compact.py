@@ -136,6 +136,10 @@ def test_what_cannot_be_read_back_says_so(tmp_path):
     with pytest.raises(ValueError, match="models.create does not take"):
         compact.save(tmp_path / "a", model, **CONFIG, depth=3)
     compact.save(tmp_path / "b", model, **CONFIG)
+    with pytest.raises(ValueError, match="holds a network already"):
+        compact.save(tmp_path / "b", model, **CONFIG)
+    with pytest.raises(ValueError, match="config makes another network"):
+        compact.save(tmp_path / "c", model, **CONFIG | {"name": "resnet20"})
     head = tmp_path / "b" / "network.json"
     whole = json.loads(head.read_text())
     for damaged, words in (
