@@ -25,7 +25,10 @@ ALLOWED = {
     "data": ({"types", "tree"}, {"tensorflow_datasets", "sklearn", "tensorflow"}),
     "models": ({"types", "tree"}, {"flax"}),
     "train": ({"types", "tree", "masks", "data"}, {"optax"}),
-    "compact": ({"types", "tree", "masks", "models", "checkpoint"}, set()),
+    "compact": (
+        {"types", "tree", "masks", "models", "checkpoint", "profiling"},
+        set(),
+    ),
     "profiling": ({"types", "tree", "masks", "models"}, {"psutil"}),
     "study": (BELOW_STUDY | {"study"}, set()),
     "report": ({"study.records"}, {"polars", "rich", "matplotlib"}),

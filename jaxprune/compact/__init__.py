@@ -1,5 +1,10 @@
 """From a mask to a smaller dense network that computes the same function."""
 
+from jaxprune.compact.gathered import (
+    Fastest as Fastest,
+    fastest as fastest,
+    sparse as sparse,
+)
 from jaxprune.compact.narrower import (
     Compacted as Compacted,
     Info as Info,

@@ -48,6 +48,12 @@ def save(folder: str | os.PathLike, model: models.Model, **config: Any) -> None:
             f"{[name for name, *_ in made]}, and not {[name for name, *_ in layers]}. Pass "
             "the arguments of models.create that made it."
         )
+    for name, *_ in layers:
+        if models.at(model.params, name)["kernel"].ndim < 2:
+            raise ValueError(
+                f"layer '{name}' holds its kept weights alone. Save the network that "
+                "compact.compact returned, and call compact.fastest again after loading."
+            )
     arrays = tree.by_name({"params": model.params, "state": model.state})
     head = {
         "format": _FORMAT,

@@ -21,6 +21,7 @@ from jaxprune.models.wiring import (
     Layer as Layer,
     Product as Product,
     at as at,
+    exchange as exchange,
     fold_batch_norm as fold_batch_norm,
     products as products,
     rebuild as rebuild,

@@ -2,7 +2,7 @@
 
 import functools
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -75,7 +75,8 @@ def wiring(model: Model) -> tuple[Layer, ...]:
         The layers.
 
     Raises:
-        ValueError: if the module of `model` says nothing of its wiring.
+        ValueError: if the module of `model` says nothing of its wiring, or convolves
+            groups of channels.
 
     Example:
         >>> from jaxprune import models
@@ -99,6 +100,12 @@ def _module(model: Model) -> Any:
             f"{type(module).__name__} does not say which layer feeds which. Give it an "
             "input_shape and a method wiring(), as jaxprune/models/vgg.py has."
         )
+    for layer in module.wiring():
+        if getattr(_at(module, layer.name), "feature_group_count", 1) != 1:
+            raise ValueError(
+                f"layer '{layer.name}' convolves groups of channels, and a wiring says "
+                "nothing of groups. Write it as one convolution for each group."
+            )
     return module
 
 
@@ -130,11 +137,47 @@ def products(model: Model) -> dict[str, Product]:
 
     for layer in module.wiring():
         part = _at(module, layer.name)
-        hook = "conv_general_dilated" if isinstance(part, nnx.Conv) else "dot_general"
-        setattr(part, hook, spy(layer.name, getattr(part, hook)))
+        setattr(part, _hook(part), spy(layer.name, getattr(part, _hook(part))))
     dtype = jnp.result_type(*jax.tree.leaves(model.params))
     module(jnp.zeros((1, *module.input_shape), dtype), False)
     return seen
+
+
+def exchange(
+    model: Model,
+    multiply: Mapping[str, Callable[..., Array]],
+    kernels: Mapping[str, Array],
+) -> Model:
+    """Let layers multiply in another way, by kernels in another form.
+
+    Args:
+        model: as in `wiring`.
+        multiply: by the name of a layer, what to call in place of
+            `jax.lax.conv_general_dilated`, or of `jax.lax.dot_general` if it is dense.
+        kernels: by the name of a layer, what that is given in place of the kernel.
+
+    Returns:
+        The network, with these kernels in its params.
+
+    Example:
+        >>> from jaxprune import models
+        >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
+        >>> network = models.create("lenet-300-100", key=jax.random.key(0), **shape)
+        >>> ones = lambda x, kernel, *args, **options: jnp.ones((len(x), 10)) * kernel
+        >>> odd = exchange(network, {"fc3": ones}, {"fc3": jnp.float32(7)})
+        >>> odd.apply(odd.params, {}, jnp.ones((1, 2, 2, 1)))[0][0, 0].item()
+        7.0
+    """
+    module = _module(model)
+    for name, kernel in kernels.items():
+        part = _at(module, name)
+        part.kernel = nnx.Param(kernel)
+        setattr(part, _hook(part), multiply[name])
+    return functional(module)
+
+
+def _hook(part: nnx.Module) -> str:
+    return "conv_general_dilated" if isinstance(part, nnx.Conv) else "dot_general"
 
 
 def rebuild(model: Model, params: Params, state: PyTree) -> Model:

@@ -1,5 +1,6 @@
 """A compacted network computes what the masked one computes, whatever the mask left."""
 
+import functools
 import json
 import subprocess
 import sys
@@ -112,6 +113,97 @@ def test_a_module_that_does_not_say_its_wiring_is_refused():
     model = models.functional(Own())
     with pytest.raises(ValueError, match="Own does not say which layer feeds which"):
         compact.compact(model, *model[:2], masks.ones_like(model.params))
+
+
+class Odd(nnx.Module):
+    """Convolutions that skip: strides, holes in the window and in the map, padding."""
+
+    input_shape = (9, 8, 2)
+
+    def __init__(self, groups: int = 1):
+        rngs = nnx.Rngs(0)
+        conv = functools.partial(nnx.Conv, rngs=rngs)
+        self.conv1 = conv(
+            2, 5, (3, 2), strides=(2, 1), kernel_dilation=(1, 2), padding="SAME"
+        )
+        self.conv2 = conv(5, 6, (3, 3), input_dilation=2, padding=((0, 2), (3, 1)))
+        self.conv3 = conv(
+            6, 4, (2, 2), strides=2, padding="VALID", feature_group_count=groups
+        )
+
+    def __call__(self, x, train):
+        hidden = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
+        return self.conv3(hidden).mean((1, 2))
+
+    def wiring(self):
+        writes = ("conv1", "conv2", "logits")
+        reads = ("input", *writes[:2])
+        names = ("conv1", "conv2", "conv3")
+        return [
+            models.Layer(name, None, *ends)
+            for name, *ends in zip(names, reads, writes, strict=True)
+        ]
+
+
+def by_weights(model: models.Model, shape: tuple[int, ...]) -> None:
+    """Every layer by its kept weights gives the logits of the dense network."""
+    layers = [layer.name for layer in models.wiring(model)]
+    few = compact.sparse(model, layers)
+    for name in layers:
+        kernel, left = (models.at(one.params, name)["kernel"] for one in (model, few))
+        assert left.shape == (int((kernel != 0).sum()),)
+    x = jnp.asarray(np.random.default_rng(1).uniform(-2, 2, (3, *shape)))
+    want, got = (one.apply(one.params, one.state, x)[0] for one in (model, few))
+    chex.assert_trees_all_close(got, want, atol=1e-12 * float(jnp.abs(want).max()))
+
+
+@pytest.mark.parametrize(
+    ("name", "density"), [("conv2", 0.05), ("mlp", 0.05), ("mlp", 0.0005)]
+)
+def test_the_kept_weights_alone_give_the_logits(name, density):
+    with jax.enable_x64(True):
+        model = trained_like(name, jnp.float64)
+        drawn = scores.random(jax.random.key(1), model.params)
+        mask = masks.select(drawn, density)
+        by_weights(compact.compact(model, *model[:2], mask).model, (8, 8, 2))
+
+
+def test_the_kept_weights_alone_give_the_logits_of_any_convolution():
+    with jax.enable_x64(True):
+        model = models.functional(Odd())
+        model = model._replace(
+            params=jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.params)
+        )
+        mask = masks.select(scores.random(jax.random.key(0), model.params), 0.3)
+        by_weights(
+            model._replace(params=masks.apply(model.params, mask)), Odd.input_shape
+        )
+
+
+def test_the_fastest_network_gives_the_same_logits():
+    model = trained_like("mlp", jnp.float32)
+    mask = masks.select(scores.random(jax.random.key(1), model.params), 0.05)
+    model = model._replace(params=masks.apply(model.params, mask))
+    x = jnp.ones((1, 8, 8, 2))
+    made = compact.fastest(model, x, calls=2)
+    assert set(made.layers) < {layer.name for layer in models.wiring(model)}
+    want, got = (one.apply(one.params, one.state, x)[0] for one in (model, made.model))
+    chex.assert_trees_all_close(got, want, atol=1e-5 * float(jnp.abs(want).max()))
+
+
+def test_layers_that_cannot_be_sparse_are_refused(tmp_path):
+    model = trained_like("vgg11", jnp.float32)
+    with pytest.raises(
+        ValueError, match="layer 'conv9' is not there. Pass some of conv1"
+    ):
+        compact.sparse(model, ["conv9"])
+    cut = model._replace(params=jax.tree.map(jnp.zeros_like, model.params))
+    with pytest.raises(ValueError, match="calls is how many calls to time; got 0"):
+        compact.fastest(cut, jnp.ones((1, 8, 8, 2)), calls=0)
+    with pytest.raises(ValueError, match="'conv3' convolves groups of channels"):
+        models.wiring(models.functional(Odd(groups=2)))
+    with pytest.raises(ValueError, match="'conv2' holds its kept weights alone"):
+        compact.save(tmp_path / "few", compact.sparse(model, ["conv2"]), **CONFIG)
 
 
 CONFIG = {"name": "vgg11", "input_shape": (8, 8, 2), "width": 0.1}
