@@ -1,4 +1,4 @@
-"""Say what a mask leaves of a network, layer by layer, and what compacting it gains.
+"""Say what a mask leaves of a network, layer by layer, and what leaving it out gains.
 
 python scripts/profile.py vgg16 --method synflow --c 1 --batch 1 64
 """
@@ -86,7 +86,7 @@ def profile(
     console.print(_sizes(measured))
     console.print(
         _times(measured, batch),
-        f"On {device['kind']} ({device['processor']}), the two networks taking turns; their "
+        f"On {device['kind']} ({device['processor']}), the networks taking turns; their "
         f"logits differ by {measured['difference']:.1g} of the largest.",
     )
     if to is not None:
@@ -118,7 +118,7 @@ def _sizes(measured: Mapping[str, float | None]) -> Table:
 def _times(measured: Mapping[str, float | None], batches: Sequence[int]) -> Table:
     laid = Table(title="Time of a call (ms)", box=box.SIMPLE_HEAD)
     heads = ("masked p50", "masked p95", "compacted p50", "compacted p95", "gain")
-    for title in ("batch", *heads):
+    for title in ("batch", *heads, "sparse p50", "gain", "sparse layers"):
         laid.add_column(title, justify="right")
     for size in batches:
         taken = [
@@ -126,8 +126,13 @@ def _times(measured: Mapping[str, float | None], batches: Sequence[int]) -> Tabl
             for side in ("masked", "compacted")
             for rank in ("p50", "p95")
         ]
-        figures = (f"{value:.3f}" for value in taken)
-        laid.add_row(f"{size}", *figures, f"{taken[0] / taken[2]:.1f}x")
+        figures = (f"{value:.4g}" for value in taken)
+        gains = [f"{taken[0] / taken[2]:.1f}x"]
+        sparse = measured.get(f"sparse_{size}_p50_s")
+        if sparse:
+            layers = f"{measured[f'sparse_{size}_layers']}"
+            gains += [f"{1e3 * sparse:.4g}", f"{taken[0] / 1e3 / sparse:.1f}x", layers]
+        laid.add_row(f"{size}", *figures, *gains)
     return laid
 
 

@@ -311,7 +311,7 @@ def _layer_macs(
 
 
 def _speed_up(records: Sequence[Record]) -> Figure:
-    """Draw what compaction gains, and its bound, against density, a panel a batch size."""
+    """Draw what is gained, and its bound, against density, a panel a batch size."""
     held = [record for record in records if record.compaction]
     sizes = gain.batches(held)
     figure, grid = plt.subplots(
@@ -325,7 +325,7 @@ def _speed_up(records: Sequence[Record]) -> Figure:
     styles = _styles(records)
     for panel, batch in zip(grid[0], sizes, strict=True):
         for title, group in _by_method(held).items():
-            points: dict[float, list[tuple[float, float]]] = {}
+            points: dict[float, list[tuple[float, float, float]]] = {}
             for record in group:
                 taken = record.compaction
                 kept = max(taken["macs_kept"] or 0, 1)
@@ -333,13 +333,16 @@ def _speed_up(records: Sequence[Record]) -> Figure:
                 if gained is not None:
                     bound = (taken["macs_dense"] or 0) / kept
                     density = 10.0 ** -record.cell["compression"]
-                    points.setdefault(density, []).append((gained, bound))
+                    sparse = gain.speed_up(record, batch, "sparse") or np.nan
+                    points.setdefault(density, []).append((gained, bound, sparse))
             density = sorted(points)
             means = np.array([np.mean(points[d], axis=0) for d in density])
             style = {**styles[title], "linewidth": 1.2, "markersize": 4}
             panel.plot(density, means[:, 0], label=title, **style)
             bound = {"color": style["color"], "linestyle": "--", "linewidth": 0.8}
             panel.plot(density, means[:, 1], **bound)
+            hollow = {**style, "linewidth": 0, "markerfacecolor": "none"}
+            panel.plot(density, means[:, 2], **hollow)
         panel.axhline(1, color="#999999", linewidth=0.8)
         panel.set_xscale("log")
         panel.set_yscale("log")
@@ -348,7 +351,9 @@ def _speed_up(records: Sequence[Record]) -> Figure:
         panel.set_title(f"{batch} picture{'s' if batch > 1 else ''} a call", fontsize=9)
         panel.set_xlabel("density (kept / prunable weights)")
         panel.grid(alpha=0.25)
-    grid[0, 0].set_ylabel("times faster than masked (dashed: bound)")
+    grid[0, 0].set_ylabel(
+        "times faster than masked\n(hollow: sparse layers; dashed: bound)"
+    )
     grid[0, 0].legend(ncols=2, fontsize=7)
     return figure
 

@@ -1,4 +1,4 @@
-"""What a mask bought: the masked network beside the compacted one."""
+"""What a mask bought: the masked network beside the compacted one, dense and sparse."""
 
 import tempfile
 from collections.abc import Callable, Sequence
@@ -12,6 +12,7 @@ from jaxprune import checkpoint, compact, masks, models, profiling, tree
 from jaxprune.types import Mask
 
 BATCHES = (1, 64, 256)  # pictures a call
+MOST_SPARSE = 64  # of these; what a sparse layer gathers grows with them, to gigabytes
 
 
 def measure(
@@ -22,7 +23,9 @@ def measure(
     batches: Sequence[int] = BATCHES,
     calls: int = 20,
 ) -> Callable[[], dict[str, float | None]]:
-    """Compact a network, and measure it beside the masked one, the two taking turns.
+    """Compact a network, and measure it beside the masked one, taking turns.
+
+    Up to `MOST_SPARSE` pictures a call `compact.fastest` takes its turn too.
 
     Args:
         model: with its parameters and statistics, and a graph.
@@ -36,9 +39,11 @@ def measure(
         size, and returns: weights_dense, weights_kept, weights_compacted (kernels),
         bytes_dense and bytes_compacted (all arrays), file_masked and file_compacted (bytes
         on disk, as Orbax compresses them), macs_dense, macs_kept, macs_compacted (per
-        picture), empty_layers, difference (of the logits, as a share of the largest), and
-        for both networks `masked_1_p50_s`, `compacted_1_p95_s` and so on, and
-        `masked_peak_mb`.
+        picture), empty_layers, difference (of all logits, as a share of the
+        largest);
+        `masked_1_p50_s`, `compacted_1_p95_s`, `sparse_1_p50_s` and so on,
+        `sparse_1_layers` (how many gain by it; with none, the sparse network is the
+        compacted one), `masked_peak_mb` and `compacted_peak_mb`.
 
     Raises:
         ValueError: if the wiring of the network is not known.
@@ -68,12 +73,16 @@ def measure(
     waits = {}
     for batch in batches:
         x = jax.random.uniform(jax.random.key(0), (batch, *input_shape))
-        runs = {side: _compiled(network, x) for side, network in networks.items()}
-        if batch == batches[-1]:
-            logits = {side: run() for side, run in runs.items()}
-            most = jnp.abs(logits["masked"]).max()
-            apart = jnp.abs(logits["masked"] - logits["compacted"]).max()
-            found["difference"] = float(apart / jnp.where(most > 0, most, 1.0))
+        taking_turns = dict(networks)
+        if batch <= MOST_SPARSE:
+            taking_turns["sparse"], layers = compact.fastest(small, x, calls=5)
+            found[f"sparse_{batch}_layers"] = len(layers)
+        runs = {side: _compiled(network, x) for side, network in taking_turns.items()}
+        masked, *others = (run() for run in runs.values())
+        most = float(jnp.abs(masked).max()) or 1.0
+        for logits in others:
+            apart = float(jnp.abs(masked - logits).max()) / most
+            found["difference"] = max(apart, found.get("difference") or 0.0)
         timed = profiling.in_turn(*runs.values(), calls=calls, warmup=2)
         for side, latency in zip(runs, timed, strict=True):
             found[f"{side}_{batch}_p50_s"] = latency.p50

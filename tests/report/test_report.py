@@ -58,6 +58,7 @@ COMPACTION = {
     "macs_kept": 100, "macs_compacted": 250, "empty_layers": 1, "difference": 0.0,
     "masked_peak_mb": 300.0, "compacted_peak_mb": 200.0, "masked_64_p50_s": 0.004,
     "masked_64_p95_s": 0.005, "compacted_64_p50_s": 0.002, "compacted_64_p95_s": 0.003,
+    "sparse_64_p50_s": 0.001, "sparse_64_layers": 2,
 }  # fmt: skip
 
 
@@ -73,7 +74,7 @@ def test_what_pruning_bought_is_a_row_a_method_and_density():
     assert size.rows == [["SNIP", "1", "10", "25", "4", "1", "3", "1"]]
     assert work.rows == [["SNIP", "1", "10", "25", "40", "1", "300", "200"]]
     (time,) = built["compacted_time"].rows
-    assert time == ["SNIP", "1", "64", "4", "5", "3", "3", "1.5x"]
+    assert time == ["SNIP", "1", "64", "4", "5", "3", "3", "1.5x", "1", "4.0x"]
     assert "compacted_size" not in {
         t.name for t in report.build_all([record("mag", 1)], [])
     }
