@@ -62,7 +62,9 @@ def compact(
 
     The same means in evaluation mode, up to the order of summation. Channels that a
     residual sum joins stay together: one goes if it is useless to all. A network that
-    the mask has cut becomes its constant function.
+    the mask has cut becomes its constant function. A bias that became a map has three
+    dimensions, so whoever prunes the smaller network again tells `masks.select` what is
+    prunable, or the map counts as a kernel.
 
     Args:
         model: a network whose module says how it is wired, see `models.wiring`.
