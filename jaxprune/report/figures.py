@@ -325,24 +325,18 @@ def _speed_up(records: Sequence[Record]) -> Figure:
     styles = _styles(records)
     for panel, batch in zip(grid[0], sizes, strict=True):
         for title, group in _by_method(held).items():
-            points: dict[float, list[tuple[float, float, float]]] = {}
+            seeds: dict[float, list[Record]] = {}
             for record in group:
-                taken = record.compaction
-                kept = max(taken["macs_kept"] or 0, 1)
-                gained = gain.speed_up(record, batch)
-                if gained is not None:
-                    bound = (taken["macs_dense"] or 0) / kept
-                    density = 10.0 ** -record.cell["compression"]
-                    sparse = gain.speed_up(record, batch, "sparse") or np.nan
-                    points.setdefault(density, []).append((gained, bound, sparse))
-            density = sorted(points)
-            means = np.array([np.mean(points[d], axis=0) for d in density])
+                density = 10.0 ** -record.cell["compression"]
+                seeds.setdefault(density, []).append(record)
+            density = sorted(seeds)
+            points = np.array([_gains(seeds[d], batch) for d in density])
             style = {**styles[title], "linewidth": 1.2, "markersize": 4}
-            panel.plot(density, means[:, 0], label=title, **style)
+            panel.plot(density, points[:, 0], label=title, **style)
             bound = {"color": style["color"], "linestyle": "--", "linewidth": 0.8}
-            panel.plot(density, means[:, 1], **bound)
+            panel.plot(density, points[:, 1], **bound)
             hollow = {**style, "linewidth": 0, "markerfacecolor": "none"}
-            panel.plot(density, means[:, 2], **hollow)
+            panel.plot(density, points[:, 2], **hollow)
         panel.axhline(1, color="#999999", linewidth=0.8)
         panel.set_xscale("log")
         panel.set_yscale("log")
@@ -356,6 +350,19 @@ def _speed_up(records: Sequence[Record]) -> Figure:
     )
     grid[0, 0].legend(ncols=2, fontsize=7)
     return figure
+
+
+def _gains(records: Sequence[Record], batch: int) -> tuple[float, float, float]:
+    """Return what compaction gains, the bound, and what sparse layers gain, or nan."""
+    dense, kept = (
+        sum(record.compaction[f"macs_{part}"] or 0 for record in records)
+        for part in ("dense", "kept")
+    )
+    gained, sparse = (
+        gain.speed_up(records, batch, side) or np.nan
+        for side in ("compacted", "sparse")
+    )
+    return gained, dense / max(kept, 1), sparse
 
 
 def _connectivity(records: Sequence[Record]) -> Figure:
