@@ -8,7 +8,7 @@ import _cli
 import json  # isort: skip
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -115,24 +115,19 @@ def _sizes(measured: Mapping[str, float | None]) -> Table:
     return laid
 
 
-def _times(measured: Mapping[str, float | None], batches: Sequence[int]) -> Table:
+def _times(measured: Mapping[str, Any], batches: Sequence[int]) -> Table:
     laid = Table(title="Time of a call (ms)", box=box.SIMPLE_HEAD)
-    heads = ("masked p50", "masked p95", "compacted p50", "compacted p95", "gain")
-    for title in ("batch", *heads, "sparse p50", "gain", "sparse layers"):
-        laid.add_column(title, justify="right")
+    for title in ("batch", "network", "p50", "p95", "gain"):
+        laid.add_column(title, justify="left" if title == "network" else "right")
     for size in batches:
-        taken = [
-            1e3 * (measured[f"{side}_{size}_{rank}_s"] or 0)
-            for side in ("masked", "compacted")
-            for rank in ("p50", "p95")
-        ]
-        figures = (f"{value:.4g}" for value in taken)
-        gains = [f"{taken[0] / taken[2]:.1f}x"]
-        sparse = measured.get(f"sparse_{size}_p50_s")
-        if sparse:
-            layers = f"{measured[f'sparse_{size}_layers']}"
-            gains += [f"{1e3 * sparse:.4g}", f"{taken[0] / 1e3 / sparse:.1f}x", layers]
-        laid.add_row(f"{size}", *figures, *gains)
+        masked = measured[f"masked_{size}_p50_s"]
+        networks = {"masked": "masked", "compacted": "compacted"}
+        if f"sparse_{size}_layers" in measured:
+            networks["sparse"] = f"sparse layers: {measured[f'sparse_{size}_layers']}"
+        for side, title in networks.items():
+            p50, p95 = (measured[f"{side}_{size}_{rank}_s"] for rank in ("p50", "p95"))
+            figures = (f"{1e3 * p50:.4g}", f"{1e3 * p95:.4g}", f"{masked / p50:.1f}x")
+            laid.add_row(f"{size}" if side == "masked" else "", title, *figures)
     return laid
 
 
