@@ -1,8 +1,11 @@
 """Saving and resuming through Orbax; the only module that imports it."""
 
 import hashlib
+import json
 import os
+import re
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -10,7 +13,9 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
+from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from jaxprune import imp, tree
@@ -20,10 +25,23 @@ from jaxprune.types import Fraction
 Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
+class DamagedError(ValueError):
+    """A checkpoint that is not what was written. `path` names it."""
+
+    def __init__(self, path: str | os.PathLike, why: str) -> None:
+        super().__init__(
+            f"the checkpoint {path} is damaged ({why}). Delete that folder and run again "
+            "what writes it."
+        )
+        self.path = Path(path)
+
+
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """Write a tree of arrays as one folder, whole or not at all.
 
-    Orbax writes beside it and renames, so a folder under the final name is complete.
+    Orbax writes beside it and renames; the checksums of all its files are written last,
+    and a folder that has them is complete. With several processes all of them call this,
+    each with its part of the arrays, and see the same disk.
 
     Args:
         path: a folder that does not exist yet; an incomplete one is replaced.
@@ -32,6 +50,7 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
 
     Raises:
         ValueError: if a complete checkpoint is there.
+        OSError: if it can't be written; nothing is left at `path`.
 
     Example:
         >>> import tempfile
@@ -40,23 +59,75 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         >>> load(f"{folder}/weights")
         {'w': Array([1., 1.], dtype=float32)}
     """
-    if os.path.isdir(path) and not exists(path):
-        shutil.rmtree(path)  # what a killed run left of it
-    ocp.save(_absolute(path), arrays)
+    place = Path(_absolute(path))
+    if place.is_dir() and not exists(place):
+        if (place / "_CHECKPOINT_METADATA").exists():  # maybe of an older version
+            set_aside(place)
+        else:
+            _remove(place)  # what a killed run left of it
+    partial = f"{place.name}.orbax-checkpoint-tmp*"
+    _remove(*place.parent.glob(partial))
+    try:
+        ocp.save(str(place), arrays)
+    except ValueError as error:
+        # TensorStore's errors are ValueErrors, whatever the system said.
+        said = re.search(r"os_error_code='(\d+)'", str(error))
+        if said is None:
+            raise
+        _remove(*place.parent.glob(partial))
+        number = int(said[1])
+        raise OSError(number, os.strerror(number), str(place)) from error
+    if jax.process_index() == 0:
+        written = place / f".{_CHECKSUMS}.part"
+        with written.open("w") as file:
+            json.dump(_checksums(place), file, indent=1)
+            file.flush()
+            os.fsync(file.fileno())
+        written.rename(place / _CHECKSUMS)
+    _meet(f"{place} is written")
 
 
-def load(path: str | os.PathLike) -> PyTree:
-    """Read a tree of arrays back, bit for bit, onto the default device.
+_CHECKSUMS = "checksums.json"
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder but those with its checksums."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        if path.is_file() and _CHECKSUMS not in path.name:
+            with path.open("rb") as file:
+                name = path.relative_to(place).as_posix()
+                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def _remove(*folders: Path) -> None:
+    if jax.process_index() == 0:
+        for folder in folders:
+            shutil.rmtree(folder, ignore_errors=True)
+    _meet("removed")
+
+
+def _meet(where: str) -> None:
+    """Wait until every process is here, where there are several."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(where)
+
+
+def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
+    """Read a tree of arrays back, bit for bit, its files compared with their checksums.
 
     Args:
         path: a folder that `save` wrote.
+        like: arrays of these names go where its arrays are, each process reading its part,
+            if those have a `NamedSharding`. All others go to the default device.
 
     Returns:
         The tree, in dicts and lists.
 
     Raises:
         FileNotFoundError: if there is no complete checkpoint at `path`.
-        ValueError: if it can't be read.
+        DamagedError: a ValueError; if a file of it is not what was written.
     """
     path = _absolute(path)
     if not exists(path):
@@ -64,35 +135,120 @@ def load(path: str | os.PathLike) -> PyTree:
             f"{path} is no complete checkpoint. Delete it, if it is there, and run again "
             "what writes it."
         )
+    _check(Path(path))
+    places = dict(zip(tree.names(like), jax.tree.leaves(like), strict=True))
 
-    def on_host(leaf: Any) -> Any:
-        return np.empty(leaf.shape, leaf.dtype) if hasattr(leaf, "shape") else leaf
+    def place(name: str, leaf: Any) -> Any:
+        if not hasattr(leaf, "shape"):
+            return leaf
+        sharding = getattr(places.get(name), "sharding", None)
+        if isinstance(sharding, NamedSharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        # By way of the host: Orbax would commit arrays to a device, maybe to that of
+        # another machine, and what was compiled for uncommitted ones would compile once
+        # more.
+        return np.empty(leaf.shape, leaf.dtype)
 
-    # By way of the host: Orbax would commit arrays to a device, maybe to that of
-    # another machine, and what was compiled for uncommitted ones would compile once
-    # more.
-    try:
-        held = ocp.load(path, jax.tree.map(on_host, ocp.metadata(path).metadata))
-    except Exception as error:  # Orbax and its stores have a class for every damage
-        raise ValueError(
-            f"the checkpoint {path} is damaged ({type(error).__name__}). Delete that "
-            "folder and run again what writes it."
-        ) from error
+    held = ocp.load(path, tree.map_named(place, ocp.metadata(path).metadata))
     return jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held
     )
 
 
+def _check(place: Path) -> None:
+    """Compare the files with their checksums: what Orbax says of damage nobody can read."""
+    try:
+        written = json.loads((place / _CHECKSUMS).read_bytes())
+    except ValueError:
+        written = None
+    found = _checksums(place)
+    if not isinstance(written, dict):
+        raise DamagedError(place, f"{_CHECKSUMS} can't be read")
+    for name in sorted({*written, *found}):
+        if written.get(name) != found.get(name):
+            raise DamagedError(place, f"{name} is not what was written")
+
+
 def exists(path: str | os.PathLike) -> bool:
     """Tell whether a complete checkpoint lies at `path`."""
-    # Orbax takes any folder for a checkpoint until it loads it; it renames this file, with
-    # all the rest, into place last.
-    whole = os.path.exists(os.path.join(path, "_CHECKPOINT_METADATA"))
-    return whole and ocp.is_orbax_checkpoint(_absolute(path))
+    return os.path.exists(os.path.join(path, _CHECKSUMS))
 
 
 def _absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(path)
+
+
+def fingerprint(arrays: PyTree) -> str:
+    """Name a tree of arrays by its content, however the arrays are sharded.
+
+    Only sums leave the devices, 64 bits an array, so that it costs one reading of the
+    arrays and gathers none of them. Made against accidents, not against somebody who looks
+    for two trees of one name.
+
+    Args:
+        arrays: arrays in any containers; of a key, its `jax.random.key_data`.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> fingerprint({"w": jnp.ones(2)}) == fingerprint({"w": np.ones(2, np.float32)})
+        True
+    """
+    leaves = dict(zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True))
+    lines = [
+        f"{name} {leaf.dtype} {leaf.shape} {np.asarray(_sums(leaf)).tolist()}"
+        for name, leaf in leaves.items()
+    ]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+@jax.jit
+def _sums(leaf: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
+    """Add up the words of an array, each scrambled with its position, in two ways."""
+    bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        position = position * jnp.uint32(size) + along
+    totals = [
+        _scrambled(_scrambled(position + jnp.uint32(seed)) ^ words).sum(
+            dtype=jnp.uint32
+        )
+        for seed in (0x9E3779B9, 0x3C6EF372)
+    ]
+    return jnp.stack(totals)
+
+
+def _scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Let every bit of a word change every other: the end of MurmurHash3, a bijection."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return words ^ (words >> jnp.uint32(16))
+
+
+def set_aside(path: str | os.PathLike) -> Path:
+    """Rename what is damaged, so that it can be made anew and nothing is lost; warn.
+
+    Args:
+        path: a file or folder.
+
+    Returns:
+        Its new path, beside the old one.
+    """
+    path = Path(path)
+    others = len(list(path.parent.glob(f"{path.name}.damaged*")))
+    aside = path.with_name(f"{path.name}.damaged{others or ''}")
+    if jax.process_index() == 0:
+        path.rename(aside)
+    _meet("set aside")
+    warnings.warn(
+        f"{path} was damaged; it is kept as {aside.name} and made anew", stacklevel=2
+    )
+    return aside
 
 
 def levels(
@@ -137,26 +293,40 @@ def levels(
     root = Path(folder).absolute()
     for number, density in enumerate(densities, start=1):
         path = root / f"level_{number:04d}"
-        if not exists(path):
-            _save_level(root, path, float(density), state, step)
-        state, info = _load_level(root, path, float(density), state)
-        yield state, info
+        begun_from = _fingerprint(state)
+        asked = float(density)
+        try:
+            whole = exists(path) and _load_level(root, path, asked, state, begun_from)
+        except DamagedError as damage:
+            whole = None
+            set_aside(damage.path)
+            _remove(path)  # where what it rewinds to was damaged, both are made anew
+        if not whole:
+            _save_level(root, path, asked, state, step, begun_from)
+            whole = _load_level(root, path, asked, state, begun_from)
+        state, _ = whole
+        yield whole
 
 
 def _save_level(
-    root: Path, path: Path, asked: float, state: imp.State, step: Step
+    root: Path,
+    path: Path,
+    asked: float,
+    state: imp.State,
+    step: Step,
+    begun_from: str,
 ) -> None:
     """Run a level; write what it rewinds to only where that changed, as it does once."""
     reached, info = step(state, density=asked)
     rewind = "as before"
     if reached.rewind is not state.rewind:
         rewind = f"rewind_{path.name}"
-        if (root / rewind).exists():  # of a run that was killed before the level ended
-            shutil.rmtree(root / rewind)
+        _remove(root / rewind)  # of a run that was killed before the level ended
+        _meet("rewind removed")
         save(root / rewind, {"params": reached.rewind})
     held = {
         "asked": asked,
-        "begun_from": _fingerprint(state),
+        "begun_from": begun_from,
         "rewind": rewind,
         "level": reached.level,
         "mask": reached.mask,
@@ -168,17 +338,17 @@ def _save_level(
 
 
 def _load_level(
-    root: Path, path: Path, asked: float, state: imp.State
+    root: Path, path: Path, asked: float, state: imp.State, begun_from: str
 ) -> tuple[imp.State, imp.Info]:
     """Read a level into the containers and the kind of key of the state before it."""
-    held = load(path)
+    held = load(path, {"mask": state.mask, "trained": state.rewind})
     if held["asked"] != asked:
         raise ValueError(
             f"{path} was pruned to density {held['asked']}, but {asked} is asked for. Pass "
             "the densities of the run that began, or another folder."
         )
 
-    if held["begun_from"] != _fingerprint(state):
+    if held["begun_from"] != begun_from:
         raise ValueError(
             f"{path} was begun from other weights, another mask or another key, or from "
             "another network than the state passed. Pass another folder."
@@ -193,7 +363,11 @@ def _load_level(
 
     rewind = state.rewind
     if held["rewind"] != "as before":
-        rewind = params(load(root / held["rewind"])["params"])
+        try:
+            saved = load(root / held["rewind"], {"params": state.rewind})
+        except FileNotFoundError as error:  # of a whole level, so it was there
+            raise DamagedError(path, f"{held['rewind']} is gone") from error
+        rewind = params(saved["params"])
     key = jax.random.wrap_key_data(held["key"], impl=jax.random.key_impl(state.key))
     mask, trained = params(held["mask"]), params(held["trained"])
     info = imp.Info(trained, held.get("metrics"), held["density"])
@@ -201,15 +375,5 @@ def _load_level(
 
 
 def _fingerprint(state: imp.State) -> str:
-    """Hash all that a level begins from, so that no run takes up another's levels."""
-    digest = hashlib.sha256()
-    for name, leaf in zip(
-        tree.names((state.rewind, state.mask)),
-        jax.tree.leaves((state.rewind, state.mask)),
-        strict=True,
-    ):
-        array = np.ascontiguousarray(leaf)
-        digest.update(f"{name} {array.dtype} {array.shape}".encode())
-        digest.update(array.tobytes())
-    digest.update(np.asarray(jax.random.key_data(state.key)).tobytes())
-    return digest.hexdigest()
+    """Name all that a level begins from, so that no run takes up another's levels."""
+    return fingerprint((state.rewind, state.mask, jax.random.key_data(state.key)))

@@ -7,8 +7,11 @@ import importlib.metadata
 import importlib.util
 import logging
 import os
+import shlex
+import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -37,6 +40,17 @@ if _knows and not _file and CPU_FLAGS not in _theirs:
 # Orbax logs what it raises too; a slip gets one sentence.
 logging.getLogger("absl").setLevel(logging.CRITICAL)
 
+
+def _warn(
+    message: Warning | str, category: type[Warning], *where: object, **more: object
+) -> None:
+    """Write what the library warns of as one line, without the line of code."""
+    del category, where, more
+    print(f"warning: {message}", file=sys.stderr)
+
+
+warnings.showwarning = _warn
+
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser() / "jaxprune"
 
 # A second start finds what the first compiled, small programs too.
@@ -55,6 +69,8 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
     from jaxprune.study.records import RunsError
 
     config = (tyro.conf.OmitArgPrefixes,)
+    # What a batch system sends before it kills ends like Ctrl-C: writes go to their end.
+    signal.signal(signal.SIGTERM, _stop)
     try:
         if len(commands) == 1:
             tyro.cli(commands[0], description=description, config=config)
@@ -92,10 +108,21 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         fail(
             f"JAX finds no device for JAX_PLATFORMS={platforms}. Unset it, or mend it."
         )
-    except KeyboardInterrupt:
-        print("\nstopped; the same command again resumes a study", file=sys.stderr)
+    except KeyboardInterrupt as stop:
+        command = shlex.join([sys.executable, *sys.argv])
+        print(
+            f"\nstopped; what was finished is whole. The same command again resumes a "
+            f"study: {command}",
+            file=sys.stderr,
+        )
         sys.stderr.flush()
-        os._exit(130)  # threads of the libraries below may crash an orderly exit
+        # Threads of the libraries below may crash an orderly exit.
+        os._exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+
+
+def _stop(number: int, frame: object) -> None:
+    del frame
+    raise KeyboardInterrupt(number)
 
 
 def fail(sentence: str) -> NoReturn:

@@ -194,6 +194,33 @@ def test_missing_and_damaged_checkpoints_are_named(tmp_path):
         checkpoint.load(tmp_path / "held")
 
 
+@pytest.mark.parametrize("where", ["level_0001", "level_0002", "rewind_level_0001"])
+def test_a_damaged_level_is_kept_aside_and_made_anew(where, tmp_path):
+    start = imp.init(PARAMS, jax.random.key(3))
+    whole = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
+    file = max(
+        (tmp_path / where).rglob("d/*"), key=lambda p: p.is_file() and p.stat().st_size
+    )
+    held = bytearray(file.read_bytes())
+    held[len(held) // 2] ^= 1
+    file.write_bytes(held)
+    start = imp.init(PARAMS, jax.random.key(3))
+    with pytest.warns(UserWarning, match=f"{where} was damaged; it is kept as"):
+        again = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
+    assert (tmp_path / f"{where}.damaged").exists()
+    for one, other in zip(whole, again, strict=True):
+        chex.assert_trees_all_equal(one[0].mask, other[0].mask)
+        chex.assert_trees_all_equal(one[0].rewind, other[0].rewind)
+
+
+def test_what_another_version_wrote_is_not_deleted(tmp_path):
+    checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
+    (tmp_path / "held" / "checksums.json").unlink()
+    with pytest.warns(UserWarning, match="is kept as held.damaged"):
+        checkpoint.save(tmp_path / "held", {"w": jnp.zeros(2)})
+    assert checkpoint.load(tmp_path / "held")["w"].tolist() == [0, 0]
+
+
 VICTIM = """
 import functools, sys, time
 import jax, jax.numpy as jnp, numpy as np

@@ -30,7 +30,7 @@ ALLOWED = {
         set(),
     ),
     "profiling": ({"types", "tree", "masks", "models"}, {"psutil"}),
-    "study": (BELOW_STUDY | {"study"}, set()),
+    "study": (BELOW_STUDY | {"study"}, {"filelock", "ray"}),
     "report": ({"study.records"}, {"polars", "rich", "matplotlib"}),
 }
 

@@ -8,6 +8,7 @@ machine.
 import hashlib
 import json
 import os
+import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -175,19 +176,7 @@ def load(found: Found) -> Dataset:
         >>> load(find("digits")).train_images.shape
         (1437, 8, 8, 1)
     """
-    if found.name == "digits":
-        arrays = _digits()
-    elif found.cache and found.cache.exists():
-        arrays = _read_cache(found.cache)
-    elif found.folder is None:
-        raise DatasetError(
-            f"{found.cache} is gone, and no prepared data set is there. Prepare it: "
-            f"python scripts/fetch_data.py {found.name}"
-        )
-    else:
-        arrays = _decode(found, found.folder)
-        if found.cache:
-            _write_cache(found.cache, found.about, arrays)
+    arrays = _digits() if found.name == "digits" else _cached(found) or _decoded(found)
     dataset = Dataset(found.name, found.version, *arrays)
     shape = dataset.train_images.shape[1:]
     if shape != SOURCES[found.name].shape:
@@ -203,6 +192,37 @@ def load(found: Found) -> Dataset:
                 f"{classes - 1} are expected. Prepare the data set again."
             )
     return dataset
+
+
+def _cached(found: Found) -> tuple[np.ndarray, ...] | None:
+    """Read the cache; set a damaged one aside where it can be made anew."""
+    if not (found.cache and found.cache.exists()):
+        return None
+    try:
+        return _read_cache(found.cache)
+    except DatasetError:
+        if found.folder is None:
+            raise
+        aside = found.cache.with_name(f"{found.cache.name}.damaged")
+        found.cache.replace(aside)
+        warnings.warn(
+            f"{found.cache} was damaged; it is kept as {aside.name} and made anew",
+            stacklevel=2,
+        )
+    return None
+
+
+def _decoded(found: Found) -> tuple[np.ndarray, ...]:
+    """Decode the prepared data set, and cache what came out."""
+    if found.folder is None:
+        raise DatasetError(
+            f"{found.cache} is gone, and no prepared data set is there. Prepare it: "
+            f"python scripts/fetch_data.py {found.name}"
+        )
+    arrays = _decode(found, found.folder)
+    if found.cache:
+        _write_cache(found.cache, found.about, arrays)
+    return arrays
 
 
 def _digits() -> tuple[np.ndarray, ...]:
@@ -264,16 +284,23 @@ def _read_cache(path: Path, names: Sequence[str] = _ARRAYS) -> tuple[np.ndarray,
     except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise DatasetError(
             f"the decoded data in {path} is damaged ({_first_line(error)}). Delete that "
-            "file; it is written again from the prepared data set."
+            "file, and prepare the data set or copy the file again."
         ) from error
 
 
 def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(f".{os.getpid()}.part")
-    with partial.open("wb") as file:
-        np.savez(file, about=about, **dict(zip(_ARRAYS, arrays, strict=True)))
-    partial.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with partial.open("wb") as file:
+            np.savez(file, about=about, **dict(zip(_ARRAYS, arrays, strict=True)))
+        partial.replace(path)
+    except OSError as error:
+        partial.unlink(missing_ok=True)
+        raise DatasetError(
+            f"the decoded data can't be written to {path} ({error.strerror or error}). Make "
+            "room there, or pass another folder with --cache-dir."
+        ) from error
 
 
 def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> Path:

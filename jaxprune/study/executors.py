@@ -1,29 +1,36 @@
 """Where the cells of a study run."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from jaxprune.study.config import Cell
 from jaxprune.study.records import Record
+from jaxprune.study.stages import Stage
+from jaxprune.study.store import BusyError
 
-# begin(cell, settle) runs a cell up to what another process still measures, and returns
-# what waits for that. It calls settle() before it times anything.
-Begin: TypeAlias = Callable[[Cell, Callable[[], None]], Callable[[], Record]]
-Executor: TypeAlias = Callable[[Sequence[Cell], Begin], Iterator[Record]]
+# tell(cell, stage, epoch, history): see store.Tell.
+Tell: TypeAlias = Callable[[Cell, Stage, float, Mapping[str, float] | None], None]
 
 
-def local(cells: Sequence[Cell], begin: Begin) -> Iterator[Record]:
+# begin(cell, tell, settle, wait=, until=): runner.begin, its first argument bound.
+Begin: TypeAlias = Callable[..., Callable[[], Any]]
+Executor: TypeAlias = Callable[[Sequence[Cell], Begin, Tell], Iterator[Record]]
+
+
+def local(cells: Sequence[Cell], begin: Begin, tell: Tell) -> Iterator[Record]:
     """Run cells one after another in this process.
 
     The memory of one cell is measured in a process of its own while the next one
-    trains.
+    trains. A cell that needs a stage which another process makes right now comes later.
 
     Args:
         cells: the cells in order.
         begin: what runs one.
+        tell: told of their progress.
 
     Yields:
-        Their records in order.
+        Their records, as they are finished.
     """
     waiting: list[Callable[[], Record]] = []
     finished: list[Record] = []
@@ -32,8 +39,15 @@ def local(cells: Sequence[Cell], begin: Begin) -> Iterator[Record]:
         while waiting:
             finished.append(waiting.pop(0)())
 
-    for cell in cells:
-        waiting.append(begin(cell, settle))
+    left, refused = deque(cells), 0
+    while left:
+        cell = left.popleft()
+        try:
+            waiting.append(begin(cell, tell, settle, wait=refused > len(left)))
+            refused = 0
+        except BusyError:
+            left.append(cell)
+            refused += 1
         while finished:
             yield finished.pop(0)
     settle()

@@ -1,28 +1,26 @@
 """What a study leaves on disk, as data; knows no JAX.
 
-    runs/<study>/study.json             format, notes, and the cells in order
-    runs/<study>/<cell id>/config.json  the cell
-    runs/<study>/<cell id>/mask.npz     its mask, by leaf name
-    runs/<study>/<cell id>/record.json  what was measured; its existence means finished
-
-Every file is written beside its place and renamed, so none is ever half there.
+runs/<study>/study.json             format, notes, and the cells in order
+runs/<study>/<cell id>/config.json  the cell
+runs/<study>/<cell id>/mask.npz     its mask, by leaf name
+runs/<study>/<cell id>/record.json  what was measured; its existence means finished
 """
 
+import contextlib
 import dataclasses
 import json
-import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-FORMAT = 1
+from jaxprune.study import files
+from jaxprune.study.files import DamagedError as DamagedError, RunsError as RunsError
+
+FORMAT = 2  # since then files have checksums
 
 # What the report names of the versions and the machine.
 MADE = ("kind", "devices", "processor", "cores", "ram_gb", "jax", "flax", "jaxprune")
-
-
-class RunsError(Exception):
-    """A runs folder that can't be used as it is; its text is for the user."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,8 +50,8 @@ class Record:
     and biases; accuracy: on the test set in percent; loss: there, in nats; latency, memory:
     see profiling; training_memory: the most of it between epochs of the last training;
     connectivity: error in percent at points between two trainings, and the barrier in
-    points; compaction: see study.gain. What was not measured is None or empty, as in a
-    diverged cell whatever comes after.
+    points; compaction: see study.gain; mask_sha256: of the file beside the record. What was
+    not measured is None or empty, as in a diverged cell whatever comes after.
     """
 
     id: str
@@ -79,110 +77,48 @@ class Record:
     )
     connectivity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     compaction: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON beside `path` and rename it there, so that it is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    with partial.open("w") as file:
-        json.dump(value, file, indent=1, allow_nan=False)
-        file.flush()
-        os.fsync(file.fileno())
-    partial.replace(path)
-
-
-def read_json(path: Path, repair: str) -> Any:
-    """Read JSON.
-
-    Raises:
-        RunsError: if the file is no JSON, naming it and the repair.
-    """
-    try:
-        return json.loads(path.read_text())
-    except (ValueError, OSError) as error:
-        raise RunsError(f"{path} can't be read ({error}). {repair}") from error
+    mask_sha256: str | None = None
 
 
 def write(folder: Path, record: Record) -> None:
     """Write a record; from then on its cell is finished."""
-    write_json(folder / "record.json", dataclasses.asdict(record))
+    files.write_json(folder / "record.json", dataclasses.asdict(record))
 
 
 def read(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        RunsError: if it is not whole or was written by another version.
+        DamagedError: if it is not what was written.
+        RunsError: if another version wrote it.
     """
-    repair = (
-        "Delete that file and run the study again; finished stages are not repeated."
-    )
-    held = read_json(path, repair)
+    held = files.read_json(path)
     try:
         layers = [Layer(**layer) for layer in held["layers"]]
-        record = Record(**{**held, "layers": layers})
+        return Record(**{**held, "layers": layers})
     except (TypeError, KeyError) as error:
-        raise RunsError(f"{path} is no whole record ({error}). {repair}") from error
-    if not _is_whole(record):
-        raise RunsError(f"{path} is no whole record. {repair}")
-    return record
+        raise RunsError(
+            f"{path} is the record of another version ({error}). Read it with that one, or "
+            "pass another folder with --runs-dir."
+        ) from error
 
 
-def _is_whole(record: Record) -> bool:
-    numbers = (record.accuracy, record.loss, record.density, record.effective_density)
-    macs = (record.macs_kept, record.macs_dense)
-    tables = (
-        record.latency,
-        record.memory,
-        record.training_memory,
-        record.compaction,
-    )
-    path = record.connectivity
-    return (
-        isinstance(record.title, str)
-        and _is_cell(record.cell)
-        and all(map(_is_number, (*numbers, *macs)))
-        and all(
-            isinstance(spent, int | float) for spent in (record.epochs, record.seconds)
-        )
-        and all(
-            isinstance(t, dict) and all(map(_is_number, t.values())) for t in tables
-        )
-        and isinstance(record.made, dict)
-        and {*MADE, "commit", "began"} <= set(record.made)
-        and all(map(_is_layer, record.layers))
-        and isinstance(path, dict)
-        and (
-            not path
-            or (_are_numbers(path.get("errors")) and _is_number(path.get("barrier")))
-        )
-        and (not record.compaction or set(record.compaction) >= _COMPACTED)
-        # A finished cell has what it was run for.
-        and (record.status != "finished" or record.accuracy is not None or bool(path))
-    )
+def check_files(folder: Path, record: Record) -> None:
+    """Compare what lies beside a record with what was written.
 
+    Args:
+        folder: of the cell.
+        record: of the cell.
 
-# What the report reads of a compacted network, besides its times.
-_COMPACTED = {
-    *("weights_dense", "weights_kept", "weights_compacted", "bytes_dense"),
-    *("bytes_compacted", "file_masked", "file_compacted", "macs_dense", "macs_kept"),
-    *("macs_compacted", "empty_layers", "masked_peak_mb", "compacted_peak_mb"),
-}
-
-
-def _is_layer(layer: Layer) -> bool:
-    counts = (layer.size, layer.kept, layer.effective, layer.macs)
-    return (
-        isinstance(layer.name, str)
-        and all(isinstance(count, int) for count in counts)
-        and layer.size > 0
-        and _are_numbers(layer.edges)
-        and _are_numbers(layer.counts)
-    )
-
-
-def _are_numbers(values: Any) -> bool:
-    return isinstance(values, list) and all(map(_is_number, values))
+    Raises:
+        DamagedError: if the config or the mask is not what was written.
+    """
+    config, mask = folder / "config.json", folder / "mask.npz"
+    if not config.exists() or files.read_json(config) != record.cell:
+        raise DamagedError(config, "it is not the cell of the record")
+    found = files.checksum(mask) if mask.exists() else None
+    if found != record.mask_sha256:
+        raise DamagedError(mask, "its checksum is another")
 
 
 def open_runs(
@@ -202,12 +138,13 @@ def open_runs(
         methods: the order of the columns, whichever cells are run first.
 
     Raises:
-        RunsError: if it can't be written, or belongs to another version or study.
+        DamagedError: if `study.json` is not what was written.
+        RunsError: if it can't be written, or belongs to another version.
     """
     path = folder / "study.json"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        held = read_study(folder)["cells"] if path.exists() else []
+        held = read_study(folder)["cells"] if path.exists() else _on_disk(folder)
         known = {cell["id"] for cell in cells}
         recipes = [_recipe(cell["cell"]) for cell in cells]
         # Other recipes and sizes stay on disk, but must not be averaged with these.
@@ -218,12 +155,21 @@ def open_runs(
             [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
         )
         value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
-        write_json(path, value)
+        files.write_json(path, value)
     except OSError as error:
         raise RunsError(
             f"the runs folder {folder} can't be written ({error.strerror}). Move away what "
             "is in its place, or pass another with --runs-dir."
         ) from error
+
+
+def _on_disk(folder: Path) -> list[dict[str, Any]]:
+    """List the cells whose folders are there, where the list is lost."""
+    found = []
+    for path in sorted(folder.glob("*/config.json")):
+        with contextlib.suppress(DamagedError):
+            found.append({"id": path.parent.name, "cell": files.read_json(path)})
+    return found
 
 
 def _rank(method: str, methods: Sequence[str]) -> int:
@@ -240,10 +186,12 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     Raises:
         RunsError: if the folder belongs to another version.
     """
-    if not (folder / "study.json").exists():
-        return 0
     recipes = [_recipe(cell) for cell in cells]
-    held = [c for c in read_study(folder)["cells"] if _recipe(c["cell"]) not in recipes]
+    try:
+        listed = read_study(folder)["cells"] if (folder / "study.json").exists() else []
+    except DamagedError:  # a run makes it anew
+        return 0
+    held = [c for c in listed if _recipe(c["cell"]) not in recipes]
     return sum((folder / cell["id"] / "record.json").exists() for cell in held)
 
 
@@ -257,6 +205,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     """Read `study.json`.
 
     Raises:
+        DamagedError: if it is not what was written.
         RunsError: if there is none, or it belongs to another version.
     """
     path = folder / "study.json"
@@ -264,45 +213,34 @@ def read_study(folder: Path) -> dict[str, Any]:
         raise RunsError(
             f"{folder} holds no study. Run it first, or pass the folder with --runs-dir."
         )
-    repair = "Pass another folder with --runs-dir, or delete this one."
-    held = read_json(path, repair)
-    found = held.get("format") if isinstance(held, dict) else None
+    found = _format(path)
     if found != FORMAT:
         raise RunsError(
             f"{folder} was written in format {found}; this version reads format "
-            f"{FORMAT}. {repair}"
+            f"{FORMAT}. Pass another folder with --runs-dir, or delete this one."
         )
-    if not _lists_cells(held):
-        raise RunsError(f"{path} is not whole: it lists no cells or no notes. {repair}")
+    held = files.read_json(path)
+    for cell in held["cells"]:
+        if not _NAME.fullmatch(cell["id"]):
+            raise RunsError(
+                f"{path} lists the cell {cell['id']!r}, which is no name of a folder in it. "
+                "Delete that file and run the study again."
+            )
     return held
 
 
-def _lists_cells(held: Mapping[str, Any]) -> bool:
-    cells, notes = held.get("cells"), held.get("notes")
-    return (
-        isinstance(notes, list)
-        and all(isinstance(note, str) for note in notes)
-        and isinstance(cells, list)
-        and all(
-            isinstance(cell, dict)
-            and isinstance(cell.get("id"), str)
-            and _is_cell(cell.get("cell"))
-            for cell in cells
-        )
-    )
+_NAME = re.compile(r"\w[\w.+-]*")  # of cells: no separator, and no dot in front
 
 
-def _is_cell(cell: Any) -> bool:
-    kinds = {"method": str, "dataset": str, "data_version": str, "model": str}
-    kinds |= {"compression": (int, float), "seed": int, "width": (int, float)}
-    kinds |= {"recipe": dict}
-    return isinstance(cell, dict) and all(
-        isinstance(cell.get(name), kind) for name, kind in kinds.items()
-    )
-
-
-def _is_number(value: Any) -> bool:
-    return value is None or isinstance(value, int | float)
+def _format(path: Path) -> Any:
+    """Tell the format; older files have no checksum."""
+    try:
+        held = json.loads(path.read_bytes())
+    except ValueError:
+        held = None
+    if isinstance(held, dict) and "checksum" not in held and "format" in held:
+        return held["format"]
+    return files.read_json(path)["format"]
 
 
 def read_all(folder: Path) -> list[Record]:

@@ -1,5 +1,6 @@
 """Running a study: every stage once, every cell recorded, resumable at any moment."""
 
+import dataclasses
 import datetime
 import functools
 import importlib.metadata
@@ -12,12 +13,22 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxprune
-from jaxprune import data, profiling, tree
-from jaxprune.study import config, executors, measure, records, stages, work, workbench
+from jaxprune import checkpoint, data, profiling, tree
+from jaxprune.study import (
+    config,
+    executors,
+    files,
+    measure,
+    records,
+    stages,
+    store,
+    work,
+    workbench,
+)
 from jaxprune.study.config import Cell, Study
-from jaxprune.study.records import Layer, Record, RunsError
+from jaxprune.study.files import DamagedError, RunsError
+from jaxprune.study.records import Layer, Record
 from jaxprune.study.stages import Stage
-from jaxprune.study.store import Ran, Store, Tell, is_finished, run_stage
 
 
 class Progress(NamedTuple):
@@ -31,9 +42,9 @@ class Progress(NamedTuple):
     cells: int
     label: str
     stage: str
-    epoch: int
+    epoch: float
     epochs: float
-    done_epochs: int
+    done_epochs: float
     history: Mapping[str, float] | None
 
 
@@ -68,7 +79,7 @@ def plan(study: Study, folder: Path) -> Plan:
     """
     chains = [stages.chain(cell) for cell in study.cells]
     unique = {stage.id: stage for chain in chains for stage in chain}
-    done = frozenset(name for name in unique if is_finished(folder, name))
+    done = frozenset(name for name in unique if store.is_finished(folder, name))
     recorded = frozenset(
         config.cell_id(cell)
         for cell in study.cells
@@ -124,6 +135,10 @@ def run(
 ) -> Iterator[Record]:
     """Run the cells of a study that have no record yet.
 
+    Several processes may run one study in one folder: each stage is made once, by
+    whichever comes first. What is damaged on disk is set aside with a warning and made
+    anew.
+
     Args:
         study: its cells.
         runs_dir: folder of all studies.
@@ -132,7 +147,8 @@ def run(
         executor: where cells run.
 
     Yields:
-        The record of every cell, also of those finished before, in the study's order.
+        The record of every cell, also of those finished before, as they are finished: in
+        the study's order, unless another process has a part in them.
 
     Raises:
         RunsError: if the runs folder can't be used.
@@ -145,44 +161,106 @@ def run(
         {"id": name, "cell": config.as_json(cell)}
         for name, cell in zip(ids, study.cells, strict=True)
     ]
-    records.open_runs(folder, study.name, listed, study.notes, list(config.METHODS))
-    store = Store(folder, found, OrderedDict())
+    open_folder = functools.partial(
+        records.open_runs, folder, study.name, listed, study.notes, list(config.METHODS)
+    )
+    try:
+        open_folder()
+    except DamagedError as damage:
+        checkpoint.set_aside(damage.path)
+        open_folder()
+    spent: dict[str, float] = {}  # epochs, by stage
+
+    def tell(
+        cell: Cell, stage: Stage, epoch: float, history: Mapping[str, float] | None
+    ) -> None:
+        spent[stage.id] = epoch
+        progress(
+            Progress(
+                cell=ids.index(config.cell_id(cell)) + 1,
+                cells=len(ids),
+                label=label(cell),
+                stage=stage.kind,
+                epoch=epoch,
+                epochs=stages.epochs(stage),
+                done_epochs=sum(spent.values()),
+                history=history,
+            )
+        )
+
+    kept = store.Store(folder, found, OrderedDict())
+    yield from executor(study.cells, functools.partial(begin, kept), tell)
+
+
+def begin(
+    kept: store.Store,
+    cell: Cell,
+    tell: executors.Tell = lambda *told: None,
+    settle: Callable[[], None] = lambda: None,
+    *,
+    wait: bool = True,
+    until: str | None = None,
+) -> Callable[[], Record | None]:
+    """Run a cell up to what another process still measures.
+
+    Args:
+        kept: where its stages are kept.
+        cell: which one.
+        tell: told of its progress.
+        settle: called before anything is timed, and before waiting for another process.
+        wait: for stages that another process makes.
+        until: id of the stage to stop after; None to run them all and write the record.
+
+    Returns:
+        What waits for the measurements, and writes and returns the record.
+
+    Raises:
+        BusyError: if another process makes a stage, and `wait` is not set.
+        RunsError: if the runs folder can't be used.
+    """
+    place = kept.folder / config.cell_id(cell)
+    record = _recorded(place, cell)
+    if record is not None:
+        return lambda: record
     made = describe()
-    done_epochs = 0
+    ran = _run_stages(cell, kept, functools.partial(tell, cell), settle, wait, until)
 
-    def begin(cell: Cell, settle: Callable[[], None]) -> Callable[[], Record]:
-        path = folder / config.cell_id(cell)
-        if (path / "record.json").exists():
-            record = records.read(path / "record.json")
-            if record.cell != config.as_json(cell):
-                raise RunsError(
-                    f"{path} belongs to another cell than its name says. Delete that "
-                    "folder and run again; finished stages are not repeated."
-                )
-            return lambda: record
+    def write() -> Record | None:
+        noted = [stage.finish() for stage in ran]
+        if until is not None:
+            return None
+        record, mask = _record(cell, noted, made), ran[-1].arrays.get("mask")
 
-        def tell(stage: Stage, epoch: int, history: Mapping | None) -> None:
-            nonlocal done_epochs
-            done_epochs += history is not None
-            number = ids.index(config.cell_id(cell)) + 1
-            epochs = stages.epochs(stage)
-            where = (number, len(ids), label(cell), stage.kind, epoch, epochs)
-            progress(Progress(*where, done_epochs, history))
+        def write_files() -> Record:
+            place.mkdir(parents=True, exist_ok=True)
+            files.write_json(place / "config.json", config.as_json(cell))
+            sealed = None if mask is None else _write_mask(place / "mask.npz", mask)
+            whole = dataclasses.replace(record, mask_sha256=sealed)
+            records.write(place, whole)
+            return whole
 
-        finish = _begin_cell(cell, store, tell, settle)
+        with files.room(place):
+            return files.finish(write_files)
 
-        def write() -> Record:
-            record, mask = finish(made)
-            path.mkdir(parents=True, exist_ok=True)
-            records.write_json(path / "config.json", config.as_json(cell))
-            if mask is not None:
-                _write_mask(path / "mask.npz", mask)
-            records.write(path, record)
-            return record
+    return write
 
-        return write
 
-    yield from executor(study.cells, begin)
+def _recorded(place: Path, cell: Cell) -> Record | None:
+    """Read the record of a finished cell; set aside what is damaged of it."""
+    if not (place / "record.json").exists():
+        return None
+    try:
+        record = records.read(place / "record.json")
+        if record.cell != config.as_json(cell):
+            raise RunsError(
+                f"{place} belongs to another cell than its name says. Delete that "
+                "folder and run again; finished stages are not repeated."
+            )
+        records.check_files(place, record)
+    except DamagedError:
+        checkpoint.set_aside(place)
+        return None
+    return record
 
 
 def label(cell: Cell) -> str:
@@ -191,57 +269,70 @@ def label(cell: Cell) -> str:
     return f"{title} c={cell.compression:g} seed {cell.seed}"
 
 
-def _write_mask(path: Path, mask: Any) -> None:
-    """Write the mask by leaf name; '/' can't be in the name of a zip member."""
-    named = {
+def _write_mask(path: Path, mask: Any) -> str:
+    """Write the mask by leaf name, and return its checksum."""
+    named = {  # '/' can't be in the name of a zip member
         name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
     }
-    partial = path.with_name(f".{path.name}.part")
-    with partial.open("wb") as file:
+    with files.replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **named)
-    partial.replace(path)
+    return files.checksum(path)
 
 
-def _begin_cell(
-    cell: Cell, store: Store, tell: Tell, settle: Callable[[], None]
-) -> Callable[[Mapping[str, Any]], tuple[Record, Any]]:
-    """Run the stages of a cell; return what waits for the last and makes the record."""
-    chain = stages.chain(cell)
-    ran: list[Ran] = []
+def _run_stages(
+    cell: Cell,
+    kept: store.Store,
+    tell: store.Tell,
+    settle: Callable[[], None],
+    wait: bool,
+    until: str | None,
+) -> list[store.Ran]:
+    ran: list[store.Ran] = []
     arrays: dict[str, Any] = {}
-    for stage in chain:
+
+    def settle_all() -> None:
+        settle()
+        for earlier in ran:
+            earlier.finish()
+
+    for stage in stages.chain(cell):
         if stage.kind in ("profile", "compact"):
-            settle()  # nothing else may run while something is timed
-            for earlier in ran:
-                earlier.finish()
-        ran.append(run_stage(stage, arrays, store, tell))
+            settle_all()  # nothing else may run while something is timed
+        run_stage = functools.partial(store.run_stage, stage, arrays, kept, tell)
+        try:
+            ran.append(run_stage(wait=False))
+        except store.BusyError:
+            if not wait:
+                raise
+            settle_all()  # whoever has that stage may wait for one of ours
+            ran.append(run_stage())
         arrays = ran[-1].arrays
-        if ran[-1].facts.get("diverged"):
+        if ran[-1].facts.get("diverged") or stage.id == until:
             break
+    return ran
 
-    def finish(made: Mapping[str, Any]) -> tuple[Record, Any]:
-        noted = [stage.finish() for stage in ran]
-        facts = {name: fact for note in noted for name, fact in note["facts"].items()}
-        histograms = facts.get("histograms", {})
-        empty = {"edges": [], "counts": []}
-        record = Record(
-            id=config.cell_id(cell),
-            cell=config.as_json(cell),
-            title=config.METHODS[cell.method].title,
-            status="diverged" if facts.get("diverged") else "finished",
-            layers=[
-                Layer(**layer, **histograms.get(layer["name"], empty))
-                for layer in facts.get("layers", ())
-            ],
-            epochs=sum(stages.epochs(stage) for stage in chain),
-            seconds=sum(note["seconds"] for note in noted),
-            history=facts["history"],
-            made=made,
-            **{name: facts[name] for name in _MEASURED if name in facts},
-        )
-        return record, arrays.get("mask")
 
-    return finish
+def _record(
+    cell: Cell, noted: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
+) -> Record:
+    facts = {name: fact for note in noted for name, fact in note["facts"].items()}
+    histograms = facts.get("histograms", {})
+    empty = {"edges": [], "counts": []}
+    return Record(
+        id=config.cell_id(cell),
+        cell=config.as_json(cell),
+        title=config.METHODS[cell.method].title,
+        status="diverged" if facts.get("diverged") else "finished",
+        layers=[
+            Layer(**layer, **histograms.get(layer["name"], empty))
+            for layer in facts.get("layers", ())
+        ],
+        epochs=sum(map(stages.epochs, stages.chain(cell))),
+        seconds=sum(note["seconds"] for note in noted),
+        history=facts["history"],
+        made=made,
+        **{name: facts[name] for name in _MEASURED if name in facts},
+    )
 
 
 # A diverged cell lacks what comes after its last stage.

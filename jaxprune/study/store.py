@@ -2,9 +2,18 @@
 
 runs/<study>/stages/<stage id>/arrays      what it made, through Orbax
 runs/<study>/stages/<stage id>/stage.json  what it noted; its existence means finished
+runs/<study>/stages/<stage id>.lock        held by the process that makes it
+runs/<study>/stages/<stage id>.owner       that process, for people
+
+The system gives up a lock with the process that held it, however that ended, so that no
+lock is ever stale.
 """
 
+import contextlib
 import functools
+import json
+import os
+import platform
 import shutil
 import time
 from collections import OrderedDict
@@ -12,12 +21,13 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
+import filelock
 import jax
 import jax.numpy as jnp
 
 from jaxprune import checkpoint, data
-from jaxprune.study import records, work, workbench
-from jaxprune.study.records import RunsError
+from jaxprune.study import files, work, workbench
+from jaxprune.study.files import DamagedError, RunsError
 from jaxprune.study.stages import Stage
 
 # tell(stage, epoch, history): a stage begins (epoch 0, None) or an epoch of it has
@@ -25,6 +35,10 @@ from jaxprune.study.stages import Stage
 Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
 
 HELD = 12  # stages kept in memory: the initial and the dense weights stay, old cells go
+
+
+class BusyError(Exception):
+    """Another process makes this stage; its text says which."""
 
 
 class Store(NamedTuple):
@@ -60,7 +74,14 @@ def _path(folder: Path, stage_id: str) -> Path:
     return folder / "stages" / stage_id / "stage.json"
 
 
-def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) -> Ran:
+def run_stage(
+    stage: Stage,
+    inputs: dict[str, Any],
+    store: Store,
+    tell: Tell,
+    *,
+    wait: bool = True,
+) -> Ran:
     """Run a stage, or read it if it is finished.
 
     Args:
@@ -68,19 +89,79 @@ def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) ->
         inputs: arrays of the stages before it.
         store: where it is kept.
         tell: told of its progress.
+        wait: for another process that makes the stage.
 
     Returns:
         Its arrays and facts; call `finish` before the stage counts as finished.
 
     Raises:
-        RunsError: if what is on disk was made with other settings.
+        BusyError: if another process makes it, and `wait` is not set.
+        RunsError: if what is on disk was made with other settings, or there is no room
+            on the disk.
     """
     path = _path(store.folder, stage.id)
     identity = {"kind": stage.kind, "settings": dict(stage.own), "parent": stage.parent}
     if path.exists():
-        return _read(stage, path, identity, inputs, store)
+        with contextlib.suppress(DamagedError):
+            return _read(stage, path, identity, inputs, store)
+    with files.room(path.parent):
+        release = _claim(path.parent, wait)
+    try:
+        if path.exists():  # meanwhile; or damaged, and only its owner sets it aside
+            try:
+                ran = _read(stage, path, identity, inputs, store)
+                release()
+                return ran
+            except DamagedError:
+                checkpoint.set_aside(path.parent)
+        ran = _make(stage, path, identity, inputs, store, tell, release)
+    except BaseException:
+        release()
+        raise
+    return ran
+
+
+def _claim(folder: Path, wait: bool) -> Callable[[], None]:
+    """Take the lock of a stage; return what gives it back, however often it is called."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Not thread_local: a stage that is measured elsewhere is finished by another thread.
+    lock = filelock.FileLock(
+        folder.with_name(f"{folder.name}.lock"), thread_local=False
+    )
+    owner = folder.with_name(f"{folder.name}.owner")
+    try:
+        lock.acquire(timeout=-1 if wait else 0)
+    except filelock.Timeout as error:
+        raise BusyError(f"{folder.name} is being made by {_owner(owner)}") from error
+    me = {"pid": os.getpid(), "host": platform.node()}
+    owner.write_text(json.dumps(me))
+
+    def release() -> None:
+        if lock.is_locked:
+            owner.unlink(missing_ok=True)
+            lock.release()
+
+    return release
+
+
+def _owner(path: Path) -> str:
+    try:
+        held = json.loads(path.read_text())
+        return f"process {held['pid']} on {held['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it came or went just now
+        return "another process"
+
+
+def _make(
+    stage: Stage,
+    path: Path,
+    identity: dict[str, Any],
+    inputs: dict[str, Any],
+    store: Store,
+    tell: Tell,
+    release: Callable[[], None],
+) -> Ran:
     tell(stage, 0, None)
-    path.parent.mkdir(parents=True, exist_ok=True)
     epoch = 0
 
     def on_epoch(history: Mapping[str, float]) -> None:
@@ -93,23 +174,37 @@ def run_stage(stage: Stage, inputs: dict[str, Any], store: Store, tell: Tell) ->
     made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch))
     jax.block_until_ready(made.arrays)
     spent = time.perf_counter() - began
-    stored = path.parent / "arrays"
-    if stored.exists():  # of a run that was killed before the stage was finished
-        shutil.rmtree(stored)
-    if made.arrays:
-        checkpoint.save(stored, made.arrays)
 
-    def finish() -> Mapping[str, Any]:
-        late = {} if made.late is None else made.late()
-        facts = {**made.facts, **late}
-        names = sorted(made.arrays)
-        noted = {**identity, "arrays": names, "facts": facts, "seconds": spent}
-        records.write_json(path, noted)
+    def write(late: Mapping[str, Any]) -> Mapping[str, Any]:
+        noted = {
+            **identity,
+            "arrays": sorted(made.arrays),
+            "facts": {**made.facts, **late},
+            "seconds": spent,
+        }
+        files.write_json(path, noted)
+        release()
         return noted
 
-    if made.late is None:
-        noted = finish()
-        finish = lambda: noted
+    def write_all() -> Mapping[str, Any] | None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = path.parent / "arrays"
+        if stored.exists():  # of a run that was killed before the stage was finished
+            shutil.rmtree(stored)
+        if made.arrays:
+            checkpoint.save(stored, made.arrays)
+        return write({}) if made.late is None else None
+
+    with files.room(path.parent):
+        noted = files.finish(write_all)
+
+    def finish() -> Mapping[str, Any]:
+        if noted is not None or made.late is None:
+            return noted or {}
+        late = made.late()
+        with files.room(path.parent):
+            return files.finish(lambda: write(late))
+
     held = _hold(stage, {**inputs, **made.arrays}, store)
     return Ran(held, made.facts, functools.cache(finish))
 
@@ -122,20 +217,20 @@ def _read(
     store: Store,
 ) -> Ran:
     repair = f"Delete the folder {path.parent} and run again."
-    noted = records.read_json(path, repair)
-    if not isinstance(noted, dict) or {n: noted.get(n) for n in identity} != identity:
+    noted = files.read_json(path)
+    if {name: noted.get(name) for name in identity} != identity:
         raise RunsError(
             f"{path} belongs to other settings than its name says. {repair}"
         )
     if not {"arrays", "facts", "seconds"} <= set(noted) or not _is_told(stage, noted):
-        raise RunsError(f"{path} is not whole. {repair}")
+        raise RunsError(f"{path} is of another version: it lacks facts. {repair}")
     arrays = store.held.get(stage.id)
     if arrays is None:
-        stored = path.parent / "arrays"
         try:
-            arrays = {**inputs, **(checkpoint.load(stored) if noted["arrays"] else {})}
-        except (ValueError, FileNotFoundError) as error:
-            raise RunsError(f"{stored} can't be read. {repair}") from error
+            stored = checkpoint.load(path.parent / "arrays") if noted["arrays"] else {}
+        except (checkpoint.DamagedError, FileNotFoundError) as error:
+            raise DamagedError(path.parent, f"its arrays: {error}") from error
+        arrays = {**inputs, **stored}
     return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)
 
 

@@ -111,7 +111,11 @@ def test_damaged_and_missing_data_are_named_with_their_repair(tmp_path):
     for broken in (whole[:1000], b"", whole[:5000] + b"xxxx" + whole[5004:]):
         found.cache.write_bytes(broken)
         with pytest.raises(data.DatasetError, match="is damaged.*Delete that file"):
+            data.load(found._replace(folder=None))
+        with pytest.warns(UserWarning, match="was damaged; it is kept as cifar10-3"):
             data.load(found)
+        assert found.cache.read_bytes() == whole
+        assert found.cache.with_name(f"{found.cache.name}.damaged").exists()
     found.cache.unlink()
     (found.folder / "cifar10-test.array_record-00000-of-00001").unlink()
     with pytest.raises(

@@ -4,7 +4,6 @@ import dataclasses
 import itertools
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -234,19 +233,6 @@ def test_a_lost_record_is_made_from_finished_stages(ran):
     assert made[2] == found[2]
 
 
-def test_lost_arrays_of_a_finished_stage_are_named(ran, tmp_path):
-    runs, whole, found, _ = ran
-    copied = tmp_path / "runs"
-    shutil.copytree(runs, copied)
-    chain = stages.chain(whole.cells[2])
-    (copied / "tiny" / found[2].id / "record.json").unlink()
-    shutil.rmtree(copied / "tiny" / "stages" / chain[2].id / "arrays")
-    with pytest.raises(
-        records.RunsError, match="arrays can't be read. Delete the folder"
-    ):
-        list(runner.run(whole, copied, FOUND))
-
-
 def test_another_recipe_is_not_averaged_with_the_study(ran, tmp_path):
     other = dataclasses.replace(RECIPE, training=Training(1.0, 256, 0.05))
     list(runner.run(study(cell("rand")), tmp_path, FOUND))
@@ -376,81 +362,6 @@ def test_bad_cells_are_refused():
     falling = dataclasses.replace(RECIPE.training, rate="cosine")
     with pytest.raises(ValueError, match='which is 0 with rate="cosine"'):
         cell("imp_finetune", recipe=dataclasses.replace(RECIPE, training=falling))
-
-
-def test_a_half_written_record_is_named_with_its_repair(ran):
-    runs, _, found, _ = ran
-    path = runs / "tiny" / found[0].id / "record.json"
-    held = path.read_text()
-    whole = json.loads(held)
-    changed = [
-        {"cell": {}}, {"made": {}}, {"accuracy": "high"}, {"accuracy": None}, {"title": 1},
-        {"memory": None}, {"latency": {"call_p50_s": "a"}}, {"connectivity": {"errors": 1}},
-        {"layers": [{**whole["layers"][0], "size": 0}]},
-    ]  # fmt: skip
-    damaged = [json.dumps({**whole, **change}) for change in changed]
-    for broken in (held[:100], "{}", "[]", "", *damaged):
-        path.write_text(broken)
-        with pytest.raises(
-            records.RunsError, match="Delete that file and run the study again"
-        ):
-            records.read_all(runs / "tiny")
-    path.write_text(held)
-
-
-def test_a_runs_folder_of_another_version_is_refused(tmp_path):
-    folder = tmp_path / "tiny"
-    folder.mkdir()
-    (folder / "study.json").write_text('{"format": 99}')
-    with pytest.raises(
-        records.RunsError, match="written in format 99; this version reads format 1"
-    ):
-        list(runner.run(study(cell()), tmp_path, FOUND))
-
-
-@pytest.mark.parametrize(
-    ("notes", "cells"),
-    [("[]", "[null]"), ("[]", '[{"id": "x"}]'), ("[]", "{}"), ("[1]", "[]")],
-)
-def test_a_study_that_is_not_whole_is_named_with_its_repair(notes, cells, tmp_path):
-    held = f'{{"format": 1, "name": "x", "notes": {notes}, "cells": {cells}}}'
-    (tmp_path / "study.json").write_text(held)
-    with pytest.raises(records.RunsError, match="is not whole: it lists no cells"):
-        records.read_study(tmp_path)
-
-
-def test_a_runs_folder_that_can_not_be_written_is_refused(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(records.RunsError, match="can't be written.*--runs-dir"):
-        list(runner.run(study(cell()), tmp_path / "file", FOUND))
-
-
-def test_a_stage_that_lacks_what_it_measured_is_refused_and_no_record_is_written(
-    ran, tmp_path
-):
-    runs, whole, _, _ = ran
-    shutil.copytree(runs / "tiny", tmp_path / "tiny")
-    one = whole.cells[0]
-    record = tmp_path / "tiny" / config.cell_id(one) / "record.json"
-    record.unlink()
-    (evaluate,) = (s.id for s in stages.chain(one) if s.kind == "evaluate")
-    path = tmp_path / "tiny" / "stages" / evaluate / "stage.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "facts": {}}))
-    with pytest.raises(records.RunsError, match="is not whole. Delete the folder"):
-        list(runner.run(study(one), tmp_path, FOUND))
-    assert not record.exists()
-
-
-def test_a_stage_of_other_settings_under_the_same_name_is_refused(ran, tmp_path):
-    runs, whole, _, _ = ran
-    first = stages.chain(whole.cells[0])[0]
-    path = tmp_path / "tiny" / "stages" / first.id / "stage.json"
-    path.parent.mkdir(parents=True)
-    held = json.loads((runs / "tiny" / "stages" / first.id / "stage.json").read_text())
-    held["settings"]["width"] = 9.0
-    path.write_text(json.dumps(held))
-    with pytest.raises(records.RunsError, match="other settings than its name says"):
-        list(runner.run(study(whole.cells[0]), tmp_path, FOUND))
 
 
 def test_a_reduced_study_says_so_in_every_cell_and_above_every_table():
