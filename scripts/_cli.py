@@ -125,6 +125,12 @@ def _stop(number: int, frame: object) -> None:
     raise KeyboardInterrupt(number)
 
 
+def environment() -> dict[str, str]:
+    """Return what a worker elsewhere has to know of this environment."""
+    ours = ("JAX_", "XLA_", "TF_CPP_")
+    return {name: held for name, held in os.environ.items() if name.startswith(ours)}
+
+
 def fail(sentence: str) -> NoReturn:
     """Print one sentence and leave with exit code 2."""
     print(f"error: {sentence}", file=sys.stderr)

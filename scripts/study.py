@@ -10,7 +10,7 @@ python scripts/study.py check poster --recipe as_run
 import _cli
 
 from pathlib import Path  # isort: skip
-from typing import Annotated  # isort: skip
+from typing import Annotated, Literal  # isort: skip
 
 import tyro
 from rich.console import Console
@@ -25,7 +25,7 @@ from rich.progress import (
 
 from experiments import STUDIES
 from jaxprune import data
-from jaxprune.study import config, executors, records, runner, stages
+from jaxprune.study import cluster, config, executors, records, runner, stages
 from jaxprune.study.records import Record
 
 Name = Annotated[str, tyro.conf.Positional]
@@ -59,7 +59,8 @@ def run(
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     cache_dir: Path = _cli.CACHE / "data",
-    executor: str = "local",
+    executor: Literal["local", "ray"] = "local",
+    cpus: int = 1,
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Run the cells of a study that are not finished yet, then write its report.
@@ -75,7 +76,9 @@ def run(
         runs_dir: where results are kept; run again with the same folder to resume.
         data_dir: folder of prepared TFDS data sets; TFDS's own default without it.
         cache_dir: folder of decoded data sets.
-        executor: where cells run.
+        executor: where stages run: in this process, or on a Ray cluster, whose address is
+            in RAY_ADDRESS (without it, one on this machine).
+        cpus: of a stage on a cluster without GPUs.
         plan: print cells, stages and savings, time some steps of training and print how
             long all would take; run nothing.
     """
@@ -97,11 +100,9 @@ def run(
         width=width,
         train_examples=train_examples,
     )
-    if executor not in executors.EXECUTORS:
-        raise ValueError(
-            f"executor '{executor}' is not known. Pass one of "
-            f"{', '.join(executors.EXECUTORS)}."
-        )
+    run_cells = executors.local
+    if executor == "ray":
+        run_cells = cluster.executor(cpus, _cli.environment())
     for note in study.notes:
         console.print(note, highlight=False)
     planned = runner.plan(study, folder)
@@ -122,7 +123,7 @@ def run(
     if plan:
         _print_plan(study, planned, found)
         return
-    _run(study, runs_dir, found, planned, executors.EXECUTORS[executor])
+    _run(study, runs_dir, found, planned, run_cells)
     try:
         _report(name, folder, tables=1)
     except ImportError as error:

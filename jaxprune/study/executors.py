@@ -52,6 +52,3 @@ def local(cells: Sequence[Cell], begin: Begin, tell: Tell) -> Iterator[Record]:
             yield finished.pop(0)
     settle()
     yield from finished
-
-
-EXECUTORS: Mapping[str, Executor] = {"local": local}

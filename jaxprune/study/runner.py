@@ -154,7 +154,7 @@ def run(
         RunsError: if the runs folder can't be used.
         ValueError: if a stage has no step to train.
     """
-    folder = Path(runs_dir) / study.name
+    folder = Path(runs_dir).absolute() / study.name
     check(plan(study, folder), found)
     ids = [config.cell_id(cell) for cell in study.cells]
     listed = [

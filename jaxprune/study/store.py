@@ -2,8 +2,8 @@
 
 runs/<study>/stages/<stage id>/arrays      what it made, through Orbax
 runs/<study>/stages/<stage id>/stage.json  what it noted; its existence means finished
-runs/<study>/stages/<stage id>.lock        held by the process that makes it
-runs/<study>/stages/<stage id>.owner       that process, for people
+runs/<study>/locks/<stage id>.lock         held by the process that makes it
+runs/<study>/locks/<stage id>.owner        that process, for people
 
 The system gives up a lock with the process that held it, however that ended, so that no
 lock is ever stale.
@@ -105,7 +105,7 @@ def run_stage(
         with contextlib.suppress(DamagedError):
             return _read(stage, path, identity, inputs, store)
     with files.room(path.parent):
-        release = _claim(path.parent, wait)
+        release = _claim(store.folder / "locks", stage.id, wait)
     try:
         if path.exists():  # meanwhile; or damaged, and only its owner sets it aside
             try:
@@ -121,18 +121,16 @@ def run_stage(
     return ran
 
 
-def _claim(folder: Path, wait: bool) -> Callable[[], None]:
+def _claim(folder: Path, stage_id: str, wait: bool) -> Callable[[], None]:
     """Take the lock of a stage; return what gives it back, however often it is called."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # Not thread_local: a stage that is measured elsewhere is finished by another thread.
-    lock = filelock.FileLock(
-        folder.with_name(f"{folder.name}.lock"), thread_local=False
-    )
-    owner = folder.with_name(f"{folder.name}.owner")
+    folder.mkdir(parents=True, exist_ok=True)
+    # Not thread_local: the thread that writes a stage gives its lock back.
+    lock = filelock.FileLock(folder / f"{stage_id}.lock", thread_local=False)
+    owner = folder / f"{stage_id}.owner"
     try:
         lock.acquire(timeout=-1 if wait else 0)
     except filelock.Timeout as error:
-        raise BusyError(f"{folder.name} is being made by {_owner(owner)}") from error
+        raise BusyError(f"{stage_id} is being made by {_owner(owner)}") from error
     me = {"pid": os.getpid(), "host": platform.node()}
     owner.write_text(json.dumps(me))
 

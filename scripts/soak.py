@@ -1,0 +1,260 @@
+"""Do to studies what happens to them, and see that they end as if nothing had.
+
+python scripts/soak.py                              # everything; about 10 minutes
+python scripts/soak.py --kills 100 --seed 1         # other moments
+python scripts/soak.py --damages 0 --processes 1    # killed only
+
+One study runs untouched. Then others are killed with -9, stopped by SIGINT and SIGTERM, run
+out of disk, find files damaged, and share a folder; each is resumed to its end, and its
+records and masks must be those of the first to the last bit, times and memory aside.
+"""
+
+import _cli
+
+import contextlib  # isort: skip
+import json  # isort: skip
+import os  # isort: skip
+import random  # isort: skip
+import shutil  # isort: skip
+import signal  # isort: skip
+import subprocess  # isort: skip
+import sys  # isort: skip
+import tempfile  # isort: skip
+import time  # isort: skip
+from collections.abc import Callable, Iterator, Mapping  # isort: skip
+from pathlib import Path  # isort: skip
+from typing import Any, NamedTuple, TypeAlias  # isort: skip
+
+# What a run may do otherwise: how long it took, and with what.
+TIMED = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
+STUDY = ("digits", "--only", "method=snip,synflow,imp2", "c=1", "--epochs-scale", "0.5")
+
+
+class Ended(NamedTuple):
+    """How one process ended, and what it said."""
+
+    code: int
+    said: str
+
+
+Result: TypeAlias = Mapping[str, Any]
+
+
+def soak(
+    kills: int = 30,
+    stops: int = 4,
+    damages: int = 9,
+    processes: int = 3,
+    disk_mb: float = 1.0,
+    seed: int = 0,
+    folder: Path | None = None,
+) -> None:
+    """Run a small study of digits under every fault, and compare its ends.
+
+    Args:
+        kills: how often to kill -9 at a random moment.
+        stops: how often to send SIGINT or SIGTERM, in turns.
+        damages: files to flip a bit of, to cut and to empty, in turns.
+        processes: how many share one folder.
+        disk_mb: size of the disk that fills, a tmpfs, which takes the right to mount;
+            0 to leave it out.
+        seed: of moments and files.
+        folder: where to work; a temporary one without it.
+    """
+    for name, number in (("kills", kills), ("stops", stops), ("damages", damages)):
+        if number < 0:
+            raise ValueError(
+                f"--{name} is how often to do that; got {number}. Pass 0 or more."
+            )
+    if processes < 1:
+        raise ValueError(f"--processes is 1 or more; got {processes}. Pass 3, say.")
+    draw = random.Random(seed)
+    with contextlib.ExitStack() as stack:
+        root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        root.mkdir(parents=True, exist_ok=True)
+        if any(root.iterdir()):
+            raise ValueError(f"--folder {root} is not empty. Pass a new one.")
+        whole = _finished(root / "untouched")
+        began = time.monotonic()  # now that all is compiled
+        differing = int(_finished(root / "again") != whole)
+        taken = time.monotonic() - began
+        _tell(f"untouched, twice: {len(whole)} cells in {taken:.1f} s")
+        for name, ends in _scenarios(
+            root, draw, taken, kills, stops, damages, processes, disk_mb
+        ):
+            same = ends == whole
+            differing += not same
+            _tell(f"{name}: {'the same bits' if same else 'DIFFERS'}")
+    if differing:
+        raise SystemExit(1)
+
+
+def _tell(line: str) -> None:
+    print(line, flush=True)
+
+
+def _scenarios(
+    root: Path,
+    draw: random.Random,
+    taken: float,
+    kills: int,
+    stops: int,
+    damages: int,
+    processes: int,
+    disk_mb: float,
+) -> Iterator[tuple[str, Result]]:
+    yield from _interrupted(root, "kill -9", [signal.SIGKILL] * kills, draw, taken)
+    turns = [(signal.SIGINT, signal.SIGTERM)[i % 2] for i in range(stops)]
+    yield from _interrupted(root, "stopped", turns, draw, taken)
+    if damages:
+        yield from _damaged(root, draw, damages)
+    if processes > 1:
+        yield _shared(root / "shared", processes)
+    if disk_mb:
+        yield from _full(root / "full", disk_mb)
+
+
+def _start(runs: Path) -> subprocess.Popen[str]:
+    script = Path(__file__).with_name("study.py")
+    return subprocess.Popen(
+        [sys.executable, str(script), "run", *STUDY, "--runs-dir", str(runs)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _end(process: subprocess.Popen[str]) -> Ended:
+    _, said = process.communicate()
+    return Ended(process.returncode, said)
+
+
+def _finished(runs: Path) -> Result:
+    """Run a study to its end, and read what must be the same every time."""
+    ended = _end(_start(runs))
+    if ended.code:
+        raise RuntimeError(f"the study in {runs} failed: {ended.said.strip()[-500:]}")
+    found = {}
+    for path in sorted(runs.glob("digits/*-*/record.json")):
+        record = json.loads(path.read_text())
+        kept = {name: record[name] for name in record if name not in TIMED}
+        del kept["checksum"]  # of the times too
+        found[path.parent.name] = kept, (path.parent / "mask.npz").read_bytes()
+    return found
+
+
+def _interrupted(
+    root: Path,
+    name: str,
+    signals: list[signal.Signals],
+    draw: random.Random,
+    taken: float,
+) -> Iterator[tuple[str, Result]]:
+    """Send each signal at a random moment; begin a new study whenever one came through."""
+    number, sent = 0, 0
+    while sent < len(signals):
+        runs, here = root / f"{name.split()[0]}-{number}", 0
+        while sent < len(signals):
+            process = _start(runs)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(draw.uniform(0.1, 0.7) * taken)
+            if process.poll() is None:
+                process.send_signal(signals[sent])
+            ended = _end(process)
+            if ended.code == 0:  # faster than the signal, or than Python's handler
+                break
+            _check_stop(signals[sent], ended)
+            here, sent = here + 1, sent + 1
+        yield f"{name} {here} times, resumed each time", _finished(runs)
+        number += 1
+
+
+def _check_stop(sent: signal.Signals, ended: Ended) -> None:
+    """A process that may still speak says how to resume."""
+    if sent is signal.SIGKILL:
+        good = ended.code == -signal.SIGKILL
+    else:
+        early = ended.code == -sent or "Traceback" in ended.said  # while Python starts
+        good = early or (ended.code == 128 + sent and "resumes a study" in ended.said)
+    if not good:
+        raise RuntimeError(
+            f"after {sent.name} a study ended with {ended.code}: {ended.said.strip()[-500:]}"
+        )
+
+
+def _flip(held: bytes, draw: random.Random) -> bytes:
+    place = draw.randrange(len(held))
+    flipped = bytes([held[place] ^ 1 << draw.randrange(8)])
+    return held[:place] + flipped + held[place + 1 :]
+
+
+DAMAGE: Mapping[str, Callable[[bytes, random.Random], bytes]] = {
+    "a bit flipped": _flip,
+    "cut": lambda held, draw: held[: draw.randrange(len(held))],
+    "emptied": lambda held, draw: b"",
+}
+
+
+def _damaged(
+    root: Path, draw: random.Random, damages: int
+) -> Iterator[tuple[str, Result]]:
+    """Damage a file of a finished study; the records go, so that all is read again."""
+    for number in range(damages):
+        runs = root / "damaged"
+        shutil.rmtree(runs, ignore_errors=True)
+        shutil.copytree(root / "untouched", runs)
+        files = [
+            path
+            for path in sorted((runs / "digits").rglob("*"))
+            if path.is_file()
+            and path.stat().st_size
+            and not {"report", "locks"} & set(path.parts)
+        ]
+        path = draw.choice(files)
+        how = list(DAMAGE)[number % len(DAMAGE)]
+        path.write_bytes(DAMAGE[how](path.read_bytes(), draw))
+        for record in (runs / "digits").glob("*-*/record.json"):
+            if record != path:
+                record.unlink()
+        for stage in (runs / "digits" / "stages").glob("evaluate-*"):
+            if stage not in path.parents:
+                shutil.rmtree(stage)
+        where = "/".join(path.relative_to(runs / "digits").parts)
+        yield f"{where} {how}", _finished(runs)
+
+
+def _shared(runs: Path, processes: int) -> tuple[str, Result]:
+    """Run several processes on one folder."""
+    running = [_start(runs) for _ in range(processes)]
+    for process in running:
+        ended = _end(process)
+        if ended.code:
+            raise RuntimeError(f"one of several failed: {ended.said.strip()[-500:]}")
+    return f"{processes} processes on one folder", _finished(runs)
+
+
+def _full(disk: Path, size_mb: float) -> Iterator[tuple[str, Result]]:
+    """Let a small disk fill, make it larger, and resume."""
+    disk.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={int(size_mb * 1024)}k", "tmpfs"]
+    mounted = subprocess.run([*mount, str(disk)], capture_output=True, text=True)
+    if mounted.returncode:
+        _tell(f"a disk that fills: left out, {mounted.stderr.strip() or 'no mount'}")
+        return
+    try:
+        ended = _end(_start(disk / "runs"))
+        if ended.code != 2 or "can't be written" not in ended.said:
+            raise RuntimeError(
+                f"on a disk of {size_mb:g} MB a study ended with {ended.code}: "
+                f"{ended.said.strip()[-500:]}"
+            )
+        larger = ["mount", "-o", "remount,size=500m", str(disk)]
+        subprocess.run(larger, check=True, capture_output=True)
+        yield "a disk that filled, then had room", _finished(disk / "runs")
+    finally:
+        subprocess.run(["umount", str(disk)], check=False, capture_output=True)
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("JAX_PLATFORMS", "cpu")
+    _cli.main([soak], __doc__ or "")
