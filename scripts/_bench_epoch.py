@@ -84,7 +84,7 @@ def epoch(
     def save() -> None:
         if to is not None:  # after each, so that nothing measured is lost
             found = {"machine": machine, "rows": rows, "milliseconds": milliseconds}
-            to.write_text(json.dumps(found, indent=1) + "\n")
+            _cli.write_text(to, json.dumps(found, indent=1) + "\n")
 
     shown = Console(stderr=True)
     for name in track(scores, "scoring", console=shown, transient=True):

@@ -64,7 +64,7 @@ def scaling(
     for panel in only:
         points += _cells() if panel == "cells" else measured[panel](repeats, largest)
         found = {"machine": machine, "points": points}
-        path.write_text(json.dumps(found, indent=1) + "\n")
+        _cli.write_text(path, json.dumps(found, indent=1) + "\n")
     for (panel, work), curve in _curves(points).items():
         print(f"{panel:8} {work:10} {_growth(panel, curve)}")
     _draw(points, to / "scaling.png")

@@ -70,6 +70,7 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
 
     config = (tyro.conf.OmitArgPrefixes,)
     # What a batch system sends before it kills ends like Ctrl-C: writes go to their end.
+    signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:
         if len(commands) == 1:
@@ -88,8 +89,8 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         if os.environ.get("JAXPRUNE_TRACEBACK"):
             raise
         fail(
-            f"{error.filename or 'a file'}: {error.strerror or error}. Move it away or pass "
-            "another folder."
+            f"{error.filename or 'a file'}: {error.strerror or error}. Mend that, or pass "
+            "another path."
         )
     except (
         OverflowError,
@@ -109,20 +110,28 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
             f"JAX finds no device for JAX_PLATFORMS={platforms}. Unset it, or mend it."
         )
     except KeyboardInterrupt as stop:
-        command = shlex.join([sys.executable, *sys.argv])
-        print(
-            f"\nstopped; what was finished is whole. The same command again resumes a "
-            f"study: {command}",
-            file=sys.stderr,
-        )
-        sys.stderr.flush()
-        # Threads of the libraries below may crash an orderly exit.
-        os._exit(128 + (stop.args[0] if stop.args else signal.SIGINT))
+        _leave(stop.args[0] if stop.args else signal.SIGINT)
 
 
 def _stop(number: int, frame: object) -> None:
     del frame
     raise KeyboardInterrupt(number)
+
+
+def _leave(number: int, frame: object = None) -> NoReturn:
+    """Say how a run ended by a signal; a study is resumed."""
+    del frame
+    command = shlex.join([Path(sys.executable).name, *sys.argv])
+    resumes = Path(sys.argv[0]).stem in ("study", "prune") and "report" not in sys.argv
+    how = f"; what was finished is whole, and this resumes it: {command}"
+    print(f"\nstopped{how if resumes else ''}", file=sys.stderr, flush=True)
+    # Threads of the libraries below may crash an orderly exit.
+    os._exit(128 + number)
+
+
+# Until main() has something to finish, such as while JAX is imported.
+signal.signal(signal.SIGINT, _leave)
+signal.signal(signal.SIGTERM, _leave)
 
 
 def environment() -> dict[str, str]:
@@ -142,6 +151,23 @@ if importlib.util.find_spec("tyro") is None:
 
 
 def check_writable(path: Path) -> None:
-    """Refuse a file that cannot be written before the work, not after it."""
+    """Refuse a file that cannot be written before the work, not after it; make nothing.
+
+    Raises:
+        ValueError: if it is a folder, or its place can't be written.
+    """
+    if not path.name or path.is_dir():
+        raise ValueError(f"'{path}' is a folder. Pass the name of a file to write.")
+    there = path
+    while not there.exists():
+        there = there.parent
+    if not os.access(there, os.W_OK) or (there != path and not there.is_dir()):
+        raise ValueError(
+            f"{path} can't be written, because of {there}. Pass another file."
+        )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file, and the folders to it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.open("a").close()
+    path.write_text(text)

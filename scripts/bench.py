@@ -101,7 +101,7 @@ def compare(
         rows.append(_row(work, repeats))
         if to is not None:  # after each, so that nothing measured is lost
             found = {"machine": machine, "repeats": repeats, "rows": rows}
-            to.write_text(json.dumps(found, indent=1) + "\n")
+            _cli.write_text(to, json.dumps(found, indent=1) + "\n")
     _print(rows, machine)
 
 

@@ -174,8 +174,8 @@ def _check_stop(sent: signal.Signals, ended: Ended) -> None:
     if sent is signal.SIGKILL:
         good = ended.code == -signal.SIGKILL
     else:
-        early = ended.code == -sent or "Traceback" in ended.said  # while Python starts
-        good = early or (ended.code == 128 + sent and "resumes a study" in ended.said)
+        early = ended.code == -sent or not ended.said  # while Python starts
+        good = early or (ended.code == 128 + sent and "this resumes it" in ended.said)
     if not good:
         raise RuntimeError(
             f"after {sent.name} a study ended with {ended.code}: {ended.said.strip()[-500:]}"

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Bool, PyTree
 
 from jaxprune import masks, models, tree
@@ -62,9 +63,13 @@ def compact(
 
     The same means in evaluation mode, up to the order of summation. Channels that a
     residual sum joins stay together: one goes if it is useless to all. A network that
-    the mask has cut becomes its constant function. A bias that became a map has three
-    dimensions, so whoever prunes the smaller network again tells `masks.select` what is
-    prunable, or the map counts as a kernel.
+    the mask has cut becomes its constant function. It takes pictures of the model's
+    input_shape alone, since the constants were worked out for it.
+
+    A bias that became a map holds a number for every pixel and channel: `info.bias_maps`
+    names those layers, and where most channels stay, the maps may weigh more than the
+    channels that went. A map has three dimensions, so whoever prunes the smaller network
+    again tells `masks.select` what is prunable, or it counts as a kernel.
 
     Args:
         model: a network whose module says how it is wired, see `models.wiring`.
@@ -78,7 +83,8 @@ def compact(
         logits.
 
     Raises:
-        ValueError: if the mask does not mirror `params`, or the wiring is not known.
+        ValueError: if the mask does not mirror `params`, `params` or `state` are not those
+            of `model`, the wiring is not known, or this is called under `jit`.
 
     Example:
         >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
@@ -94,12 +100,13 @@ def compact(
         neural networks, SoftwareX 2022, carries constants in the same way.
     """
     tree.check_mirrors(mask, params)
+    _check_own(model, params, state)
     params = masks.apply(params, mask)
     model = model._replace(params=params, state=state)
     layers = models.wiring(model)
     alive, keep = _liveness(layers, mask)
     products = models.products(model)
-    small, statistics, live = jax.tree.map(np.asarray, (params, state, mask))
+    small, statistics, live = models.on_host((params, state, mask))
     maps = []
     for layer in layers:
         inputs, outputs = alive[layer.name]
@@ -121,9 +128,27 @@ def compact(
     network = models.rebuild(model, small, statistics)
     if fold_batch_norm:
         network = models.fold_batch_norm(network)
+    del keep["input"]
     channels = {name: (int(kept.sum()), kept.size) for name, kept in keep.items()}
     info = Info(channels, live, tuple(maps), _collapse(layers, mask, live))
     return Compacted(network, network.params, network.state, info)
+
+
+def _check_own(model: models.Model, params: Params, state: PyTree) -> None:
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, state))):
+        raise ValueError(
+            "compact decides by the mask what shapes are left, which jit can't trace. Call "
+            "it outside, and jit the network that it returns."
+        )
+    for what, got, own in (
+        ("params", params, model.params),
+        ("state", state, model.state),
+    ):
+        if jax.tree.structure(got) != jax.tree.structure(own):
+            raise ValueError(
+                f"{what} is no tree like that of the model ({len(tree.names(got))} leaves "
+                f"for {len(tree.names(own))}). Pass the {what} of this model."
+            )
 
 
 def _liveness(

@@ -23,6 +23,8 @@ from jaxprune.models.wiring import (
     at as at,
     exchange as exchange,
     fold_batch_norm as fold_batch_norm,
+    input_shape as input_shape,
+    on_host as on_host,
     products as products,
     rebuild as rebuild,
     wiring as wiring,

@@ -60,6 +60,12 @@ def functional(module: nnx.Module) -> Model:
         params: Any, state: Any, x: Any, *, train: bool = False
     ) -> tuple[Array, Any]:
         whole = nnx.merge(graph, nnx.State(params), nnx.State(state))
+        only = getattr(whole, "only_shape", None)  # of what was rebuilt for one size
+        if only is not None and x.shape[1:] != only:
+            raise ValueError(
+                f"this network was compacted for pictures of {only}; got {x.shape[1:]}. "
+                "Compact it anew from a network of that input_shape."
+            )
         logits = whole(x, train)
         return logits, nnx.to_pure_dict(nnx.state(whole, nnx.Not(nnx.Param)))
 

@@ -47,11 +47,20 @@ def norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return nnx.BatchNorm(features, momentum=0.9, epsilon=EPSILON, rngs=rngs)
 
 
+class Folded(nnx.Module):
+    """What stands where a normalisation was: nothing happens."""
+
+    def __call__(self, x: Array, **options: bool) -> Array:
+        """Return `x`."""
+        del options
+        return x
+
+
 def normalise(
-    bn: nnx.BatchNorm | None, x: Float[Array, "..."], train: bool
+    bn: nnx.BatchNorm | Folded | None, x: Float[Array, "..."], train: bool
 ) -> Float[Array, "..."]:
     """Normalise in float32 at least; running statistics in bfloat16 would stand still."""
-    if bn is None:
+    if not isinstance(bn, nnx.BatchNorm):
         return x
     wide = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
     for weight in (bn.scale, bn.bias):  # of a copy made for this call

@@ -12,7 +12,7 @@ from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
 from jaxprune.models._functional import Model, functional
-from jaxprune.models._layers import EPSILON
+from jaxprune.models._layers import Folded
 from jaxprune.types import Params
 
 
@@ -75,8 +75,9 @@ def wiring(model: Model) -> tuple[Layer, ...]:
         The layers.
 
     Raises:
-        ValueError: if the module of `model` says nothing of its wiring, or convolves
-            groups of channels.
+        ValueError: if the module of `model` says nothing of its wiring, names what is not
+            there, convolves groups of channels, or normalises by anything but
+            `nnx.BatchNorm` with scale and bias.
 
     Example:
         >>> from jaxprune import models
@@ -85,7 +86,7 @@ def wiring(model: Model) -> tuple[Layer, ...]:
         >>> wiring(network)[0]
         Layer(name='fc1', norm=None, reads='input', writes='fc1')
     """
-    return tuple(_module(model).wiring())
+    return tuple(_layers(_module(model)))
 
 
 def _module(model: Model) -> Any:
@@ -100,13 +101,80 @@ def _module(model: Model) -> Any:
             f"{type(module).__name__} does not say which layer feeds which. Give it an "
             "input_shape and a method wiring(), as jaxprune/models/vgg.py has."
         )
-    for layer in module.wiring():
-        if getattr(_at(module, layer.name), "feature_group_count", 1) != 1:
+    if len(module.input_shape) != 3:
+        raise ValueError(
+            f"input_shape of {type(module).__name__} is {module.input_shape}. Make it "
+            "(height, width, channels)."
+        )
+    _check_wiring(module)
+    return module
+
+
+def _layers(module: Any) -> list[Layer]:
+    """List the layers as the module does, without normalisations that were folded."""
+    return [
+        layer._replace(norm=None)
+        if layer.norm is not None and isinstance(_find(module, layer.norm), Folded)
+        else layer
+        for layer in module.wiring()
+    ]
+
+
+def _check_wiring(module: Any) -> None:
+    """Refuse a wiring that names what is not there, or what compaction can't follow."""
+    streams = {"input"}
+    for layer in _layers(module):
+        part = _find(module, layer.name)
+        if not isinstance(part, nnx.Conv | nnx.Linear):
+            raise ValueError(
+                f"wiring() of {type(module).__name__} names the layer '{layer.name}', where "
+                f"there is {type(part).__name__}. Name an nnx.Conv or nnx.Linear."
+            )
+        if getattr(part, "feature_group_count", 1) != 1:
             raise ValueError(
                 f"layer '{layer.name}' convolves groups of channels, and a wiring says "
                 "nothing of groups. Write it as one convolution for each group."
             )
-    return module
+        if layer.reads not in streams:
+            raise ValueError(
+                f"layer '{layer.name}' reads the stream '{layer.reads}', which no layer "
+                f"before it writes. Let it read one of {', '.join(sorted(streams))}."
+            )
+        streams.add(layer.writes)
+        norm = None if layer.norm is None else _find(module, layer.norm)
+        if layer.norm is not None and not (
+            isinstance(norm, nnx.BatchNorm) and norm.use_scale and norm.use_bias
+        ):
+            raise ValueError(
+                f"'{layer.norm}' behind layer '{layer.name}' is {type(norm).__name__}. Only "
+                "nnx.BatchNorm with use_scale and use_bias can be followed."
+            )
+    if "logits" not in streams:
+        raise ValueError(
+            f"no layer of {type(module).__name__} writes the stream 'logits'. Let the last "
+            "layer do."
+        )
+
+
+def _find(module: Any, name: str) -> Any:
+    try:
+        return _at(module, name)
+    except AttributeError:
+        return None
+
+
+def input_shape(model: Model) -> tuple[int, ...]:
+    """Return the height, width and channels of the pictures a network is made for.
+
+    Args:
+        model: as in `wiring`.
+
+    Example:
+        >>> from jaxprune import models
+        >>> input_shape(models.create("mlp", key=jax.random.key(0), input_shape=(2, 2, 1)))
+        (2, 2, 1)
+    """
+    return tuple(_module(model).input_shape)
 
 
 def products(model: Model) -> dict[str, Product]:
@@ -135,7 +203,7 @@ def products(model: Model) -> dict[str, Product]:
 
         return multiply
 
-    for layer in module.wiring():
+    for layer in _layers(module):
         part = _at(module, layer.name)
         setattr(part, _hook(part), spy(layer.name, getattr(part, _hook(part))))
     dtype = jnp.result_type(*jax.tree.leaves(model.params))
@@ -181,7 +249,7 @@ def _hook(part: nnx.Module) -> str:
 
 
 def rebuild(model: Model, params: Params, state: PyTree) -> Model:
-    """Build the same network around arrays of other sizes.
+    """Build the same network around arrays of other sizes, for pictures of its input_shape.
 
     Args:
         model: the network as it was, as in `wiring`.
@@ -206,7 +274,8 @@ def rebuild(model: Model, params: Params, state: PyTree) -> Model:
     """
     params, state = jax.tree.map(jnp.asarray, (params, state))
     module = _module(model)
-    for layer in module.wiring():
+    module.only_shape = tuple(module.input_shape)
+    for layer in _layers(module):
         part, held = _at(module, layer.name), at(params, layer.name)
         part.kernel = nnx.Param(held["kernel"])
         part.in_features, part.out_features = held["kernel"].shape[-2:]
@@ -223,7 +292,7 @@ def _set_norm(module: Any, name: str, params: Params, state: PyTree) -> None:
     *parents, last = name.split("/")
     parent = _at(module, "/".join(parents))
     if last not in at(params, "/".join(parents)):
-        setattr(parent, last, None)
+        setattr(parent, last, Folded())
         return
     norm, held, seen = getattr(parent, last), at(params, name), at(state, name)
     norm.scale, norm.bias = nnx.Param(held["scale"]), nnx.Param(held["bias"])
@@ -247,19 +316,34 @@ def fold_batch_norm(model: Model) -> Model:
         >>> fold_batch_norm(network).state
         {}
     """
-    params, state = jax.tree.map(np.asarray, (model.params, model.state))
-    for layer in wiring(model):
+    params, state = on_host((model.params, model.state))
+    module = _module(model)
+    for layer in _layers(module):
         if layer.norm is None:
             continue
         *parents, last = layer.norm.split("/")
         norm = at(params, "/".join(parents)).pop(last)
         seen = at(state, "/".join(parents)).pop(last)
         held = at(params, layer.name)
-        factor = norm["scale"] / np.sqrt(seen["var"] + EPSILON)
+        factor = norm["scale"] / np.sqrt(seen["var"] + _at(module, layer.norm).epsilon)
         shift = norm["bias"] - seen["mean"] * factor
-        held["kernel"] = held["kernel"] * factor
-        held["bias"] = held["bias"] * factor + shift if "bias" in held else shift
+        bias = held["bias"] * factor + shift if "bias" in held else shift
+        dtype = held["kernel"].dtype
+        held["kernel"] = (held["kernel"] * factor).astype(dtype)
+        held["bias"] = bias.astype(dtype)
     return rebuild(model, params, state)
+
+
+def on_host(arrays: PyTree) -> Any:
+    """Copy arrays to the host, where they may be changed; keys of dropout stay."""
+    return jax.tree.map(
+        lambda leaf: (
+            leaf
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else np.asarray(leaf)
+        ),
+        arrays,
+    )
 
 
 def at(tree: Any, name: str) -> Any:

@@ -8,7 +8,7 @@ from typing import TypeAlias
 from jaxprune.report.tables import Table
 from jaxprune.study.records import Record
 
-_Figures: TypeAlias = Mapping[str, float]
+_Figures: TypeAlias = Mapping[str, float | None]
 _Write: TypeAlias = Callable[[_Figures], str]
 
 
@@ -130,7 +130,9 @@ def _times(means: _Figures, records: Sequence[Record], batch: int) -> list[str]:
         gained = speed_up(records, batch, side)
         if gained is None:
             return ["" for _ in (*ranks, "gain")]
-        taken = [f"{1e3 * means[f'{side}_{batch}_{rank}_s']:.3g}" for rank in ranks]
+        taken = [
+            _number(f"{side}_{batch}_{rank}_s", 1e-3, ".3g")(means) for rank in ranks
+        ]
         return [*taken, f"{gained:.1f}x"]
 
     masked = write("masked", "p50", "p95")[:-1]
@@ -138,11 +140,19 @@ def _times(means: _Figures, records: Sequence[Record], batch: int) -> list[str]:
 
 
 def _share(part: str, whole: str) -> _Write:
-    return lambda figures: f"{100 * figures[part] / figures[whole]:.3g}"
+    def write(figures: _Figures) -> str:
+        one, all_of_it = figures[part], figures[whole]
+        return "" if one is None or not all_of_it else f"{100 * one / all_of_it:.3g}"
+
+    return write
 
 
-def _number(name: str, unit: float = 1.0) -> _Write:
-    return lambda figures: f"{figures[name] / unit:.0f}"
+def _number(name: str, unit: float = 1.0, form: str = ".0f") -> _Write:
+    def write(figures: _Figures) -> str:
+        value = figures[name]
+        return "" if value is None else f"{value / unit:{form}}"
+
+    return write
 
 
 _SIZES: Mapping[str, _Write] = {
@@ -156,8 +166,8 @@ _SIZES: Mapping[str, _Write] = {
 _WORK: Mapping[str, _Write] = {
     "kept MACs %": _share("macs_kept", "macs_dense"),
     "compacted %": _share("macs_compacted", "macs_dense"),
-    "effective %": lambda figures: f"{figures['effective']:.3g}",
-    "empty": lambda figures: f"{figures['empty_layers']:.3g}",
+    "effective %": _number("effective", form=".3g"),
+    "empty": _number("empty_layers", form=".3g"),
     "peak MB": _number("masked_peak_mb"),
     "compacted MB": _number("compacted_peak_mb"),
 }
@@ -172,16 +182,20 @@ def _rows(
     ]
 
 
-def _means(records: Sequence[Record]) -> dict[str, float]:
-    """Take the mean of every figure over the seeds."""
+def _means(records: Sequence[Record]) -> dict[str, float | None]:
+    """Take the mean of every figure over the seeds; None if one of them lacks it."""
     figures = [
         {
             **record.compaction,
-            "effective": 100 * (record.effective_density or 0.0),
+            "effective": None
+            if record.effective_density is None
+            else 100 * record.effective_density,
         }
         for record in records
     ]
-    return {
-        name: statistics.fmean(one.get(name) or 0.0 for one in figures)
-        for name in figures[0]
-    }
+    means: dict[str, float | None] = {}
+    for name in figures[0]:
+        values = [one.get(name) for one in figures]
+        whole = [value for value in values if value is not None]
+        means[name] = statistics.fmean(whole) if len(whole) == len(values) else None
+    return means

@@ -14,11 +14,11 @@ from flax import nnx
 from hypothesis import given, settings, strategies as st
 from jax import export
 
-from jaxprune import compact, masks, models, scores
+from jaxprune import compact, data, masks, models, scores, train, tree
 
 
 def trained_like(name: str, dtype, batch_norm: bool = True) -> models.Model:
-    """A small network with biases and statistics that say something."""
+    """A small network with biases, scales and statistics of either sign that matter."""
     model = models.create(
         name,
         key=jax.random.key(0),
@@ -28,20 +28,21 @@ def trained_like(name: str, dtype, batch_norm: bool = True) -> models.Model:
     )
     draw = np.random.default_rng(0)
 
-    def moved(leaf):
-        shift = draw.uniform(0.1, 0.5, leaf.shape) * (leaf.ndim == 1)
-        return jnp.asarray(np.asarray(leaf) + shift, dtype)
+    def moved(name, leaf):
+        signs = 1 if name.endswith("var") else draw.choice([-1, 1], leaf.shape)
+        shifted = signs * (np.asarray(leaf) + draw.uniform(0.1, 0.5, leaf.shape))
+        return jnp.asarray(shifted if leaf.ndim == 1 else leaf, dtype)
 
     return model._replace(
-        params=jax.tree.map(moved, model.params),
-        state=jax.tree.map(moved, model.state),
+        params=tree.map_named(moved, model.params),
+        state=tree.map_named(moved, model.state),
     )
 
 
 def difference(model: models.Model, mask, *, fold: bool) -> float:
     """Return the largest difference of the logits, as a share of the largest logit."""
     made = compact.compact(model, *model[:2], mask, fold_batch_norm=fold)
-    dtype = model.params["fc" if "fc" in model.params else "fc1"]["kernel"].dtype
+    dtype = jax.tree.leaves(model.params)[0].dtype
     x = jnp.asarray(np.random.default_rng(1).uniform(-2, 2, (3, 8, 8, 2)), dtype)
     want, _ = model.apply(masks.apply(model.params, mask), model.state, x)
     got, _ = made.model.apply(made.params, made.state, x)
@@ -49,8 +50,8 @@ def difference(model: models.Model, mask, *, fold: bool) -> float:
     return float(jnp.abs(got - want).max() / jnp.abs(want).max())
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mlp"])
-@settings(max_examples=5, deadline=None)
+@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mlp", "conv2"])
+@settings(max_examples=4, deadline=None)
 @given(exponent=st.floats(0, 3.3), seed=st.integers(0, 2**31 - 1), fold=st.booleans())
 def test_logits_are_those_of_the_masked_network(name, exponent, seed, fold):
     with jax.enable_x64(True):
@@ -61,15 +62,44 @@ def test_logits_are_those_of_the_masked_network(name, exponent, seed, fold):
         )
 
 
+def test_a_trained_network_keeps_its_logits():
+    """Training moves weights, biases and statistics together, under its mask."""
+    model = models.create(
+        "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.2
+    )
+    mask = masks.select(scores.random(jax.random.key(1), model.params), 0.05)
+    digits = data.load(data.find("digits"))
+    pictures = train.Pictures(
+        jnp.asarray(digits.train_images),
+        jnp.asarray(digits.train_labels),
+        data.Preprocessing((0.287,), (0.353,), 0, False),
+    )
+    recipe = train.Training(epochs=2.0, batch_size=128, learning_rate=0.1)
+    fitted = train.fit(
+        model.apply, *model[:2], mask, pictures, recipe, jax.random.key(2)
+    )
+    assert fitted.history[-1]["accuracy"] > 40  # not the network that it was
+    x = data.preprocess(jnp.asarray(digits.test_images), pictures.how)
+    want, _ = model.apply(fitted.params, fitted.state, x)
+    for fold in (False, True):
+        made = compact.compact(
+            model, fitted.params, fitted.state, mask, fold_batch_norm=fold
+        )
+        got, _ = made.model.apply(made.params, made.state, x)
+        assert float(jnp.abs(got - want).max() / jnp.abs(want).max()) < 1e-5
+
+
 def test_a_constant_channel_becomes_a_map_where_a_convolution_pads():
     model = trained_like("vgg11", jnp.float32, batch_norm=False)
+    bias = model.params["conv1"]["bias"]
+    model.params["conv1"]["bias"] = jnp.abs(bias)  # so that ReLU keeps it
     mask = masks.ones_like(model.params)
     mask["conv1"]["kernel"] = mask["conv1"]["kernel"].at[..., 0].set(False)
     made = compact.compact(model, *model[:2], mask)
     assert made.info.channels["conv1"] == (5, 6)
     assert made.info.bias_maps == ("conv2",)
     bias = np.asarray(made.params["conv2"]["bias"])
-    emitted = float(model.params["conv1"]["bias"][0])  # positive, so ReLU keeps it
+    emitted = float(model.params["conv1"]["bias"][0])
     kernel = np.asarray(model.params["conv2"]["kernel"])[:, :, 0]
     whole = np.asarray(model.params["conv2"]["bias"]) + emitted * kernel.sum((0, 1))
     corner = np.asarray(model.params["conv2"]["bias"]) + emitted * kernel[1:, 1:].sum(
@@ -87,7 +117,7 @@ def test_a_cut_network_becomes_its_constant_with_a_warning():
     made = compact.compact(model, *model[:2], mask, fold_batch_norm=True)
     assert made.info.collapse is not None
     assert made.info.collapse.layers == ("conv3/kernel",)
-    assert all(left == 0 for left, _ in list(made.info.channels.values())[1:-1])
+    assert all(left == 0 for left, _ in list(made.info.channels.values())[:-1])
     assert difference(model, mask, fold=True) < 1e-5
 
 
@@ -145,6 +175,84 @@ class Odd(nnx.Module):
         ]
 
 
+class Own(nnx.Module):
+    """A user's own network: another epsilon, a dropout that keeps a key in its state."""
+
+    input_shape = (4, 4, 2)
+
+    def __init__(self, **changes):
+        rngs = nnx.Rngs(0)
+        self.c1 = nnx.Conv(2, 6, (3, 3), rngs=rngs)
+        self.n1 = nnx.BatchNorm(6, epsilon=0.1, rngs=rngs, **changes)
+        self.drop = nnx.Dropout(0.5, rngs=rngs)
+        self.fc = nnx.Linear(6, 3, rngs=rngs)
+        self.layers = [("c1", "n1", "input", "c1"), ("fc", None, "c1", "logits")]
+
+    def __call__(self, x, train):
+        hidden = jax.nn.relu(self.n1(self.c1(x), use_running_average=not train))
+        return self.fc(self.drop(hidden, deterministic=not train).mean((1, 2)))
+
+    def wiring(self):
+        return [models.Layer(*layer) for layer in self.layers]
+
+
+@pytest.mark.parametrize("fold", [False, True])
+def test_a_network_of_ones_own_is_compacted(fold):
+    model = models.functional(Own())
+    state = {**model.state, "n1": {"mean": jnp.full(6, 0.3), "var": jnp.full(6, 0.2)}}
+    mask = masks.ones_like(model.params)
+    mask["c1"]["kernel"] = mask["c1"]["kernel"].at[..., :2].set(False)
+    mask["fc"]["kernel"] = mask["fc"]["kernel"].at[4:].set(False)
+    made = compact.compact(model, model.params, state, mask, fold_batch_norm=fold)
+    assert made.info.channels["c1"] == (2, 6)
+    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 2)), jnp.float32)
+    want, _ = model.apply(masks.apply(model.params, mask), state, x)
+    got, _ = made.model.apply(made.params, made.state, x)
+    np.testing.assert_allclose(got, want, atol=1e-6)
+    with pytest.raises(
+        ValueError, match=r"for pictures of \(4, 4, 2\); got \(5, 4, 2\)"
+    ):
+        made.model.apply(made.params, made.state, jnp.ones((1, 5, 4, 2)))
+
+
+@pytest.mark.parametrize(
+    ("layers", "sentence"),
+    [
+        (
+            [("c9", None, "input", "logits")],
+            "names the layer 'c9', where there is NoneTy",
+        ),
+        ([("n1", None, "input", "logits")], "'n1', where there is BatchNorm"),
+        (
+            [("c1", None, "c0", "logits")],
+            "reads the stream 'c0', which no layer before",
+        ),
+        ([("c1", "n1", "input", "c1")], "no layer of Own writes the stream 'logits'"),
+        ([("c1", "drop", "input", "logits")], "'drop' behind layer 'c1' is Dropout"),
+    ],
+)
+def test_a_wiring_that_cannot_be_is_refused(layers, sentence):
+    own = Own()
+    own.layers = layers
+    with pytest.raises(ValueError, match=sentence):
+        models.wiring(models.functional(own))
+
+
+def test_what_is_not_of_the_model_is_refused():
+    model = models.functional(Own())
+    mask = masks.ones_like(model.params)
+    with pytest.raises(ValueError, match="state is no tree like that of the model"):
+        compact.compact(model, model.params, {}, mask)
+    with pytest.raises(ValueError, match="which jit can't trace. Call it outside"):
+        jax.jit(lambda params: compact.compact(model, params, model.state, mask))(
+            model.params
+        )
+    with pytest.raises(
+        ValueError, match="is BatchNorm. Only nnx.BatchNorm with use_sc"
+    ):
+        models.wiring(models.functional(Own(use_scale=False)))
+
+
 def by_weights(model: models.Model, shape: tuple[int, ...]) -> None:
     """Every layer by its kept weights gives the logits of the dense network."""
     layers = [layer.name for layer in models.wiring(model)]
@@ -200,8 +308,14 @@ def test_layers_that_cannot_be_sparse_are_refused(tmp_path):
     cut = model._replace(params=jax.tree.map(jnp.zeros_like, model.params))
     with pytest.raises(ValueError, match="calls is how many calls to time; got 0"):
         compact.fastest(cut, jnp.ones((1, 8, 8, 2)), calls=0)
+    with pytest.raises(
+        ValueError, match=r"x has pictures of \(4, 8, 2\), and the network"
+    ):
+        compact.fastest(model, jnp.ones((1, 4, 8, 2)))
     with pytest.raises(ValueError, match="'conv3' convolves groups of channels"):
         models.wiring(models.functional(Odd(groups=2)))
+    with pytest.raises(ValueError, match="'conv2' multiplies by its kept weights alr"):
+        compact.sparse(compact.sparse(model, "conv2"), ["conv2"])
     with pytest.raises(ValueError, match="'conv2' holds its kept weights alone"):
         compact.save(tmp_path / "few", compact.sparse(model, ["conv2"]), **CONFIG)
 
@@ -232,16 +346,47 @@ def test_what_cannot_be_read_back_says_so(tmp_path):
         compact.save(tmp_path / "b", model, **CONFIG)
     with pytest.raises(ValueError, match="config makes another network"):
         compact.save(tmp_path / "c", model, **CONFIG | {"name": "resnet20"})
+    for change, words in (
+        ({"batch_norm": False}, "without the normalisation 'bn1' that the one to save"),
+        (
+            {"input_shape": (9, 9, 2)},
+            r"input_shape \(9, 9, 2\), but the network to save",
+        ),
+        ({"width": np.float32(0.1)}, "config has float32 at 'width', which JSON"),
+    ):
+        with pytest.raises(ValueError, match=words):
+            compact.save(tmp_path / "c", model, **CONFIG | change)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="file is a file. Pass another folder"):
+        compact.save(tmp_path / "file", model, **CONFIG)
     head = tmp_path / "b" / "network.json"
     whole = json.loads(head.read_text())
     for damaged, words in (
         ("{", "is not what compact.save writes"),
         (json.dumps(whole | {"format": 9}), "has format 9"),
         (json.dumps(whole | {"arrays": {}}), "is not what .* lists"),
+        (
+            json.dumps(
+                whole | {"arrays": {**whole["arrays"], "params/x": [[2], "int8"]}}
+            ),
+            "params/x is not there, and not .*int8",
+        ),
+        (
+            json.dumps(whole | {"config": {**whole["config"], "name": "resnet20"}}),
+            "network.json describes another network than .*arrays holds",
+        ),
     ):
         head.write_text(damaged)
         with pytest.raises(ValueError, match=words):
             compact.load(tmp_path / "b")
+
+
+def test_a_save_that_was_killed_is_made_again(tmp_path):
+    model = trained_like("vgg11", jnp.float32)
+    compact.save(tmp_path / "small", model, **CONFIG)
+    (tmp_path / "small" / "network.json").unlink()  # written last
+    compact.save(tmp_path / "small", model, **CONFIG)
+    chex.assert_trees_all_equal(compact.load(tmp_path / "small")[:2], model[:2])
 
 
 ELSEWHERE = """
