@@ -13,12 +13,11 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from jaxprune import imp, tree
+from jaxprune import imp, sharding, tree
 from jaxprune.types import Fraction
 
 # step(state, density) -> (State, Info): imp.step with all but these bound.
@@ -64,27 +63,33 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         if (place / "_CHECKPOINT_METADATA").exists():  # maybe of an older version
             set_aside(place)
         else:
-            _remove(place)  # what a killed run left of it
+            remove(place)  # what a killed run left of it
     partial = f"{place.name}.orbax-checkpoint-tmp*"
-    _remove(*place.parent.glob(partial))
+    remove(*place.parent.glob(partial))
     try:
-        ocp.save(str(place), arrays)
+        ocp.save(str(place), jax.tree.map(_held_by_all, arrays))
     except ValueError as error:
         # TensorStore's errors are ValueErrors, whatever the system said.
         said = re.search(r"os_error_code='(\d+)'", str(error))
         if said is None:
             raise
-        _remove(*place.parent.glob(partial))
+        remove(*place.parent.glob(partial))
         number = int(said[1])
         raise OSError(number, os.strerror(number), str(place)) from error
-    if jax.process_index() == 0:
+    if sharding.is_first():
         written = place / f".{_CHECKSUMS}.part"
         with written.open("w") as file:
             json.dump(_checksums(place), file, indent=1)
             file.flush()
             os.fsync(file.fileno())
         written.rename(place / _CHECKSUMS)
-    _meet(f"{place} is written")
+    sharding.meet(f"{place} is written")
+
+
+def _held_by_all(leaf: Any) -> Any:
+    """Take an array that each process has of its own to the host; the first writes it."""
+    own = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return np.asarray(leaf) if own and jax.process_count() > 1 else leaf
 
 
 _CHECKSUMS = "checksums.json"
@@ -101,17 +106,12 @@ def _checksums(place: Path) -> dict[str, str]:
     return found
 
 
-def _remove(*folders: Path) -> None:
-    if jax.process_index() == 0:
+def remove(*folders: Path) -> None:
+    """Delete folders, whether they are there or not; all processes call this."""
+    if sharding.is_first():
         for folder in folders:
             shutil.rmtree(folder, ignore_errors=True)
-    _meet("removed")
-
-
-def _meet(where: str) -> None:
-    """Wait until every process is here, where there are several."""
-    if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+    sharding.meet("removed")
 
 
 def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
@@ -141,9 +141,9 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
     def place(name: str, leaf: Any) -> Any:
         if not hasattr(leaf, "shape"):
             return leaf
-        sharding = getattr(places.get(name), "sharding", None)
-        if isinstance(sharding, NamedSharding):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+        where = getattr(places.get(name), "sharding", None)
+        if isinstance(where, NamedSharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
         # By way of the host: Orbax would commit arrays to a device, maybe to that of
         # another machine, and what was compiled for uncommitted ones would compile once
         # more.
@@ -242,9 +242,9 @@ def set_aside(path: str | os.PathLike) -> Path:
     path = Path(path)
     others = len(list(path.parent.glob(f"{path.name}.damaged*")))
     aside = path.with_name(f"{path.name}.damaged{others or ''}")
-    if jax.process_index() == 0:
+    if sharding.is_first():
         path.rename(aside)
-    _meet("set aside")
+    sharding.meet("set aside")
     warnings.warn(
         f"{path} was damaged; it is kept as {aside.name} and made anew", stacklevel=2
     )
@@ -300,7 +300,7 @@ def levels(
         except DamagedError as damage:
             whole = None
             set_aside(damage.path)
-            _remove(path)  # where what it rewinds to was damaged, both are made anew
+            remove(path)  # where what it rewinds to was damaged, both are made anew
         if not whole:
             _save_level(root, path, asked, state, step, begun_from)
             whole = _load_level(root, path, asked, state, begun_from)
@@ -321,8 +321,7 @@ def _save_level(
     rewind = "as before"
     if reached.rewind is not state.rewind:
         rewind = f"rewind_{path.name}"
-        _remove(root / rewind)  # of a run that was killed before the level ended
-        _meet("rewind removed")
+        remove(root / rewind)  # of a run that was killed before the level ended
         save(root / rewind, {"params": reached.rewind})
     held = {
         "asked": asked,

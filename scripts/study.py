@@ -10,7 +10,7 @@ python scripts/study.py check poster --recipe as_run
 import _cli
 
 from pathlib import Path  # isort: skip
-from typing import Annotated, Literal  # isort: skip
+from typing import Annotated  # isort: skip
 
 import tyro
 from rich.console import Console
@@ -59,8 +59,9 @@ def run(
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     cache_dir: Path = _cli.CACHE / "data",
-    executor: Literal["local", "ray"] = "local",
+    executor: str = "local",
     cpus: int = 1,
+    mesh: str | None = None,
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
     """Run the cells of a study that are not finished yet, then write its report.
@@ -76,9 +77,10 @@ def run(
         runs_dir: where results are kept; run again with the same folder to resume.
         data_dir: folder of prepared TFDS data sets; TFDS's own default without it.
         cache_dir: folder of decoded data sets.
-        executor: where stages run: in this process, or on a Ray cluster, whose address is
-            in RAY_ADDRESS (without it, one on this machine).
+        executor: where stages run: local, in this process; or ray, on a cluster whose
+            address is in RAY_ADDRESS (without it, one on this machine).
         cpus: of a stage on a cluster without GPUs.
+        mesh: devices that share the work of a stage, such as data=8 or data=4,model=2.
         plan: print cells, stages and savings, time some steps of training and print how
             long all would take; run nothing.
     """
@@ -100,6 +102,11 @@ def run(
         width=width,
         train_examples=train_examples,
     )
+    if executor not in ("local", "ray"):
+        raise ValueError(
+            f"--executor '{executor}' is not known. Pass one of local, ray."
+        )
+    shape = None if mesh is None else _mesh(mesh)
     run_cells = executors.local
     if executor == "ray":
         run_cells = cluster.executor(cpus, _cli.environment())
@@ -123,13 +130,26 @@ def run(
     if plan:
         _print_plan(study, planned, found)
         return
-    _run(study, runs_dir, found, planned, run_cells)
+    _run(study, runs_dir, found, planned, run_cells, shape)
     try:
         _report(name, folder, tables=1)
     except ImportError as error:
         console.print(
             f"no report: {error.name} is not installed; the records are whole"
         )
+
+
+def _mesh(text: str) -> tuple[int, int]:
+    """Read data=4,model=2."""
+    sizes = {"data": 1, "model": 1}
+    for part in text.split(","):
+        name, _, number = part.partition("=")
+        if name not in sizes or not number.isdecimal():
+            raise ValueError(
+                f"--mesh '{text}' is not understood. Write data=8 or data=4,model=2."
+            )
+        sizes[name] = int(number)
+    return sizes["data"], sizes["model"]
 
 
 def _report(name: str, folder: Path, tables: int | None = None) -> None:
@@ -179,6 +199,7 @@ def _run(
     found: data.Found,
     planned: runner.Plan,
     executor: executors.Executor,
+    mesh: tuple[int, int] | None,
 ) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -200,7 +221,7 @@ def _run(
                 description=f"[{now.cell}/{now.cells}] {now.label}: {now.stage}{epoch}",
             )
 
-        done = runner.run(study, runs_dir, found, tell, executor)
+        done = runner.run(study, runs_dir, found, tell, executor, mesh)
         for number, record in enumerate(done, start=1):
             console.print(
                 f"[{number}/{len(study.cells)}] {_line(record)}",

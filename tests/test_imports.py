@@ -11,20 +11,21 @@ PACKAGE = Path(__file__).parent.parent / "jaxprune"
 CORE = {"jax", "numpy", "jaxtyping"}
 BELOW_STUDY = {
     "types", "tree", "scores", "masks", "prune", "imp", "checkpoint", "models", "data",
-    "train", "compact", "profiling",
+    "train", "compact", "profiling", "sharding",
 }  # fmt: skip
 # part: what it may import from jaxprune, and besides the core and the standard library
 ALLOWED = {
     "types": (set(), set()),
     "tree": ({"types"}, set()),
+    "sharding": ({"types"}, set()),
     "scores": ({"types", "tree"}, set()),
     "masks": ({"types", "tree"}, {"optax"}),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
-    "checkpoint": ({"types", "tree", "imp"}, {"orbax"}),
+    "checkpoint": ({"types", "tree", "imp", "sharding"}, {"orbax"}),
     "data": ({"types", "tree"}, {"tensorflow_datasets", "sklearn", "tensorflow"}),
     "models": ({"types", "tree"}, {"flax"}),
-    "train": ({"types", "tree", "masks", "data"}, {"optax"}),
+    "train": ({"types", "tree", "masks", "data", "sharding"}, {"optax"}),
     "compact": (
         {"types", "tree", "masks", "models", "checkpoint", "profiling"},
         set(),

@@ -28,7 +28,7 @@ def ones_like(params: Params) -> Mask:
         >>> ones_like({"w": jnp.zeros(2)})
         {'w': Array([ True,  True], dtype=bool)}
     """
-    return jax.tree.map(lambda leaf: jnp.ones(leaf.shape, bool), params)
+    return jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)  # where it lies
 
 
 def count(mask: Mask, prunable: Prunable | None = None) -> int:
@@ -52,13 +52,17 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
         )
         if may
     ]
-    return sum(int(np.asarray(rows).sum(dtype=np.int64)) for rows in _by_row(counted))
+    return sum(int(np.asarray(part).sum(dtype=np.int64)) for part in _counts(counted))
 
 
 @jax.jit
-def _by_row(leaves: list[Array]) -> list[Array]:
-    # The rest is added in int64 on the host: float32 is off above 2**24, int32 above 2**31.
-    return [jnp.sum(jnp.atleast_1d(leaf), axis=-1, dtype=jnp.int32) for leaf in leaves]
+def _counts(leaves: list[Array]) -> list[Array]:
+    # Leaves are added as Python ints: float32 is off above 2**24, and one leaf may have
+    # more than 32 bits count; its rows have not.
+    return [
+        jnp.sum(leaf, axis=None if leaf.size < 2**32 else -1, dtype=jnp.uint32)
+        for leaf in leaves
+    ]
 
 
 def density(mask: Mask, prunable: Prunable | None = None) -> float:

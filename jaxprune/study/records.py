@@ -139,34 +139,31 @@ def open_runs(
 
     Raises:
         DamagedError: if `study.json` is not what was written.
-        RunsError: if it can't be written, or belongs to another version.
+        RunsError: if it belongs to another version.
+        OSError: if it can't be written.
     """
     path = folder / "study.json"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        held = read_study(folder)["cells"] if path.exists() else _on_disk(folder)
-        known = {cell["id"] for cell in cells}
-        recipes = [_recipe(cell["cell"]) for cell in cells]
-        # Other recipes and sizes stay on disk, but must not be averaged with these.
-        earlier = [
-            c for c in held if c["id"] not in known and _recipe(c["cell"]) in recipes
-        ]
-        listed = sorted(
-            [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
-        )
-        value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
-        files.write_json(path, value)
-    except OSError as error:
-        raise RunsError(
-            f"the runs folder {folder} can't be written ({error.strerror}). Move away what "
-            "is in its place, or pass another with --runs-dir."
-        ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    held = read_study(folder)["cells"] if path.exists() else _on_disk(folder)
+    known = {cell["id"] for cell in cells}
+    recipes = [_recipe(cell["cell"]) for cell in cells]
+    # Other recipes and sizes stay on disk, but must not be averaged with these.
+    earlier = [
+        c for c in held if c["id"] not in known and _recipe(c["cell"]) in recipes
+    ]
+    listed = sorted(
+        [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
+    )
+    value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
+    files.write_json(path, value)
 
 
 def _on_disk(folder: Path) -> list[dict[str, Any]]:
     """List the cells whose folders are there, where the list is lost."""
     found = []
     for path in sorted(folder.glob("*/config.json")):
+        if ".damaged" in path.parent.name:
+            continue
         with contextlib.suppress(DamagedError):
             found.append({"id": path.parent.name, "cell": files.read_json(path)})
     return found

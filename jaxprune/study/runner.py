@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 import jaxprune
-from jaxprune import checkpoint, data, profiling, tree
+from jaxprune import checkpoint, data, profiling, sharding, tree
 from jaxprune.study import (
     config,
     executors,
@@ -132,6 +132,7 @@ def run(
     found: data.Found,
     progress: Callable[[Progress], None] = lambda progress: None,
     executor: executors.Executor = executors.local,
+    mesh: tuple[int, int] | None = None,
 ) -> Iterator[Record]:
     """Run the cells of a study that have no record yet.
 
@@ -145,6 +146,9 @@ def run(
         found: where the data set lies.
         progress: called when a stage begins and after every epoch.
         executor: where cells run.
+        mesh: devices that share the work of each stage, as `sharding.make(data=, model=)`
+            counts them; None for one. They add in another order, so that a last bit may
+            differ.
 
     Yields:
         The record of every cell, also of those finished before, as they are finished: in
@@ -152,23 +156,20 @@ def run(
 
     Raises:
         RunsError: if the runs folder can't be used.
-        ValueError: if a stage has no step to train.
+        ValueError: if a stage has no step to train, or there are not that many devices.
     """
     folder = Path(runs_dir).absolute() / study.name
+    if mesh is not None:
+        _check_mesh(mesh, study.cells)
     check(plan(study, folder), found)
     ids = [config.cell_id(cell) for cell in study.cells]
     listed = [
         {"id": name, "cell": config.as_json(cell)}
         for name, cell in zip(ids, study.cells, strict=True)
     ]
-    open_folder = functools.partial(
-        records.open_runs, folder, study.name, listed, study.notes, list(config.METHODS)
-    )
-    try:
-        open_folder()
-    except DamagedError as damage:
-        checkpoint.set_aside(damage.path)
-        open_folder()
+    if sharding.is_first():
+        _open(folder, study, listed)
+    sharding.meet("opened")
     spent: dict[str, float] = {}  # epochs, by stage
 
     def tell(
@@ -188,8 +189,29 @@ def run(
             )
         )
 
-    kept = store.Store(folder, found, OrderedDict())
+    kept = store.Store(folder, found, OrderedDict(), mesh)
     yield from executor(study.cells, functools.partial(begin, kept), tell)
+
+
+def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> None:
+    """Make or take up the folder, one process at a time."""
+    names = list(config.METHODS)
+    with files.room(folder), store.alone(folder, "study"):
+        try:
+            records.open_runs(folder, study.name, listed, study.notes, names)
+        except DamagedError as damage:
+            checkpoint.set_aside(damage.path)
+            records.open_runs(folder, study.name, listed, study.notes, names)
+
+
+def _check_mesh(mesh: tuple[int, int], cells: Sequence[Cell]) -> None:
+    parts = sharding.make(data=mesh[0], model=mesh[1]).shape["data"]
+    for size in sorted({cell.recipe.training.batch_size for cell in cells}):
+        if size % parts:
+            raise ValueError(
+                f"batches of {size} can't be split into {parts} equal parts. Pass a mesh "
+                f"whose data divides {size}."
+            )
 
 
 def begin(
@@ -222,7 +244,7 @@ def begin(
     record = _recorded(place, cell)
     if record is not None:
         return lambda: record
-    made = describe()
+    made = {**describe(), "mesh": kept.mesh and list(kept.mesh)}
     ran = _run_stages(cell, kept, functools.partial(tell, cell), settle, wait, until)
 
     def write() -> Record | None:
@@ -239,8 +261,12 @@ def begin(
             records.write(place, whole)
             return whole
 
-        with files.room(place):
-            return files.finish(write_files)
+        whole = record
+        if sharding.is_first():
+            with files.room(place):
+                whole = files.finish(write_files)
+        sharding.meet(record.id)
+        return whole
 
     return write
 

@@ -14,10 +14,9 @@ import functools
 import json
 import os
 import platform
-import shutil
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
@@ -25,7 +24,7 @@ import filelock
 import jax
 import jax.numpy as jnp
 
-from jaxprune import checkpoint, data
+from jaxprune import checkpoint, data, sharding
 from jaxprune.study import files, work, workbench
 from jaxprune.study.files import DamagedError, RunsError
 from jaxprune.study.stages import Stage
@@ -33,6 +32,8 @@ from jaxprune.study.stages import Stage
 # tell(stage, epoch, history): a stage begins (epoch 0, None) or an epoch of it has
 # ended.
 Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
+
+ALONE = ("initialise", "inspect", "profile", "compact")  # on one device, as measured
 
 HELD = 12  # stages kept in memory: the initial and the dense weights stay, old cells go
 
@@ -45,12 +46,14 @@ class Store(NamedTuple):
     """Where stages are kept, and the arrays of the latest ones in memory.
 
     folder: `runs/<study>`; found: where the data set lies; held: all arrays up to a
-    stage, by its id, on the host, so that the device holds those of one stage only.
+    stage, by its id, on the host, so that the device holds those of one stage only; mesh:
+    devices that share the work of a stage, as (data, model), or None for one.
     """
 
     folder: Path
     found: data.Found
     held: OrderedDict[str, dict[str, Any]]
+    mesh: tuple[int, int] | None = None
 
 
 class Ran(NamedTuple):
@@ -101,13 +104,18 @@ def run_stage(
     """
     path = _path(store.folder, stage.id)
     identity = {"kind": stage.kind, "settings": dict(stage.own), "parent": stage.parent}
-    if path.exists():
+    if sharding.agreed(path.exists()):
         with contextlib.suppress(DamagedError):
             return _read(stage, path, identity, inputs, store)
-    with files.room(path.parent):
-        release = _claim(store.folder / "locks", stage.id, wait)
+    release = lambda: None
+    if sharding.is_first():
+        with files.room(path.parent):
+            release = _claim(
+                store.folder / "locks", stage.id, wait or jax.process_count() > 1
+            )
     try:
-        if path.exists():  # meanwhile; or damaged, and only its owner sets it aside
+        # Made meanwhile; or damaged, and only who has the lock sets it aside.
+        if sharding.agreed(path.exists()):
             try:
                 ran = _read(stage, path, identity, inputs, store)
                 release()
@@ -119,6 +127,15 @@ def run_stage(
         release()
         raise
     return ran
+
+
+@contextlib.contextmanager
+def alone(folder: Path, name: str) -> Iterator[None]:
+    """Keep other processes out of what changes a common file of a runs folder."""
+    locks = folder / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(locks / f"{name}.lock"):
+        yield
 
 
 def _claim(folder: Path, stage_id: str, wait: bool) -> Callable[[], None]:
@@ -168,8 +185,13 @@ def _make(
         tell(stage, epoch, history)
 
     began = time.perf_counter()
-    on_device = jax.tree.map(jnp.asarray, inputs)
-    made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch))
+    mesh = None
+    if store.mesh is not None and stage.kind not in ALONE:
+        mesh = sharding.make(data=store.mesh[0], model=store.mesh[1])
+    on_device = (
+        sharding.spread(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
+    )
+    made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch, mesh))
     jax.block_until_ready(made.arrays)
     spent = time.perf_counter() - began
 
@@ -180,15 +202,17 @@ def _make(
             "facts": {**made.facts, **late},
             "seconds": spent,
         }
-        files.write_json(path, noted)
+        if sharding.is_first():
+            files.write_json(path, noted)
         release()
+        sharding.meet(stage.id)
         return noted
 
     def write_all() -> Mapping[str, Any] | None:
         path.parent.mkdir(parents=True, exist_ok=True)
         stored = path.parent / "arrays"
-        if stored.exists():  # of a run that was killed before the stage was finished
-            shutil.rmtree(stored)
+        # Of a run that was killed before the stage was finished.
+        checkpoint.remove(stored)
         if made.arrays:
             checkpoint.save(stored, made.arrays)
         return write({}) if made.late is None else None
@@ -197,9 +221,9 @@ def _make(
         noted = files.finish(write_all)
 
     def finish() -> Mapping[str, Any]:
-        if noted is not None or made.late is None:
-            return noted or {}
-        late = made.late()
+        if noted is not None:
+            return noted
+        late = made.late() if made.late is not None else {}
         with files.room(path.parent):
             return files.finish(lambda: write(late))
 
@@ -240,7 +264,7 @@ def _is_told(stage: Stage, noted: Mapping[str, Any]) -> bool:
 
 
 def _hold(stage: Stage, arrays: dict[str, Any], store: Store) -> dict[str, Any]:
-    held = store.held[stage.id] = jax.device_get(arrays)
+    held = store.held[stage.id] = sharding.on_host(arrays)
     store.held.move_to_end(stage.id)
     while len(store.held) > HELD:
         store.held.popitem(last=False)

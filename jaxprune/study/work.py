@@ -8,7 +8,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import data, imp, masks, profiling, prune, scores, train, tree
+from jaxprune import (
+    data,
+    imp,
+    masks,
+    profiling,
+    prune,
+    scores,
+    sharding,
+    train,
+    tree,
+)
 from jaxprune.study import measure, workbench
 from jaxprune.study.stages import Stage
 
@@ -151,6 +161,8 @@ def _scorer(
         data.preprocess(pictures.images[chosen], pictures.how, augment_key),
         pictures.labels[chosen],
     )
+    if at.mesh is not None and len(chosen) % at.mesh.shape["data"] == 0:
+        batch = sharding.split(batch, at.mesh)
     return lambda mask: _data_scores(
         params,
         inputs["state"],

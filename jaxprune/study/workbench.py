@@ -6,8 +6,9 @@ from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
-from jaxprune import data, masks, models, train
+from jaxprune import data, masks, models, sharding, train
 from jaxprune.types import ApplyFn, Mask, RandomKey
 
 # The settings of a stage and of all stages before it, as its id hashes them.
@@ -28,11 +29,13 @@ class Output(NamedTuple):
 class Bench(NamedTuple):
     """What a stage works with, and no id depends on.
 
-    found: where the data set lies; on_epoch: called after every epoch of training.
+    found: where the data set lies; on_epoch: called after every epoch of training; mesh:
+    devices that share the work, or None for one.
     """
 
     found: data.Found
     on_epoch: Callable[[Mapping[str, float]], None]
+    mesh: Mesh | None = None
 
 
 def key_for(settings: Settings, purpose: str) -> RandomKey:
@@ -106,16 +109,18 @@ def mask_of(inputs: Mapping[str, Any]) -> Mask:
 
 def train_set(settings: Settings, bench: Bench) -> train.Pictures:
     """Put the training set on the device, or as many pictures as the settings say."""
-    return _pictures(bench.found, "train", settings["train_examples"])
+    return _pictures(bench.found, "train", settings["train_examples"], bench.mesh)
 
 
 def test_set(bench: Bench) -> train.Pictures:
     """Put the test set on the device."""
-    return _pictures(bench.found, "test", None)
+    return _pictures(bench.found, "test", None, bench.mesh)
 
 
 @functools.lru_cache(maxsize=2)
-def _pictures(found: data.Found, split: str, examples: int | None) -> train.Pictures:
+def _pictures(
+    found: data.Found, split: str, examples: int | None, mesh: Mesh | None
+) -> train.Pictures:
     source, dataset = data.SOURCES[found.name], _loaded(found)
     how = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
     images, labels = (
@@ -128,9 +133,9 @@ def _pictures(found: data.Found, split: str, examples: int | None) -> train.Pict
             f"train_examples is {examples}, but {found.name} has {len(images)} training "
             "pictures. Pass fewer, or leave it out for all."
         )
-    return train.Pictures(
-        jnp.asarray(images[:examples]), jnp.asarray(labels[:examples]), how
-    )
+    held = images[:examples], labels[:examples]
+    placed = sharding.copy(held, mesh) if mesh else jax.tree.map(jnp.asarray, held)
+    return train.Pictures(*placed, how)
 
 
 @functools.lru_cache(maxsize=1)

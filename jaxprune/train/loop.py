@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float32, Int32, PyTree, UInt8
 
-from jaxprune import data, masks
+from jaxprune import data, masks, sharding
 from jaxprune.data import Preprocessing
 from jaxprune.train import objective
 from jaxprune.train.optimizer import learning_rate, optimizer
@@ -83,6 +83,9 @@ def fit(
     The same key gives the same order of data and the same augmentation at an iteration,
     wherever training starts: it continues, with a fresh optimiser.
 
+    Pictures that lie on a mesh (`sharding.copy`) are split into its parts step by step;
+    params, state and mask then lie on it too, by `sharding.copy` or `sharding.spread`.
+
     Args:
         apply: `Model.apply`; the same function object each time, or it compiles again.
         params: weights at `start`; left as they are.
@@ -99,8 +102,9 @@ def fit(
         Where training ended.
 
     Raises:
-        ValueError: if `mask` does not mirror `params`, or `start` is not an iteration
-            of the schedule.
+        ValueError: if `mask` does not mirror `params`, `start` is not an iteration of the
+            schedule, the parts of a mesh do not divide a batch, or float64 is asked of a
+            JAX that is set to 32 bits.
     """
     examples = pictures.images.shape[0]
     steps = data.steps_per_epoch(examples, training.batch_size)
@@ -111,20 +115,32 @@ def fit(
             "of the schedule."
         )
     order_key, augment_key = jax.random.split(key)
+    if training.precision == "float64" and not jax.config.jax_enable_x64:
+        raise ValueError(
+            'precision="float64" takes jax_enable_x64. Set it, or train in float32.'
+        )
+    mesh = sharding.mesh_of(pictures.images)
+
+    def place(arrays: Any) -> Any:
+        return arrays if mesh is None else sharding.copy(arrays, mesh)
+
     params = masks.apply(params, mask)  # new buffers, which the steps may donate
     carry = _Carry(
         params,
         jax.tree.map(jnp.copy, state),
         optimizer(training).init(params),
-        jnp.int32(start),
-        _no_totals(),
+        place(jnp.int32(start)),
+        place(_no_totals()),
     )
+    augment_key = place(augment_key)
     captured = _copy(carry) if early == start else None
     history: list[dict[str, float]] = []
     now = start
     while now < total:
         epoch = now // steps
         ordered = data.order(order_key, examples, training.batch_size, epoch)
+        if mesh is not None:
+            ordered = sharding.split(ordered, mesh, axis=1)
         end = min((epoch + 1) * steps, total)
         stops = [end] if early is None or not now < early < end else [early, end]
         for stop in stops:
@@ -139,7 +155,7 @@ def fit(
             on_epoch(history[-1])
         if not math.isfinite(history[-1]["loss"]):
             return Fitted(carry.params, carry.state, captured, history, True)
-        carry = carry._replace(totals=_no_totals())
+        carry = carry._replace(totals=place(_no_totals()))
     whole = all(
         bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carry.params)
     )
@@ -291,17 +307,21 @@ def evaluate(
     Returns:
         Mean loss and accuracy.
     """
-    examples = pictures.images.shape[0]
+    examples, mesh = pictures.images.shape[0], sharding.mesh_of(pictures.images)
     loss, hits = 0.0, 0
     for first in range(0, examples, batch_size):
         number = min(batch_size, examples - first)
         indices = (jnp.arange(batch_size) + first) % examples
+        counts = jnp.arange(batch_size) < number
+        if mesh is not None:
+            indices, counts = sharding.split((indices, counts), mesh)
         batch_loss, batch_hits = _evaluate(
             params,
             state,
-            pictures.images[indices],
-            pictures.labels[indices],
-            jnp.arange(batch_size) < number,
+            pictures.images,
+            pictures.labels,
+            indices,
+            counts,
             pictures.how,
             apply,
         )
@@ -316,12 +336,13 @@ def _evaluate(
     state: PyTree,
     images: Array,
     labels: Array,
+    indices: Array,
     counts: Array,
     how: Preprocessing,
     apply: Callable[..., Any],
 ) -> tuple[Array, Array]:
-    logits = apply(params, state, data.preprocess(images, how))[0]
+    logits = apply(params, state, data.preprocess(images[indices], how))[0]
     return (
-        objective.cross_entropy(logits, labels, counts),
-        objective.correct(logits, labels, counts),
+        objective.cross_entropy(logits, labels[indices], counts),
+        objective.correct(logits, labels[indices], counts),
     )

@@ -6,7 +6,7 @@ import math
 OPTIMIZERS = ("adam", "sgd")
 RATES = ("constant", "steps", "cosine")
 DECAYS = ("all", "kernels")
-PRECISIONS = ("float32", "bfloat16")
+PRECISIONS = ("float32", "bfloat16", "float64")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +18,8 @@ class Training:
     at the end); warmup_epochs: linear from 0; weight_decay: added to the gradient,
     times the weight; decay: "all" weights or "kernels" only (ndim >= 2); batch_size:
     examples a step; epochs: length of the whole schedule; smoothing: of labels;
-    precision: dtype of the forward and backward pass, "float32" or "bfloat16".
+    precision: dtype of the forward and backward pass, "float32", "bfloat16" or, with
+    jax_enable_x64, "float64".
     """
 
     epochs: float

@@ -1,6 +1,10 @@
 """What happens to real folders: damage, other versions, other processes, full disks."""
 
+import collections
+import resource
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +12,7 @@ import pytest
 
 from jaxprune import checkpoint
 from jaxprune.study import config, files, records, runner, stages
-from tests.study.test_study import FOUND, cell, study
+from tests.study.test_study import FOUND, ROOT, cell, study
 
 CELLS = (cell("imp2"), cell("snip"))
 
@@ -201,3 +205,51 @@ def test_a_runs_folder_that_can_not_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(records.RunsError, match="can't be written.*--runs-dir"):
         list(runner.run(study(cell()), tmp_path / "file", FOUND))
+
+
+SHARED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {root!r})
+from jaxprune.study import executors, runner
+from tests.study.test_faults import CELLS
+from tests.study.test_study import FOUND, study
+
+def told(cells, begin, tell):
+    said = lambda cell, stage, epoch, history: epoch or print(stage.id, flush=True)
+    yield from executors.local(cells, begin, said)
+
+list(runner.run(study(*CELLS), Path(sys.argv[1]), FOUND, executor=told))
+"""
+
+
+def started(folder: Path, **options) -> subprocess.Popen:
+    script = folder.parent / "run.py"
+    script.write_text(SHARED.format(root=str(ROOT)))
+    command = [sys.executable, str(script), str(folder)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, **options)
+
+
+def test_several_processes_make_every_stage_once(tmp_path, whole):
+    running = [started(tmp_path / "runs") for _ in range(3)]
+    made = collections.Counter()
+    for process in running:
+        told, said = process.communicate(timeout=300)
+        assert process.returncode == 0, said
+        made.update(told.split())
+    planned = {stage.id for one in CELLS for stage in stages.chain(one)}
+    assert made == dict.fromkeys(planned, 1)
+    assert results(tmp_path / "runs" / "tiny") == results(whole[0] / "tiny")
+
+
+def test_a_disk_that_takes_no_more_gets_a_sentence_and_nothing_is_lost(tmp_path, whole):
+    """A limit on the size of files stands for the full disk: the system refuses alike."""
+    most = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
+    process = started(tmp_path / "runs", preexec_fn=most)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 1
+    assert "can't be written (File too large). All that was finished before is" in said
+    assert not list((tmp_path / "runs").rglob("*.part"))
+    list(runner.run(study(*CELLS), tmp_path / "runs", FOUND))
+    assert results(tmp_path / "runs" / "tiny") == results(whole[0] / "tiny")

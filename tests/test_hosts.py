@@ -1,0 +1,143 @@
+"""Two processes of two devices each do what one process of four does."""
+
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+HOST = """
+import sys
+from pathlib import Path
+
+import jax
+
+folder, rank, hosts, port = Path(sys.argv[1]), *map(int, sys.argv[2:5])
+sys.path.insert(0, sys.argv[5])
+jax.config.update("jax_enable_x64", True)
+jax.config.update("jax_num_cpu_devices", 4 // hosts)
+if hosts > 1:
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"127.0.0.1:{port}", hosts, rank)
+assert (jax.device_count(), jax.local_device_count()) == (4, 4 // hosts)
+
+import functools
+import jax.numpy as jnp
+import numpy as np
+from jaxprune import checkpoint, data, imp, models, sharding, train
+
+mesh = sharding.make(data=2, model=2)
+model = models.create("mlp", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.125)
+wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model[:2])
+digits = data.load(data.find("digits"))
+images, labels = sharding.copy((digits.train_images[:256], digits.train_labels[:256]), mesh)
+how = data.Preprocessing((0.287,), (0.353,))
+recipe = train.Training(2.0, 64, 0.1, precision="float64")
+
+
+def train_fn(params, mask, key, level):
+    fitted = train.fit(
+        model.apply, params, sharding.copy(wide[1], mesh), mask,
+        train.Pictures(images, labels, how), recipe, key, early=2,
+    )
+    return imp.Trained(fitted.params, early=fitted.early[0])
+
+
+params = sharding.spread(wide[0], mesh)
+step = functools.partial(imp.step, train_fn=train_fn, rewind="early")
+trained = []
+
+
+def counted(state, density):
+    trained.append(density)
+    return step(state, density=density)
+
+
+for _ in range(2):  # run and saved, then read back
+    state = imp.init(params, jax.random.key(1))
+    for state, info in checkpoint.levels(folder / "levels", state, counted, [0.5, 0.2]):
+        assert info.trained["fc2"]["kernel"].sharding.mesh.shape["model"] == 2
+assert trained == [0.5, 0.2]
+end = sharding.on_host({"mask": state.mask, "rewind": state.rewind, "trained": info.trained})
+if sharding.is_first():
+    flat = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(end)}
+    np.savez(folder / "end.npz", **flat)
+
+from jaxprune.study import runner
+from tests.study.test_study import FOUND, cell, study
+
+told = []
+records = list(
+    runner.run(study(cell("mag")), folder, FOUND, told.append, mesh=(2, 2))
+)
+(folder / f"record-{rank}").write_text(f"{records[0].accuracy} {records[0].layers}")
+"""
+
+
+def run_on(folder: Path, hosts: int) -> None:
+    folder.mkdir()
+    script = folder / "host.py"
+    script.write_text(HOST)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    running = [
+        subprocess.Popen(
+            [
+                sys.executable,
+                str(script),
+                str(folder),
+                *map(str, (rank, hosts, port)),
+                str(ROOT),
+            ],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(hosts)
+    ]
+    try:
+        for process in running:
+            _, said = process.communicate(timeout=300)
+            assert process.returncode == 0, said[-3000:]
+    finally:
+        for process in running:
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    root = tmp_path_factory.mktemp("hosts")
+    for hosts in (1, 2):
+        run_on(root / f"{hosts}", hosts)
+    return root / "1", root / "2"
+
+
+def test_levels_on_two_hosts_are_those_of_one(folders):
+    """Trained, pruned, rewound, saved and restored across both."""
+    one, two = (dict(np.load(folder / "end.npz")) for folder in folders)
+    assert one.keys() == two.keys()
+    for name, array in one.items():
+        if array.dtype == bool:
+            np.testing.assert_array_equal(two[name], array)
+        else:
+            np.testing.assert_allclose(two[name], array, rtol=1e-9, atol=1e-12)
+    kernels = [
+        array for name, array in one.items() if "mask" in name and "kernel" in name
+    ]
+    share = sum(a.sum() for a in kernels) / sum(a.size for a in kernels)
+    assert share == pytest.approx(0.2, abs=1e-3)
+
+
+def test_only_the_first_host_writes_records(folders):
+    """A study on both: one record, which both return."""
+    one, two = folders
+    (written,) = (two / "tiny").glob("*/record.json")
+    assert written.exists()
+    assert not list((two / "tiny").rglob("*.part"))
+    told = [(two / f"record-{rank}").read_text() for rank in range(2)]
+    assert told[0] == told[1] == (one / "record-0").read_text()
