@@ -108,8 +108,8 @@ def spread(params: Params | Mask, mesh: Mesh) -> Params | Mask:
         The tree, each device with its part of it.
 
     Example:
-        >>> spread({"w": jax.numpy.ones((3, 4))}, make())["w"].sharding.spec
-        PartitionSpec(None, 'model')
+        >>> tuple(spread({"w": jax.numpy.ones((3, 4))}, make())["w"].sharding.spec)
+        (None, 'model')
     """
     parts = mesh.shape["model"]
 
@@ -133,8 +133,8 @@ def mesh_of(arrays: PyTree) -> Mesh | None:
     """
     for leaf in jax.tree.leaves(arrays):
         sharding = getattr(leaf, "sharding", None)
-        if isinstance(sharding, NamedSharding) and "data" in sharding.mesh.shape:
-            return sharding.mesh
+        if isinstance(sharding, NamedSharding) and isinstance(sharding.mesh, Mesh):
+            return sharding.mesh if "data" in sharding.mesh.shape else None
     return None
 
 
@@ -199,5 +199,8 @@ def _put(leaf: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
         return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
+    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        words = _put(jax.random.key_data(leaf), mesh, spec)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     held = np.asarray(leaf)
     return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])

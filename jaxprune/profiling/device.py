@@ -113,7 +113,7 @@ def device_memory(device: Any = None) -> DeviceMemory:
         >>> device_memory().peak is None
         True
     """
-    stats = (device or jax.devices()[0]).memory_stats() or {}
+    stats = (device or jax.local_devices()[0]).memory_stats() or {}
 
     def megabytes(*names: str) -> float | None:
         for name in names:

@@ -38,9 +38,9 @@ def measure(
         A function that waits for the processes that measure memory, at the last batch
         size, and returns: weights_dense, weights_kept, weights_compacted (kernels),
         bytes_dense and bytes_compacted (all arrays), file_masked and file_compacted (bytes
-        on disk, as Orbax compresses them), macs_dense, macs_kept, macs_compacted (per
-        picture), empty_layers, difference (of all logits, as a share of the
-        largest);
+        on disk, as Orbax compresses them; None with several processes), macs_dense,
+        macs_kept, macs_compacted (per picture), empty_layers, difference (of all logits,
+        as a share of the largest);
         `masked_1_p50_s`, `compacted_1_p95_s`, `sparse_1_p50_s` and so on,
         `sparse_1_layers` (how many gain by it; with none, the sparse network is the
         compacted one), `masked_peak_mb` and `compacted_peak_mb`.
@@ -121,7 +121,9 @@ def _bytes(network: models.Model) -> int:
     return sum(leaf.nbytes for leaf in jax.tree.leaves(network[:2]))
 
 
-def _file_size(network: models.Model) -> int:
+def _file_size(network: models.Model) -> int | None:
+    if jax.process_count() > 1:  # Orbax saves with all of them, and only one measures
+        return None
     arrays = tree.by_name({"params": network.params, "state": network.state})
     with tempfile.TemporaryDirectory() as folder:
         # Orbax refuses arrays of size zero.

@@ -322,8 +322,8 @@ def _run_stages(
             earlier.finish()
 
     for stage in stages.chain(cell):
-        if stage.kind in ("profile", "compact"):
-            settle_all()  # nothing else may run while something is timed
+        if stage.kind in store.TIMED:
+            settle_all()
         run_stage = functools.partial(store.run_stage, stage, arrays, kept, tell)
         try:
             ran.append(run_stage(wait=False))

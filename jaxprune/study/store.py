@@ -33,7 +33,8 @@ from jaxprune.study.stages import Stage
 # ended.
 Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
 
-ALONE = ("initialise", "inspect", "profile", "compact")  # on one device, as measured
+TIMED = ("profile", "compact")  # nothing else may run beside them
+ALONE = ("initialise", "inspect", *TIMED)  # on one device
 
 HELD = 12  # stages kept in memory: the initial and the dense weights stay, old cells go
 
@@ -191,7 +192,10 @@ def _make(
     on_device = (
         sharding.spread(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
     )
-    made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch, mesh))
+    if stage.kind in TIMED and not sharding.is_first():
+        made = workbench.Output({}, {}, dict)  # the first process measures, undisturbed
+    else:
+        made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch, mesh))
     jax.block_until_ready(made.arrays)
     spent = time.perf_counter() - began
 

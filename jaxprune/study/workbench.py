@@ -133,9 +133,10 @@ def _pictures(
             f"train_examples is {examples}, but {found.name} has {len(images)} training "
             "pictures. Pass fewer, or leave it out for all."
         )
-    held = images[:examples], labels[:examples]
-    placed = sharding.copy(held, mesh) if mesh else jax.tree.map(jnp.asarray, held)
-    return train.Pictures(*placed, how)
+    images, labels = images[:examples], labels[:examples]
+    if mesh is not None:
+        images, labels = sharding.copy((images, labels), mesh)
+    return train.Pictures(jnp.asarray(images), jnp.asarray(labels), how)
 
 
 @functools.lru_cache(maxsize=1)

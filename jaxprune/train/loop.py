@@ -115,7 +115,7 @@ def fit(
             "of the schedule."
         )
     order_key, augment_key = jax.random.split(key)
-    if training.precision == "float64" and not jax.config.jax_enable_x64:
+    if training.precision != jax.dtypes.canonicalize_dtype(training.precision):
         raise ValueError(
             'precision="float64" takes jax_enable_x64. Set it, or train in float32.'
         )
@@ -215,7 +215,7 @@ def _step(
     steps, batch = ordered.shape
     row = carry.iteration % steps
     indices = ordered[row]
-    counts = row * batch + jnp.arange(batch) < images.shape[0]
+    counts = row * batch + jnp.arange(batch, dtype=jnp.int32) < images.shape[0]
     dtype = jnp.dtype(training.precision)
     inputs = data.preprocess(
         images[indices], how, jax.random.fold_in(key, carry.iteration)
@@ -249,7 +249,7 @@ def _step(
         moments,
         carry.iteration + 1,
         _Totals(
-            carry.totals.loss + loss * seen.astype(jnp.float32),
+            carry.totals.loss + loss.astype(jnp.float32) * seen.astype(jnp.float32),
             carry.totals.correct + objective.correct(logits, labels[indices], counts),
             carry.totals.seen + seen,
         ),

@@ -5,7 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float, Float32, Int32
+from jaxtyping import Array, Bool, Float, Int32
 
 from jaxprune.types import LossFn
 
@@ -15,11 +15,11 @@ def cross_entropy(
     labels: Int32[Array, " batch"],
     counts: Bool[Array, " batch"] | None = None,
     smoothing: float = 0.0,
-) -> Float32[Array, ""]:
+) -> Float[Array, ""]:
     """Average the cross-entropy, in nats per example.
 
     Args:
-        logits: in any floating dtype; the loss is taken in float32.
+        logits: in any floating dtype; the loss is taken in float32, of float64 in that.
         labels: from 0.
         counts: the examples to average over; None for all.
         smoothing: share of the target spread evenly over the classes.
@@ -31,12 +31,14 @@ def cross_entropy(
         >>> round(cross_entropy(jnp.zeros((1, 10)), jnp.array([3])).item(), 4)
         2.3026
     """
-    logits = logits.astype(jnp.float32)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1]), smoothing)
+    wide = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    logits = logits.astype(wide)
+    hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=wide)
+    targets = optax.smooth_labels(hot, smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
     if counts is None:
         return losses.mean()
-    return jnp.where(counts, losses, 0.0).sum() / counts.sum().astype(jnp.float32)
+    return jnp.where(counts, losses, 0.0).sum() / counts.sum().astype(wide)
 
 
 def correct(
