@@ -199,7 +199,7 @@ def _put(leaf: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
         return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         words = _put(jax.random.key_data(leaf), mesh, spec)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     held = np.asarray(leaf)
