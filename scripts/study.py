@@ -264,7 +264,9 @@ def status(
     for cell in listed:
         record = finished.get(cell["id"])
         line = "not finished" if record is None else _line(record)
-        console.print(f"{cell['id']}: {line}", highlight=False, soft_wrap=True)
+        console.print(
+            f"{cell['id']}: {line}", highlight=False, soft_wrap=True, markup=False
+        )
     console.print(
         f"{len(finished)} of {len(listed)} cells are finished.", highlight=False
     )

@@ -1,5 +1,6 @@
 """Tables of a study: compression down, methods across, mean ± std over seeds."""
 
+import html
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
@@ -7,6 +8,7 @@ from typing import NamedTuple
 import polars as pl
 import rich.table
 from rich import box
+from rich.text import Text
 
 from jaxprune.study.records import Record
 
@@ -338,16 +340,17 @@ def _cell(records: Sequence[Record], quantity: Quantity) -> str:
 def terminal(table: Table) -> rich.table.Table:
     """Lay a table out for the terminal; print it with a rich console."""
     laid = rich.table.Table(  # narrow enough for 9 methods in 80 columns
-        title="\n".join([*table.notes, table.title]),
-        caption=table.how,
+        title=Text("\n".join([*table.notes, table.title])),
+        caption=Text(table.how),
         box=box.SIMPLE_HEAD,
         padding=0,
         show_edge=False,
     )
     for title in table.head:
-        laid.add_column(title, justify="right", no_wrap=True, min_width=len(title))
+        head = Text(title)  # names come from files: brackets are no markup
+        laid.add_column(head, justify="right", no_wrap=True, min_width=len(title))
     for row in table.rows:
-        laid.add_row(*(cell.replace(" ± ", "\n±") for cell in row))
+        laid.add_row(*(Text(cell.replace(" ± ", "\n±")) for cell in row))
     return laid
 
 
@@ -365,7 +368,10 @@ def markdown(table: Table) -> str:
 
 
 def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    escaped = (
+        html.escape(" ".join(cell.split())).replace("|", "\\|") for cell in cells
+    )
+    return "| " + " | ".join(escaped) + " |"
 
 
 def frame(records: Sequence[Record]) -> pl.DataFrame:

@@ -187,3 +187,16 @@ def test_a_report_of_nothing_says_so(tmp_path):
     written(tmp_path, [])
     with pytest.raises(ValueError, match="no records yet.*Run the study"):
         report.write(tmp_path)
+
+
+def test_what_is_printed_is_escaped():
+    """Records are files: a name in them is neither markup, nor HTML, nor a new column."""
+    table = report.build([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
+    table = table._replace(notes=["[b]<i>note</i>"])
+    shown = io.StringIO()
+    rich.console.Console(file=shown, width=120).print(report.terminal(table))
+    assert "[red]<script>|x[/red]" in shown.getvalue()
+    assert "[b]<i>note</i>" in shown.getvalue()
+    written = tables.markdown(table)
+    assert "[red]&lt;script&gt;\\|x[/red]" in written
+    assert "<script>" not in written
