@@ -18,7 +18,7 @@ from rich.progress import track
 from rich.table import Table
 
 from jaxprune import masks, profiling, train
-from jaxprune.study import runner
+from jaxprune.study import provenance
 
 PRECISIONS = {  # name -> dtype of the pass, precision of products in float32
     "float32": ("float32", "highest"),
@@ -77,7 +77,7 @@ def epoch(
         )
     if to is not None:
         _cli.check_writable(to)
-    machine = runner.describe()
+    machine = provenance.describe()
     rows: list[dict[str, Any]] = []
     milliseconds: dict[str, float] = {}
 

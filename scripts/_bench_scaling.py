@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 
 from jaxprune import masks, profiling, scores
-from jaxprune.study import runner
+from jaxprune.study import provenance
 
 PARAMETERS = (1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000, 300_000_000)
 DEPTHS, WIDTHS = ("vgg11", "vgg13", "vgg16", "vgg19"), (0.25, 0.5, 1.0, 2.0)
@@ -56,7 +56,7 @@ def scaling(
     old = _read(path)
     _cli.check_writable(path)
     _cli.check_writable(to / "scaling.png")
-    machine = runner.describe()
+    machine = provenance.describe()
     points = []
     if profiling.describe().items() <= old["machine"].items():
         points = [point for point in old["points"] if point["panel"] not in only]

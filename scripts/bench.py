@@ -32,7 +32,7 @@ from rich.progress import track
 from rich.table import Table
 
 from jaxprune import profiling
-from jaxprune.study import runner
+from jaxprune.study import provenance
 
 WORKER = Path(__file__).with_name("_bench_worker.py")
 WORKS = (
@@ -111,7 +111,7 @@ def _machine(threads: int) -> dict[str, Any]:
     dot = profiling.latency(jnp.dot, square, square, calls=5).p50
     copy = profiling.latency(jnp.copy, copied, calls=5).p50
     return {
-        **runner.describe(),
+        **provenance.describe(),
         "threads": threads,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "torch": importlib.metadata.version("torch"),

@@ -19,7 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune import masks, models, profiling, prune, scores, tree
-from jaxprune.study import config, gain, runner
+from jaxprune.study import config, gain, provenance
 
 DATA_FREE = ("random", "magnitude", "synflow")
 
@@ -100,7 +100,7 @@ def profile(
     )
     console = Console()
     console.print(_layers(network, mask, input_shape))
-    machine = runner.describe()
+    machine = provenance.describe()
     with console.status("measuring the masked and the compacted network in turns"):
         measured = gain.measure(network, mask, input_shape, batches=batch)()
     device = profiling.describe()

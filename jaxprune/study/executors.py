@@ -13,7 +13,7 @@ from jaxprune.study.store import BusyError
 Tell: TypeAlias = Callable[[Cell, Stage, float, Mapping[str, float] | None], None]
 
 
-# begin(cell, tell, settle, wait=, until=): runner.begin, its first argument bound.
+# begin(cell, tell, settle, wait=, until=): cells.begin, its first argument bound.
 Begin: TypeAlias = Callable[..., Callable[[], Any]]
 Executor: TypeAlias = Callable[[Sequence[Cell], Begin, Tell], Iterator[Record]]
 

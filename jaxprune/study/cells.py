@@ -1,0 +1,173 @@
+"""Running one cell: its stages one after another, then its mask and record."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxprune import checkpoint, sharding, tree
+from jaxprune.study import config, executors, files, provenance, records, stages, store
+from jaxprune.study.config import Cell
+from jaxprune.study.files import DamagedError, RunsError
+from jaxprune.study.records import Layer, Record
+
+
+def begin(
+    kept: store.Store,
+    cell: Cell,
+    tell: executors.Tell = lambda *told: None,
+    settle: Callable[[], None] = lambda: None,
+    *,
+    wait: bool = True,
+    until: str | None = None,
+) -> Callable[[], Record | None]:
+    """Run a cell up to what another process still measures.
+
+    Args:
+        kept: where its stages are kept.
+        cell: which one.
+        tell: told of its progress.
+        settle: called before anything is timed, and before waiting for another process.
+        wait: for stages that another process makes.
+        until: id of the stage to stop after; None to run them all and write the record.
+
+    Returns:
+        What waits for the measurements, and writes and returns the record.
+
+    Raises:
+        BusyError: if another process makes a stage, and `wait` is not set.
+        RunsError: if the runs folder can't be used.
+    """
+    place = kept.folder / config.cell_id(cell)
+    record = _recorded(place, cell)
+    if record is not None:
+        return lambda: record
+    made = {**provenance.describe(), "mesh": kept.mesh and list(kept.mesh)}
+    ran = _run_stages(cell, kept, functools.partial(tell, cell), settle, wait, until)
+
+    def write() -> Record | None:
+        noted = [stage.finish() for stage in ran]
+        if until is not None:
+            return None
+        record, mask = _record(cell, noted, made), ran[-1].arrays.get("mask")
+
+        def write_files() -> Record:
+            place.mkdir(parents=True, exist_ok=True)
+            files.write_json(place / "config.json", config.as_json(cell))
+            sealed = None if mask is None else _write_mask(place / "mask.npz", mask)
+            whole = dataclasses.replace(record, mask_sha256=sealed)
+            records.write(place, whole)
+            return whole
+
+        whole = record
+        if sharding.is_first():
+            with files.room(place):
+                whole = files.finish(write_files)
+        sharding.meet(record.id)
+        return whole
+
+    return write
+
+
+def _recorded(place: Path, cell: Cell) -> Record | None:
+    """Read the record of a finished cell; set aside what is damaged of it."""
+    if not (place / "record.json").exists():
+        return None
+    try:
+        record = records.read(place / "record.json")
+        if record.cell != config.as_json(cell):
+            raise RunsError(
+                f"{place} belongs to another cell than its name says. Delete that "
+                "folder and run again; finished stages are not repeated."
+            )
+        records.check_files(place, record)
+    except DamagedError:
+        checkpoint.set_aside(place)
+        return None
+    return record
+
+
+def _write_mask(path: Path, mask: Any) -> str:
+    """Write the mask by leaf name, and return its checksum."""
+    named = {  # '/' can't be in the name of a zip member
+        name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
+    }
+    with files.replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **named)
+    return files.checksum(path)
+
+
+def _run_stages(
+    cell: Cell,
+    kept: store.Store,
+    tell: store.Tell,
+    settle: Callable[[], None],
+    wait: bool,
+    until: str | None,
+) -> list[store.Ran]:
+    ran: list[store.Ran] = []
+    arrays: dict[str, Any] = {}
+
+    def settle_all() -> None:
+        settle()
+        for earlier in ran:
+            earlier.finish()
+
+    for stage in stages.chain(cell):
+        if stage.kind in store.TIMED:
+            settle_all()
+        run_stage = functools.partial(store.run_stage, stage, arrays, kept, tell)
+        try:
+            ran.append(run_stage(wait=False))
+        except store.BusyError:
+            if not wait:
+                raise
+            settle_all()  # whoever has that stage may wait for one of ours
+            ran.append(run_stage())
+        arrays = ran[-1].arrays
+        if ran[-1].facts.get("diverged") or stage.id == until:
+            break
+    return ran
+
+
+def _record(
+    cell: Cell, noted: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
+) -> Record:
+    facts = {name: fact for note in noted for name, fact in note["facts"].items()}
+    histograms = facts.get("histograms", {})
+    empty = {"edges": [], "counts": []}
+    return Record(
+        id=config.cell_id(cell),
+        cell=config.as_json(cell),
+        title=config.METHODS[cell.method].title,
+        status="diverged" if facts.get("diverged") else "finished",
+        layers=[
+            Layer(**layer, **histograms.get(layer["name"], empty))
+            for layer in facts.get("layers", ())
+        ],
+        epochs=sum(map(stages.epochs, stages.chain(cell))),
+        seconds=sum(note["seconds"] for note in noted),
+        history=facts["history"],
+        made=made,
+        **{name: facts[name] for name in _MEASURED if name in facts},
+    )
+
+
+# A diverged cell lacks what comes after its last stage.
+_MEASURED = (
+    "density",
+    "effective_density",
+    "collapse",
+    "macs_dense",
+    "macs_kept",
+    "accuracy",
+    "loss",
+    "latency",
+    "memory",
+    "training_memory",
+    "compaction",
+    "connectivity",
+)
