@@ -113,7 +113,7 @@ def spread(params: Params | Mask, mesh: Mesh) -> Params | Mask:
     """
     parts = mesh.shape["model"]
 
-    def place(leaf: Array) -> Array:
+    def place(leaf: Array | np.ndarray) -> Array:
         fitting = [i for i, size in enumerate(leaf.shape) if size and size % parts == 0]
         spec = [None] * fitting[-1] + ["model"] if fitting else []
         return _put(leaf, mesh, PartitionSpec(*spec))
@@ -152,7 +152,7 @@ def on_host(arrays: PyTree) -> PyTree:
         {'x': array([1., 1.], dtype=float32)}
     """
 
-    def fetch(leaf: Array) -> np.ndarray:
+    def fetch(leaf: Array | np.ndarray) -> np.ndarray:
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):
@@ -192,7 +192,7 @@ def agreed(said: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(said)))
 
 
-def _put(leaf: Array, mesh: Mesh, spec: PartitionSpec) -> Array:
+def _put(leaf: Array | np.ndarray, mesh: Mesh, spec: PartitionSpec) -> Array:
     """Place an array; with several processes each takes its part from its own copy."""
     sharding = NamedSharding(mesh, spec)
     if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:

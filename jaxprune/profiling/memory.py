@@ -54,7 +54,8 @@ def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
         Megabytes, some None.
 
     Raises:
-        RuntimeError: if the other process fails, with the end of what it said.
+        RuntimeError: if the other process fails, with the end of what it said, or the
+            temporary folder takes no more.
 
     Example:
         >>> measure(lambda x: x @ x, jax.numpy.ones((64, 64))).peak_rss > 0
@@ -84,9 +85,16 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
         *leaves
     )
     folder = tempfile.TemporaryDirectory(prefix="jaxprune-")
-    (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
-    for i, leaf in enumerate(leaves):
-        np.save(Path(folder.name) / f"{i}.npy", np.asarray(leaf), allow_pickle=False)
+    try:
+        (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
+        for i, leaf in enumerate(leaves):
+            held = np.asarray(leaf)
+            np.save(Path(folder.name) / f"{i}.npy", held, allow_pickle=False)
+    except OSError as error:
+        raise RuntimeError(
+            f"{folder.name} does not hold what the measuring process needs "
+            f"({error.strerror or error}). Make room there, or set TMPDIR to another folder."
+        ) from error
     # The same kind of device; an accelerator is what a process finds by itself.
     platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
     process = subprocess.Popen(

@@ -1,7 +1,6 @@
 """What happens to real folders: damage, other versions, other processes, full disks."""
 
 import collections
-import resource
 import shutil
 import subprocess
 import sys
@@ -208,7 +207,7 @@ def test_a_runs_folder_that_can_not_be_written_is_refused(tmp_path):
 
 
 SHARED = """
-import sys
+import resource, sys
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from jaxprune.study import executors, runner
@@ -219,16 +218,18 @@ def told(cells, begin, tell):
     said = lambda cell, stage, epoch, history: epoch or print(stage.id, flush=True)
     yield from executors.local(cells, begin, said)
 
+if len(sys.argv) > 2:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
 list(runner.run(study(*CELLS), Path(sys.argv[1]), FOUND, executor=told))
 """
 
 
-def started(folder: Path, **options) -> subprocess.Popen:
+def started(folder: Path, *args: str) -> subprocess.Popen:
     script = folder.parent / "run.py"
     script.write_text(SHARED.format(root=str(ROOT)))
-    command = [sys.executable, str(script), str(folder)]
+    command = [sys.executable, str(script), str(folder), *args]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, **options)
+    return subprocess.Popen(command, **pipes)
 
 
 def test_several_processes_make_every_stage_once(tmp_path, whole):
@@ -245,8 +246,7 @@ def test_several_processes_make_every_stage_once(tmp_path, whole):
 
 def test_a_disk_that_takes_no_more_gets_a_sentence_and_nothing_is_lost(tmp_path, whole):
     """A limit on the size of files stands for the full disk: the system refuses alike."""
-    most = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (30_000, 30_000))
-    process = started(tmp_path / "runs", preexec_fn=most)
+    process = started(tmp_path / "runs", "6000")
     _, said = process.communicate(timeout=300)
     assert process.returncode == 1
     assert "can't be written (File too large). All that was finished before is" in said
