@@ -32,7 +32,11 @@ class DamagedError(ValueError):
             f"the checkpoint {path} is damaged ({why}). Delete that folder and run again "
             "what writes it."
         )
-        self.path = Path(path)
+        self.path, self.why = Path(path), why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes."""
+        return type(self), (self.path, self.why)
 
 
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
@@ -43,12 +47,12 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     each with its part of the arrays, and see the same disk.
 
     Args:
-        path: a folder that does not exist yet; an incomplete one is replaced.
+        path: a folder that does not exist yet, or is empty.
         arrays: arrays and numbers in dicts and lists; of a key, its
             `jax.random.key_data`.
 
     Raises:
-        ValueError: if a complete checkpoint is there.
+        ValueError: if a checkpoint, or something else, is there.
         OSError: if it can't be written; nothing is left at `path`.
 
     Example:
@@ -59,11 +63,18 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         {'w': Array([1., 1.], dtype=float32)}
     """
     place = Path(_absolute(path))
-    if place.is_dir() and not exists(place):
-        if (place / "_CHECKPOINT_METADATA").exists():  # maybe of an older version
-            set_aside(place)
-        else:
-            remove(place)  # what a killed run left of it
+    if exists(place):
+        raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
+    if (
+        place / "_CHECKPOINT_METADATA"
+    ).exists():  # killed at its end, or an older version's
+        set_aside(place)
+    elif place.exists() and (place.is_file() or any(place.iterdir())):
+        raise ValueError(
+            f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
+        )
+    else:
+        remove(place)
     partial = f"{place.name}.orbax-checkpoint-tmp*"
     remove(*place.parent.glob(partial))
     try:
@@ -240,8 +251,10 @@ def set_aside(path: str | os.PathLike) -> Path:
         Its new path, beside the old one.
     """
     path = Path(path)
-    others = len(list(path.parent.glob(f"{path.name}.damaged*")))
-    aside = path.with_name(f"{path.name}.damaged{others or ''}")
+    numbers = ("", *map(str, range(1, 1_000_000)))
+    names = (path.with_name(f"{path.name}.damaged{number}") for number in numbers)
+    aside = next(name for name in names if not name.exists())
+    sharding.meet("found a name")
     if sharding.is_first():
         path.rename(aside)
     sharding.meet("set aside")

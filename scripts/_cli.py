@@ -113,9 +113,19 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         _leave(stop.args[0] if stop.args else signal.SIGINT)
 
 
+_stopped: list[int] = []
+
+
 def _stop(number: int, frame: object) -> None:
     del frame
+    _stopped.append(number)
     raise KeyboardInterrupt(number)
+
+
+def check_stop() -> None:
+    """Stop now, if a signal came while a callback of JAX swallowed what it raised."""
+    if _stopped:
+        raise KeyboardInterrupt(_stopped[0])
 
 
 def _leave(number: int, frame: object = None) -> NoReturn:

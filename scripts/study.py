@@ -111,7 +111,7 @@ def run(
     if executor == "ray":
         run_cells = cluster.executor(cpus, _cli.environment())
     for note in study.notes:
-        console.print(note, highlight=False)
+        console.print(note, highlight=False, markup=False)
     planned = runner.plan(study, folder)
     console.print(
         f"{len(study.cells)} cells in {len(planned.stages)} stages "
@@ -126,6 +126,7 @@ def run(
             "They stay there, but status and report list them no longer: pass another "
             "--runs-dir to see both.",
             highlight=False,
+            markup=False,
         )
     if plan:
         _print_plan(study, planned, found)
@@ -162,7 +163,9 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     built = report.build_all(records.read_all(folder), notes, published)
     for table in built[:tables]:
         console.print(report.terminal(table))
-    console.print(f"The report is in {index}", soft_wrap=True, highlight=False)
+    console.print(
+        f"The report is in {index}", soft_wrap=True, highlight=False, markup=False
+    )
 
 
 def _print_plan(study: config.Study, planned: runner.Plan, found: data.Found) -> None:
@@ -214,6 +217,7 @@ def _run(
         task = bar.add_task("starting", total=round(planned.epochs))
 
         def tell(now: runner.Progress) -> None:
+            _cli.check_stop()
             epoch = f" epoch {now.epoch}" if now.history else ""
             bar.update(
                 task,
@@ -316,6 +320,7 @@ def check(
         f"{differing} differ; {len(found)} records in {folder}, of which those of reduced "
         "runs are not compared",
         highlight=False,
+        markup=False,
         soft_wrap=True,
     )
     if differing:

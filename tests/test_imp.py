@@ -221,6 +221,17 @@ def test_what_another_version_wrote_is_not_deleted(tmp_path):
     assert checkpoint.load(tmp_path / "held")["w"].tolist() == [0, 0]
 
 
+def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("years")
+    with pytest.raises(ValueError, match="mine is there and is no checkpoint. Pass a"):
+        checkpoint.save(tmp_path / "mine", {"w": jnp.ones(2)})
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
+    checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="held holds a checkpoint already"):
+        checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
+
+
 VICTIM = """
 import functools, sys, time
 import jax, jax.numpy as jnp, numpy as np

@@ -28,7 +28,11 @@ class DamagedError(RunsError):
             f"{path} is damaged ({why}). Run the study again: that keeps it aside and makes "
             "it anew."
         )
-        self.path = path
+        self.path, self.why = path, why
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Travel between processes."""
+        return type(self), (self.path, self.why)
 
 
 @contextlib.contextmanager
