@@ -7,7 +7,7 @@ import pytest
 
 from jaxprune.study import cluster, runner
 from tests.study.test_faults import results
-from tests.study.test_study import FOUND, ROOT, cell, study
+from tests.study.test_study import ROOT, cell, study
 
 CELLS = [cell("mag", 0.5), cell("mag", 1.0), cell("snip")]
 
@@ -15,6 +15,12 @@ ON_RAY = """
 import json, os, signal, sys, threading, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
+if sys.argv[2] == "here":  # a fresh process too, so that only Ray is another
+    from jaxprune.study import runner
+    from tests.study.test_cluster import CELLS
+    from tests.study.test_study import FOUND, study
+    list(runner.run(study(*CELLS), Path(sys.argv[1]), FOUND))
+    sys.exit()
 import ray
 ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False,
          runtime_env={{"env_vars": {{"PYTHONPATH": {root!r}}}}})
@@ -44,21 +50,21 @@ ray.shutdown()
 """
 
 
-def on_ray(folder, *args):
+def run_study(folder, *args):
     script = folder / "run.py"
     folder.mkdir()
     script.write_text(ON_RAY.format(root=str(ROOT)))
     command = [sys.executable, str(script), str(folder), *args]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
-    return done.stdout.splitlines()[-1].split()
+    return done.stdout.split("\n")[-2:][0].split()
 
 
 def test_a_lost_worker_changes_nothing(tmp_path):
     """Two workers, one of them killed while it trains: the bits of this process."""
     here = tmp_path / "here"
-    list(runner.run(study(*CELLS), here, FOUND))
-    cells, killed, trained = on_ray(tmp_path / "ray", "kill")
+    run_study(here, "here")
+    cells, killed, trained = run_study(tmp_path / "ray", "kill")
     assert (cells, killed) == ("3", "1")
     stages = runner.plan(study(*CELLS), here / "tiny").stages
     assert int(trained) == sum(stage.kind == "train" for stage in stages)

@@ -65,10 +65,16 @@ def newest(folder: Path, kind: str) -> Path:
     return folder / "stages" / ids[-1]
 
 
-@pytest.mark.parametrize("how", DAMAGE)
 @pytest.mark.parametrize(
-    "what",
-    ["record.json", "mask.npz", "config.json", "stage.json", "arrays", "study.json"],
+    ("what", "how"),
+    [
+        *(
+            (what, "flipped")
+            for what in ("record.json", "mask.npz", "stage.json", "arrays")
+        ),
+        *((what, "cut") for what in ("study.json", "arrays", "mask.npz")),
+        *((what, "emptied") for what in ("config.json", "record.json", "arrays")),
+    ],
 )
 def test_what_is_damaged_is_named_set_aside_and_made_anew(what, how, runs, whole):
     folder = runs / "tiny"
