@@ -27,7 +27,9 @@ from typing import Any, NamedTuple, TypeAlias  # isort: skip
 
 # What a run may do otherwise: how long it took, and with what.
 TIMED = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
-STUDY = ("digits", "--only", "method=snip,synflow,imp2", "c=1", "--epochs-scale", "0.5")
+STUDY = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
+
+METHODS = "JAXPRUNE_SOAK_METHODS"
 
 
 class Ended(NamedTuple):
@@ -46,6 +48,7 @@ def soak(
     damages: int = 9,
     processes: int = 3,
     disk_mb: float = 1.0,
+    methods: str = "snip,synflow,imp2",
     seed: int = 0,
     folder: Path | None = None,
 ) -> None:
@@ -58,6 +61,7 @@ def soak(
         processes: how many share one folder.
         disk_mb: size of the disk that fills, a tmpfs, which takes the right to mount;
             0 to leave it out.
+        methods: of the study, one cell each.
         seed: of moments and files.
         folder: where to work; a temporary one without it.
     """
@@ -74,6 +78,7 @@ def soak(
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise ValueError(f"--folder {root} is not empty. Pass a new one.")
+        os.environ[METHODS] = methods  # for all that is started here
         whole = _finished(root / "untouched")
         began = time.monotonic()  # now that all is compiled
         differing = int(_finished(root / "again") != whole)
@@ -117,7 +122,10 @@ def _scenarios(
 def _start(runs: Path) -> subprocess.Popen[str]:
     script = Path(__file__).with_name("study.py")
     return subprocess.Popen(
-        [sys.executable, str(script), "run", *STUDY, "--runs-dir", str(runs)],
+        [
+            *(sys.executable, str(script), "run", *STUDY),
+            *(f"method={os.environ[METHODS]}", "--runs-dir", str(runs)),
+        ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -190,14 +190,14 @@ def test_bench_times_epochs(tmp_path):
 
 
 def test_a_study_survives_what_happens_to_studies(tmp_path):
-    """The short form of soak.py: killed, stopped, damaged."""
+    """The short form of soak.py: stopped, damaged; killing has tests of its own."""
     done = script(
-        "soak", "--kills", 1, "--stops", 1, "--damages", 1, "--processes", 1,
-        "--disk-mb", 0, "--folder", tmp_path / "soak",
+        "soak", "--kills", 0, "--stops", 1, "--damages", 1, "--processes", 1,
+        "--disk-mb", 0, "--methods", "snip", "--folder", tmp_path / "soak",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
-    assert len(lines) >= 4
+    assert len(lines) >= 3
     assert all(line.endswith("the same bits") for line in lines[1:])
 
 
