@@ -1,6 +1,7 @@
 """Saving and resuming through Orbax; the only module that imports it."""
 
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -65,10 +66,8 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     place = Path(_absolute(path))
     if exists(place):
         raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
-    if (
-        place / "_CHECKPOINT_METADATA"
-    ).exists():  # killed at its end, or an older version's
-        set_aside(place)
+    if (place / "_CHECKPOINT_METADATA").exists():
+        set_aside(place)  # killed at its end, or an older version's
     elif place.exists() and (place.is_file() or any(place.iterdir())):
         raise ValueError(
             f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
@@ -251,8 +250,7 @@ def set_aside(path: str | os.PathLike) -> Path:
         Its new path, beside the old one.
     """
     path = Path(path)
-    numbers = ("", *map(str, range(1, 1_000_000)))
-    names = (path.with_name(f"{path.name}.damaged{number}") for number in numbers)
+    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
     aside = next(name for name in names if not name.exists())
     sharding.meet("found a name")
     if sharding.is_first():

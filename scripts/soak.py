@@ -29,14 +29,25 @@ from typing import Any, NamedTuple, TypeAlias  # isort: skip
 TIMED = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
 STUDY = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
 
-METHODS = "JAXPRUNE_SOAK_METHODS"
-
 
 class Ended(NamedTuple):
     """How one process ended, and what it said."""
 
     code: int
     said: str
+
+
+class Place(NamedTuple):
+    """What every fault works with.
+
+    root: where to work; methods: of the study; draw: of moments and files; taken: seconds
+    that an untouched study takes, compiled.
+    """
+
+    root: Path
+    methods: str
+    draw: random.Random
+    taken: float = 0.0
 
 
 Result: TypeAlias = Mapping[str, Any]
@@ -72,21 +83,18 @@ def soak(
             )
     if processes < 1:
         raise ValueError(f"--processes is 1 or more; got {processes}. Pass 3, say.")
-    draw = random.Random(seed)
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise ValueError(f"--folder {root} is not empty. Pass a new one.")
-        os.environ[METHODS] = methods  # for all that is started here
-        whole = _finished(root / "untouched")
+        at = Place(root, methods, random.Random(seed))
+        whole = _finished(at, root / "untouched")
         began = time.monotonic()  # now that all is compiled
-        differing = int(_finished(root / "again") != whole)
-        taken = time.monotonic() - began
-        _tell(f"untouched, twice: {len(whole)} cells in {taken:.1f} s")
-        for name, ends in _scenarios(
-            root, draw, taken, kills, stops, damages, processes, disk_mb
-        ):
+        differing = int(_finished(at, root / "again") != whole)
+        at = at._replace(taken=time.monotonic() - began)
+        _tell(f"untouched, twice: {len(whole)} cells in {at.taken:.1f} s")
+        for name, ends in _scenarios(at, kills, stops, damages, processes, disk_mb):
             same = ends == whole
             differing += not same
             _tell(f"{name}: {'the same bits' if same else 'DIFFERS'}")
@@ -99,32 +107,30 @@ def _tell(line: str) -> None:
 
 
 def _scenarios(
-    root: Path,
-    draw: random.Random,
-    taken: float,
+    at: Place,
     kills: int,
     stops: int,
     damages: int,
     processes: int,
     disk_mb: float,
 ) -> Iterator[tuple[str, Result]]:
-    yield from _interrupted(root, "kill -9", [signal.SIGKILL] * kills, draw, taken)
+    yield from _interrupted(at, "kill -9", [signal.SIGKILL] * kills)
     turns = [(signal.SIGINT, signal.SIGTERM)[i % 2] for i in range(stops)]
-    yield from _interrupted(root, "stopped", turns, draw, taken)
+    yield from _interrupted(at, "stopped", turns)
     if damages:
-        yield from _damaged(root, draw, damages)
+        yield from _damaged(at, damages)
     if processes > 1:
-        yield _shared(root / "shared", processes)
+        yield _shared(at, processes)
     if disk_mb:
-        yield from _full(root / "full", disk_mb)
+        yield from _full(at, disk_mb)
 
 
-def _start(runs: Path) -> subprocess.Popen[str]:
+def _start(at: Place, runs: Path) -> subprocess.Popen[str]:
     script = Path(__file__).with_name("study.py")
     return subprocess.Popen(
         [
             *(sys.executable, str(script), "run", *STUDY),
-            *(f"method={os.environ[METHODS]}", "--runs-dir", str(runs)),
+            *(f"method={at.methods}", "--runs-dir", str(runs)),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -137,9 +143,9 @@ def _end(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, said)
 
 
-def _finished(runs: Path) -> Result:
+def _finished(at: Place, runs: Path) -> Result:
     """Run a study to its end, and read what must be the same every time."""
-    ended = _end(_start(runs))
+    ended = _end(_start(at, runs))
     if ended.code:
         raise RuntimeError(f"the study in {runs} failed: {ended.said.strip()[-500:]}")
     found = {}
@@ -152,20 +158,16 @@ def _finished(runs: Path) -> Result:
 
 
 def _interrupted(
-    root: Path,
-    name: str,
-    signals: list[signal.Signals],
-    draw: random.Random,
-    taken: float,
+    at: Place, name: str, signals: list[signal.Signals]
 ) -> Iterator[tuple[str, Result]]:
     """Send each signal at a random moment; begin a new study whenever one came through."""
     number, sent = 0, 0
     while sent < len(signals):
-        runs, here = root / f"{name.split()[0]}-{number}", 0
+        runs, here = at.root / f"{name.split()[0]}-{number}", 0
         while sent < len(signals):
-            process = _start(runs)
+            process = _start(at, runs)
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(draw.uniform(0.1, 0.7) * taken)
+                process.wait(at.draw.uniform(0.1, 0.7) * at.taken)
             if process.poll() is None:
                 process.send_signal(signals[sent])
             ended = _end(process)
@@ -173,7 +175,7 @@ def _interrupted(
                 break
             _check_stop(signals[sent], ended)
             here, sent = here + 1, sent + 1
-        yield f"{name} {here} times, resumed each time", _finished(runs)
+        yield f"{name} {here} times, resumed each time", _finished(at, runs)
         number += 1
 
 
@@ -203,14 +205,12 @@ DAMAGE: Mapping[str, Callable[[bytes, random.Random], bytes]] = {
 }
 
 
-def _damaged(
-    root: Path, draw: random.Random, damages: int
-) -> Iterator[tuple[str, Result]]:
+def _damaged(at: Place, damages: int) -> Iterator[tuple[str, Result]]:
     """Damage a file of a finished study; the records go, so that all is read again."""
     for number in range(damages):
-        runs = root / "damaged"
+        runs = at.root / "damaged"
         shutil.rmtree(runs, ignore_errors=True)
-        shutil.copytree(root / "untouched", runs)
+        shutil.copytree(at.root / "untouched", runs)
         files = [
             path
             for path in sorted((runs / "digits").rglob("*"))
@@ -218,9 +218,9 @@ def _damaged(
             and path.stat().st_size
             and not {"report", "locks"} & set(path.parts)
         ]
-        path = draw.choice(files)
+        path = at.draw.choice(files)
         how = list(DAMAGE)[number % len(DAMAGE)]
-        path.write_bytes(DAMAGE[how](path.read_bytes(), draw))
+        path.write_bytes(DAMAGE[how](path.read_bytes(), at.draw))
         for record in (runs / "digits").glob("*-*/record.json"):
             if record != path:
                 record.unlink()
@@ -228,21 +228,23 @@ def _damaged(
             if stage not in path.parents:
                 shutil.rmtree(stage)
         where = "/".join(path.relative_to(runs / "digits").parts)
-        yield f"{where} {how}", _finished(runs)
+        yield f"{where} {how}", _finished(at, runs)
 
 
-def _shared(runs: Path, processes: int) -> tuple[str, Result]:
+def _shared(at: Place, processes: int) -> tuple[str, Result]:
     """Run several processes on one folder."""
-    running = [_start(runs) for _ in range(processes)]
+    runs = at.root / "shared"
+    running = [_start(at, runs) for _ in range(processes)]
     for process in running:
         ended = _end(process)
         if ended.code:
             raise RuntimeError(f"one of several failed: {ended.said.strip()[-500:]}")
-    return f"{processes} processes on one folder", _finished(runs)
+    return f"{processes} processes on one folder", _finished(at, runs)
 
 
-def _full(disk: Path, size_mb: float) -> Iterator[tuple[str, Result]]:
+def _full(at: Place, size_mb: float) -> Iterator[tuple[str, Result]]:
     """Let a small disk fill, make it larger, and resume."""
+    disk = at.root / "full"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(size_mb * 1024)}k", "tmpfs"]
     mounted = subprocess.run([*mount, str(disk)], capture_output=True, text=True)
@@ -250,7 +252,7 @@ def _full(disk: Path, size_mb: float) -> Iterator[tuple[str, Result]]:
         _tell(f"a disk that fills: left out, {mounted.stderr.strip() or 'no mount'}")
         return
     try:
-        ended = _end(_start(disk / "runs"))
+        ended = _end(_start(at, disk / "runs"))
         if ended.code != 2 or "can't be written" not in ended.said:
             raise RuntimeError(
                 f"on a disk of {size_mb:g} MB a study ended with {ended.code}: "
@@ -258,7 +260,7 @@ def _full(disk: Path, size_mb: float) -> Iterator[tuple[str, Result]]:
             )
         larger = ["mount", "-o", "remount,size=500m", str(disk)]
         subprocess.run(larger, check=True, capture_output=True)
-        yield "a disk that filled, then had room", _finished(disk / "runs")
+        yield "a disk that filled, then had room", _finished(at, disk / "runs")
     finally:
         subprocess.run(["umount", str(disk)], check=False, capture_output=True)
 
