@@ -1,12 +1,10 @@
 """Saving and resuming through Orbax; the only module that imports it."""
 
 import hashlib
-import itertools
 import json
 import os
 import re
 import shutil
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -18,26 +16,12 @@ from jax.sharding import NamedSharding
 from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
-from jaxprune import imp, sharding, tree
+from jaxprune import disk, imp, sharding, tree
+from jaxprune.disk import DamagedError as DamagedError
 from jaxprune.types import Fraction
 
 # step(state, density) -> (State, Info): imp.step with all but these bound.
 Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
-
-
-class DamagedError(ValueError):
-    """A checkpoint that is not what was written. `path` names it."""
-
-    def __init__(self, path: str | os.PathLike, why: str) -> None:
-        super().__init__(
-            f"the checkpoint {path} is damaged ({why}). Delete that folder and run again "
-            "what writes it."
-        )
-        self.path, self.why = Path(path), why
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes."""
-        return type(self), (self.path, self.why)
 
 
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
@@ -64,36 +48,47 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         {'w': Array([1., 1.], dtype=float32)}
     """
     place = Path(_absolute(path))
-    if exists(place):
-        raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
-    if (place / "_CHECKPOINT_METADATA").exists():
-        set_aside(place)  # killed at its end, or an older version's
-    elif place.exists() and (place.is_file() or any(place.iterdir())):
-        raise ValueError(
-            f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
-        )
-    else:
-        remove(place)
-    partial = f"{place.name}.orbax-checkpoint-tmp*"
-    remove(*place.parent.glob(partial))
+    _make_way(place)
     try:
         ocp.save(str(place), jax.tree.map(_held_by_all, arrays))
+        if sharding.is_first():
+            with disk.replacing(place / _CHECKSUMS) as file:
+                file.write(json.dumps(_checksums(place), indent=1).encode())
+    except OSError:
+        _remove_unfinished(place)
+        raise
     except ValueError as error:
         # TensorStore's errors are ValueErrors, whatever the system said.
         said = re.search(r"os_error_code='(\d+)'", str(error))
         if said is None:
             raise
-        remove(*place.parent.glob(partial))
+        _remove_unfinished(place)
         number = int(said[1])
         raise OSError(number, os.strerror(number), str(place)) from error
-    if sharding.is_first():
-        written = place / f".{_CHECKSUMS}.part"
-        with written.open("w") as file:
-            json.dump(_checksums(place), file, indent=1)
-            file.flush()
-            os.fsync(file.fileno())
-        written.rename(place / _CHECKSUMS)
     sharding.meet(f"{place} is written")
+
+
+def _make_way(place: Path) -> None:
+    """Remove what a run that was killed has left; refuse what is not ours to remove."""
+    if sharding.agreed(exists(place)):
+        raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
+    if sharding.agreed((place / "_CHECKPOINT_METADATA").exists()):
+        set_aside(place)  # killed at its end, or an older version's
+    elif sharding.agreed(place.exists() and (place.is_file() or any(place.iterdir()))):
+        raise ValueError(
+            f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
+        )
+    remove(place, *_unfinished(place))
+
+
+def _unfinished(place: Path) -> list[Path]:
+    return list(place.parent.glob(f"{place.name}.orbax-checkpoint-tmp*"))
+
+
+def _remove_unfinished(place: Path) -> None:
+    """Remove what can't be written to its end, without waiting for other processes."""
+    for folder in (place, *_unfinished(place)):
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _held_by_all(leaf: Any) -> Any:
@@ -110,9 +105,7 @@ def _checksums(place: Path) -> dict[str, str]:
     found = {}
     for path in sorted(place.rglob("*")):
         if path.is_file() and _CHECKSUMS not in path.name:
-            with path.open("rb") as file:
-                name = path.relative_to(place).as_posix()
-                found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            found[path.relative_to(place).as_posix()] = disk.checksum(path)
     return found
 
 
@@ -140,12 +133,14 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
         DamagedError: a ValueError; if a file of it is not what was written.
     """
     path = _absolute(path)
-    if not exists(path):
+    if not sharding.agreed(exists(path)):
         raise FileNotFoundError(
             f"{path} is no complete checkpoint. Delete it, if it is there, and run again "
             "what writes it."
         )
-    _check(Path(path))
+    why = _damage(Path(path)) if sharding.is_first() else None
+    if sharding.agreed(why is not None):
+        raise DamagedError(path, why or "says the first process")
     places = dict(zip(tree.names(like), jax.tree.leaves(like), strict=True))
 
     def place(name: str, leaf: Any) -> Any:
@@ -165,18 +160,21 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
     )
 
 
-def _check(place: Path) -> None:
+def _damage(place: Path) -> str | None:
     """Compare the files with their checksums: what Orbax says of damage nobody can read."""
     try:
         written = json.loads((place / _CHECKSUMS).read_bytes())
     except ValueError:
         written = None
-    found = _checksums(place)
     if not isinstance(written, dict):
-        raise DamagedError(place, f"{_CHECKSUMS} can't be read")
-    for name in sorted({*written, *found}):
-        if written.get(name) != found.get(name):
-            raise DamagedError(place, f"{name} is not what was written")
+        return f"{_CHECKSUMS} can't be read"
+    found = _checksums(place)
+    differing = [
+        name
+        for name in sorted({*written, *found})
+        if written.get(name) != found.get(name)
+    ]
+    return f"{differing[0]} is not what was written" if differing else None
 
 
 def exists(path: str | os.PathLike) -> bool:
@@ -240,26 +238,16 @@ def _scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
     return words ^ (words >> jnp.uint32(16))
 
 
-def set_aside(path: str | os.PathLike) -> Path:
+def set_aside(path: str | os.PathLike) -> None:
     """Rename what is damaged, so that it can be made anew and nothing is lost; warn.
 
     Args:
-        path: a file or folder.
-
-    Returns:
-        Its new path, beside the old one.
+        path: a file or folder; all processes call this.
     """
-    path = Path(path)
-    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
-    aside = next(name for name in names if not name.exists())
-    sharding.meet("found a name")
+    sharding.meet("found damaged")
     if sharding.is_first():
-        path.rename(aside)
+        disk.set_aside(Path(path))
     sharding.meet("set aside")
-    warnings.warn(
-        f"{path} was damaged; it is kept as {aside.name} and made anew", stacklevel=2
-    )
-    return aside
 
 
 def levels(
@@ -306,13 +294,15 @@ def levels(
         path = root / f"level_{number:04d}"
         begun_from = _fingerprint(state)
         asked = float(density)
-        try:
-            whole = exists(path) and _load_level(root, path, asked, state, begun_from)
-        except DamagedError as damage:
-            whole = None
-            set_aside(damage.path)
-            remove(path)  # where what it rewinds to was damaged, both are made anew
-        if not whole:
+        whole = None
+        if sharding.agreed(exists(path)):
+            try:
+                whole = _load_level(root, path, asked, state, begun_from)
+            except DamagedError as damage:
+                # Where it is what the level rewinds to, both are made anew.
+                for damaged in sorted({path, damage.path}):
+                    set_aside(damaged)
+        if whole is None:
             _save_level(root, path, asked, state, step, begun_from)
             whole = _load_level(root, path, asked, state, begun_from)
         state, _ = whole

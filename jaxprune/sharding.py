@@ -38,10 +38,11 @@ def make(*, data: int = 1, model: int = 1) -> Mesh:
         1
     """
     if min(data, model) < 1 or data * model > jax.device_count():
+        more = "; a CPU counts as 8 with XLA_FLAGS=--xla_force_host_platform_device_count=8"
         raise ValueError(
             f"a mesh of data={data} and model={model} takes {data * model} devices, and "
             f"there are {jax.device_count()}. Pass numbers from 1 whose product is that or "
-            "less."
+            f"less{more if jax.default_backend() == 'cpu' else ''}."
         )
     kinds = (AxisType.Auto, AxisType.Auto)
     devices = jax.devices()[: data * model]
@@ -190,6 +191,21 @@ def agreed(said: bool) -> bool:
     if jax.process_count() == 1:
         return said
     return bool(multihost_utils.broadcast_one_to_all(np.asarray(said)))
+
+
+def all_agree(said: bool) -> bool:
+    """Tell whether every process says so.
+
+    Args:
+        said: by this process.
+
+    Example:
+        >>> all_agree(True)
+        True
+    """
+    if jax.process_count() == 1:
+        return said
+    return bool(multihost_utils.process_allgather(np.asarray(said)).all())
 
 
 def _put(leaf: Array | np.ndarray, mesh: Mesh, spec: PartitionSpec) -> Array:

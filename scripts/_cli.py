@@ -113,26 +113,24 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         _leave(stop.args[0] if stop.args else signal.SIGINT)
 
 
-_stopped: list[int] = []
-
-
 def _stop(number: int, frame: object) -> None:
+    """Raise in the main thread; again, where a callback of JAX swallows what it raised."""
     del frame
-    _stopped.append(number)
+    signal.signal(signal.SIGALRM, lambda again, frame: _stop(number, frame))
+    signal.alarm(5)
     raise KeyboardInterrupt(number)
 
 
-def check_stop() -> None:
-    """Stop now, if a signal came while a callback of JAX swallowed what it raised."""
-    if _stopped:
-        raise KeyboardInterrupt(_stopped[0])
-
-
 def _leave(number: int, frame: object = None) -> NoReturn:
-    """Say how a run ended by a signal; a study is resumed."""
+    """Say how a run ended by a signal, and how a study or a pruning is resumed."""
     del frame
     command = shlex.join([Path(sys.executable).name, *sys.argv])
-    resumes = Path(sys.argv[0]).stem in ("study", "prune") and "report" not in sys.argv
+    script, *arguments = sys.argv
+    resumes = Path(script).stem == "prune" or (
+        Path(script).stem == "study"
+        and "run" in arguments
+        and "--plan" not in arguments
+    )
     how = f"; what was finished is whole, and this resumes it: {command}"
     print(f"\nstopped{how if resumes else ''}", file=sys.stderr, flush=True)
     # Threads of the libraries below may crash an orderly exit.

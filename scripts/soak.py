@@ -26,7 +26,7 @@ from pathlib import Path  # isort: skip
 from typing import Any, NamedTuple, TypeAlias  # isort: skip
 
 # What a run may do otherwise: how long it took, and with what.
-TIMED = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
+VARIES = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
 STUDY = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
 
 
@@ -151,7 +151,7 @@ def _finished(at: Place, runs: Path) -> Result:
     found = {}
     for path in sorted(runs.glob("digits/*-*/record.json")):
         record = json.loads(path.read_text())
-        kept = {name: record[name] for name in record if name not in TIMED}
+        kept = {name: record[name] for name in record if name not in VARIES}
         del kept["checksum"]  # of the times too
         found[path.parent.name] = kept, (path.parent / "mask.npz").read_bytes()
     return found
@@ -168,11 +168,12 @@ def _interrupted(
             process = _start(at, runs)
             with contextlib.suppress(subprocess.TimeoutExpired):
                 process.wait(at.draw.uniform(0.1, 0.7) * at.taken)
+            stopped = time.monotonic()
             if process.poll() is None:
                 process.send_signal(signals[sent])
             ended = _end(process)
-            if ended.code == 0:  # faster than the signal, or than Python's handler
-                break
+            if ended.code == 0 and time.monotonic() - stopped < 10:
+                break  # it had ended, or was about to
             _check_stop(signals[sent], ended)
             here, sent = here + 1, sent + 1
         yield f"{name} {here} times, resumed each time", _finished(at, runs)
@@ -255,7 +256,8 @@ def _full(at: Place, size_mb: float) -> Iterator[tuple[str, Result]]:
         ended = _end(_start(at, disk / "runs"))
         if ended.code != 2 or "can't be written" not in ended.said:
             raise RuntimeError(
-                f"on a disk of {size_mb:g} MB a study ended with {ended.code}: "
+                f"on a disk of {size_mb:g} MB a study ended with {ended.code}, where its end "
+                f"should be that there is no room (pass a smaller --disk-mb?): "
                 f"{ended.said.strip()[-500:]}"
             )
         larger = ["mount", "-o", "remount,size=500m", str(disk)]

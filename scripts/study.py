@@ -109,6 +109,11 @@ def run(
     shape = None if mesh is None else _mesh(mesh)
     run_cells = executors.local
     if executor == "ray":
+        if shape is not None:
+            raise ValueError(
+                "--mesh takes the devices of this process, and --executor ray runs stages in "
+                "others, with one GPU each. Leave out one of the two."
+            )
         run_cells = cluster.executor(cpus, _cli.environment())
     for note in study.notes:
         console.print(note, highlight=False, markup=False)
@@ -117,7 +122,7 @@ def run(
         f"{len(study.cells)} cells in {len(planned.stages)} stages "
         f"({len(planned.cells_done)} cells and {len(planned.finished)} stages are done). "
         f"{planned.epochs:g} epochs to train; sharing saves {planned.shared:g} of "
-        f"{planned.alone:g}.",
+        f"{planned.unshared:g}.",
         highlight=False,
     )
     if planned.unlisted:
@@ -128,6 +133,7 @@ def run(
             highlight=False,
             markup=False,
         )
+    runner.check(planned, found, shape)
     if plan:
         _print_plan(study, planned, found)
         return
@@ -142,15 +148,16 @@ def run(
 
 def _mesh(text: str) -> tuple[int, int]:
     """Read data=4,model=2."""
-    sizes = {"data": 1, "model": 1}
+    sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")
-        if name not in sizes or not number.isdecimal():
+        known = name in ("data", "model") and name not in sizes
+        if not (known and number.isascii() and number.isdecimal()):
             raise ValueError(
                 f"--mesh '{text}' is not understood. Write data=8 or data=4,model=2."
             )
         sizes[name] = int(number)
-    return sizes["data"], sizes["model"]
+    return sizes.get("data", 1), sizes.get("model", 1)
 
 
 def _report(name: str, folder: Path, tables: int | None = None) -> None:
@@ -217,7 +224,6 @@ def _run(
         task = bar.add_task("starting", total=round(planned.epochs))
 
         def tell(now: runner.Progress) -> None:
-            _cli.check_stop()
             epoch = f" epoch {now.epoch}" if now.history else ""
             bar.update(
                 task,

@@ -6,6 +6,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import hypothesis
 import jax
+import pytest
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  # the hook looks it up as an attribute
@@ -21,3 +22,12 @@ jax.config.update("jax_num_cpu_devices", 8)
 # The first example compiles; time says nothing here.
 hypothesis.settings.register_profile("jaxprune", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("jaxprune")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compiled_once(tmp_path_factory):
+    """What one process that a test starts has compiled, the next one finds."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"

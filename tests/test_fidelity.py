@@ -8,7 +8,7 @@ import pytest
 
 import experiments
 from experiments import fidelity
-from jaxprune.study import records
+from jaxprune.study import files, records
 from tests.report.test_report import record
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
@@ -55,6 +55,7 @@ def test_check_exits_1_with_what_differs(got, code, tmp_path, monkeypatch, capsy
     folder = tmp_path / "poster-as_run"
     records.open_runs(folder, "poster-as_run", [{"id": one.id, "cell": one.cell}], [])
     (folder / one.id).mkdir()
+    files.write_json(folder / one.id / "config.json", one.cell)
     records.write(folder / one.id, one)
     preset = experiments.STUDIES["poster"]._replace(check=fidelity.accuracies)
     monkeypatch.setitem(experiments.STUDIES, "poster", preset)

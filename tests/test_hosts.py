@@ -64,6 +64,17 @@ for _ in range(2):  # run and saved, then read back
     for state, info in checkpoint.levels(folder / "levels", state, counted, [0.5, 0.2]):
         assert info.trained["fc2"]["kernel"].sharding.mesh.shape["model"] == 2
 assert trained == [0.5, 0.2]
+if hosts > 1:  # one of them finds damage, all make it anew
+    assert not sharding.all_agree(rank == 0)
+    if sharding.is_first():
+        file = max((folder / "levels/level_0002").rglob("d/*"), key=lambda p: p.stat().st_size)
+        file.write_bytes(file.read_bytes()[:-9])
+    sharding.meet("damaged")
+    state = imp.init(params, jax.random.key(1))
+    for state, info in checkpoint.levels(folder / "levels", state, counted, [0.5, 0.2]):
+        pass
+    assert trained == [0.5, 0.2, 0.2]
+    assert (folder / "levels/level_0002.damaged").exists()
 end = sharding.on_host({"mask": state.mask, "rewind": state.rewind, "trained": info.trained})
 if sharding.is_first():
     flat = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(end)}

@@ -190,7 +190,7 @@ def test_missing_and_damaged_checkpoints_are_named(tmp_path):
     for file in (tmp_path / "held").rglob("*"):
         if file.is_file() and file.parent.name == "d":
             file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(ValueError, match="held is damaged .*Delete that folder"):
+    with pytest.raises(ValueError, match="held is damaged .*Run again what wrote it"):
         checkpoint.load(tmp_path / "held")
 
 
@@ -205,9 +205,14 @@ def test_a_damaged_level_is_kept_aside_and_made_anew(where, tmp_path):
     held[len(held) // 2] ^= 1
     file.write_bytes(held)
     start = imp.init(PARAMS, jax.random.key(3))
-    with pytest.warns(UserWarning, match=f"{where} was damaged; it is kept as"):
+    named = where.removeprefix(
+        "rewind_"
+    )  # with what it rewinds to, a level is made anew
+    with pytest.warns(UserWarning, match=f"{named} was damaged; it is kept as"):
         again = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
     assert (tmp_path / f"{where}.damaged").exists()
+    if where.startswith("rewind"):  # the level itself is whole, and kept too
+        assert checkpoint.load(tmp_path / "level_0001.damaged")["level"] == 1
     for one, other in zip(whole, again, strict=True):
         chex.assert_trees_all_equal(one[0].mask, other[0].mask)
         chex.assert_trees_all_equal(one[0].rewind, other[0].rewind)

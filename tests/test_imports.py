@@ -11,19 +11,23 @@ PACKAGE = Path(__file__).parent.parent / "jaxprune"
 CORE = {"jax", "numpy", "jaxtyping"}
 BELOW_STUDY = {
     "types", "tree", "scores", "masks", "prune", "imp", "checkpoint", "models", "data",
-    "train", "compact", "profiling", "sharding",
+    "train", "compact", "profiling", "sharding", "disk",
 }  # fmt: skip
 # part: what it may import from jaxprune, and besides the core and the standard library
 ALLOWED = {
     "types": (set(), set()),
     "tree": ({"types"}, set()),
+    "disk": (set(), set()),
     "sharding": ({"types"}, set()),
     "scores": ({"types", "tree"}, set()),
     "masks": ({"types", "tree"}, {"optax"}),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
-    "checkpoint": ({"types", "tree", "imp", "sharding"}, {"orbax"}),
-    "data": ({"types", "tree"}, {"tensorflow_datasets", "sklearn", "tensorflow"}),
+    "checkpoint": ({"types", "tree", "imp", "sharding", "disk"}, {"orbax"}),
+    "data": (
+        {"types", "tree", "disk"},
+        {"tensorflow_datasets", "sklearn", "tensorflow"},
+    ),
     "models": ({"types", "tree"}, {"flax"}),
     "train": ({"types", "tree", "masks", "data", "sharding"}, {"optax"}),
     "compact": (
@@ -32,7 +36,7 @@ ALLOWED = {
     ),
     "profiling": ({"types", "tree", "masks", "models"}, {"psutil"}),
     "study": (BELOW_STUDY | {"study"}, {"filelock", "ray"}),
-    "report": ({"study.records"}, {"polars", "rich", "matplotlib"}),
+    "report": ({"study.records", "study.files"}, {"polars", "rich", "matplotlib"}),
 }
 
 

@@ -5,10 +5,10 @@ Reading a prepared TFDS folder needs no TensorFlow; preparing one does (extra
 machine.
 """
 
+import contextlib
 import hashlib
 import json
 import os
-import warnings
 import zipfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int32, UInt8
+
+from jaxprune import disk
 
 
 class DatasetError(Exception):
@@ -203,12 +205,8 @@ def _cached(found: Found) -> tuple[np.ndarray, ...] | None:
     except DatasetError:
         if found.folder is None:
             raise
-        aside = found.cache.with_name(f"{found.cache.name}.damaged")
-        found.cache.replace(aside)
-        warnings.warn(
-            f"{found.cache} was damaged; it is kept as {aside.name} and made anew",
-            stacklevel=2,
-        )
+        with contextlib.suppress(FileNotFoundError):  # another process was faster
+            disk.set_aside(found.cache)
     return None
 
 
@@ -289,14 +287,11 @@ def _read_cache(path: Path, names: Sequence[str] = _ARRAYS) -> tuple[np.ndarray,
 
 
 def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None:
-    partial = path.with_suffix(f".{os.getpid()}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with partial.open("wb") as file:
+        with disk.replacing(path) as file:
             np.savez(file, about=about, **dict(zip(_ARRAYS, arrays, strict=True)))
-        partial.replace(path)
     except OSError as error:
-        partial.unlink(missing_ok=True)
         raise DatasetError(
             f"the decoded data can't be written to {path} ({error.strerror or error}). Make "
             "room there, or pass another folder with --cache-dir."

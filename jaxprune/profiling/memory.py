@@ -84,7 +84,7 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
     exported = export.export(jax.jit(lambda *flat: fn(*structure.unflatten(flat))))(
         *leaves
     )
-    folder = tempfile.TemporaryDirectory(prefix="jaxprune-")
+    folder = tempfile.TemporaryDirectory(prefix="jaxprune-", ignore_cleanup_errors=True)
     try:
         (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
         for i, leaf in enumerate(leaves):

@@ -2,13 +2,14 @@
 
 import base64
 import html
+import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune.report import figures, gain, tables
 from jaxprune.report.tables import Comparison, Table
-from jaxprune.study import records
+from jaxprune.study import files, records
 from jaxprune.study.records import Record
 
 CAPTIONS = {
@@ -52,13 +53,32 @@ def write(folder: Path, published: Published | None = None) -> Path:
         CSV and Markdown, each figure as PNG and SVG, and `records.csv`.
 
     Raises:
-        RunsError: if there is no study, or a record is not whole.
+        RunsError: if there is no study, or the disk takes no more.
         ValueError: if no cell is finished yet.
     """
     study, found = records.read_study(folder), records.read_all(folder)
-    built = build_all(found, study["notes"], published)
     place = folder / "report"
-    place.mkdir(exist_ok=True)
+    # All of it is there before the first file of an earlier one is replaced.
+    with (
+        files.room(place),
+        tempfile.TemporaryDirectory(
+            prefix=".report.", suffix=".part", dir=folder
+        ) as partial,
+    ):
+        _write(Path(partial), study, found, published)
+        place.mkdir(exist_ok=True)
+        for path in sorted(Path(partial).iterdir()):
+            path.replace(place / path.name)
+    return place / "index.html"
+
+
+def _write(
+    place: Path,
+    study: dict[str, Any],
+    found: Sequence[Record],
+    published: Published | None,
+) -> None:
+    built = build_all(found, study["notes"], published)
     summary = _summary(study, found)
     if published is not None:
         summary.append(f"Published: {published.source}")
@@ -68,9 +88,7 @@ def write(folder: Path, published: Published | None = None) -> Path:
     tables.frame(found).write_csv(place / "records.csv")
     shares = {} if published is None else _shares(published)
     pictures = figures.draw(found, place, study["notes"], shares)
-    index = place / "index.html"
-    index.write_text(_html(study, summary, built, pictures))
-    return index
+    (place / "index.html").write_text(_html(study, summary, built, pictures))
 
 
 def build_all(

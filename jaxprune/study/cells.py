@@ -8,10 +8,20 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune import checkpoint, sharding, tree
-from jaxprune.study import config, executors, files, provenance, records, stages, store
+from jaxprune import checkpoint, disk, sharding, tree
+from jaxprune.disk import DamagedError
+from jaxprune.study import (
+    config,
+    executors,
+    files,
+    locks,
+    provenance,
+    records,
+    stages,
+    store,
+)
 from jaxprune.study.config import Cell
-from jaxprune.study.files import DamagedError, RunsError
+from jaxprune.study.files import RunsError
 from jaxprune.study.records import Layer, Record
 
 
@@ -42,7 +52,7 @@ def begin(
         RunsError: if the runs folder can't be used.
     """
     place = kept.folder / config.cell_id(cell)
-    record = _recorded(place, cell)
+    record = _recorded(kept.folder, cell)
     if record is not None:
         return lambda: record
     made = {**provenance.describe(), "mesh": kept.mesh and list(kept.mesh)}
@@ -55,6 +65,9 @@ def begin(
         record, mask = _record(cell, noted, made), ran[-1].arrays.get("mask")
 
         def write_files() -> Record:
+            theirs = _read_whole(place, cell)
+            if theirs is not None:  # of another process that ran the same cell
+                return theirs
             place.mkdir(parents=True, exist_ok=True)
             files.write_json(place / "config.json", config.as_json(cell))
             sealed = None if mask is None else _write_mask(place / "mask.npz", mask)
@@ -64,18 +77,39 @@ def begin(
 
         whole = record
         if sharding.is_first():
-            with files.room(place):
-                whole = files.finish(write_files)
+            with (
+                locks.held(kept.folder, place.name),
+                files.room(place),
+                files.unstopped(),
+            ):
+                whole = write_files()
         sharding.meet(record.id)
         return whole
 
     return write
 
 
-def _recorded(place: Path, cell: Cell) -> Record | None:
+def _recorded(folder: Path, cell: Cell) -> Record | None:
     """Read the record of a finished cell; set aside what is damaged of it."""
-    if not (place / "record.json").exists():
-        return None
+    place = folder / config.cell_id(cell)
+
+    def read() -> tuple[Record | None, bool]:
+        is_there = sharding.agreed((place / "record.json").exists())
+        record = _read_whole(place, cell) if is_there else None
+        whole = sharding.all_agree(record is not None)
+        return record if whole else None, is_there and not whole
+
+    record, is_damaged = read()
+    if is_damaged:
+        with locks.held(folder, place.name):
+            record, is_damaged = read()  # another process may have moved it, or made it
+            if is_damaged:
+                checkpoint.set_aside(place)
+    return record
+
+
+def _read_whole(place: Path, cell: Cell) -> Record | None:
+    """Read a record; None if it is not there, or something in its folder is damaged."""
     try:
         record = records.read(place / "record.json")
         if record.cell != config.as_json(cell):
@@ -84,8 +118,7 @@ def _recorded(place: Path, cell: Cell) -> Record | None:
                 "folder and run again; finished stages are not repeated."
             )
         records.check_files(place, record)
-    except DamagedError:
-        checkpoint.set_aside(place)
+    except (DamagedError, FileNotFoundError):
         return None
     return record
 
@@ -95,9 +128,9 @@ def _write_mask(path: Path, mask: Any) -> str:
     named = {  # '/' can't be in the name of a zip member
         name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
     }
-    with files.replacing(path) as file:
+    with disk.replacing(path) as file:
         np.savez_compressed(file, allow_pickle=False, **named)
-    return files.checksum(path)
+    return disk.checksum(path)
 
 
 def _run_stages(
@@ -122,7 +155,7 @@ def _run_stages(
         run_stage = functools.partial(store.run_stage, stage, arrays, kept, tell)
         try:
             ran.append(run_stage(wait=False))
-        except store.BusyError:
+        except locks.BusyError:
             if not wait:
                 raise
             settle_all()  # whoever has that stage may wait for one of ours

@@ -5,8 +5,14 @@ set and this package under the same paths. A lock goes with the worker that held
 whoever takes up a lost stage finds it free.
 """
 
+import contextlib
 import functools
 import itertools
+import os
+import signal
+import socket
+import threading
+import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -76,14 +82,68 @@ def _run(
 ) -> Iterator[Record]:
     import ray
 
-    if not ray.is_initialized():
-        ray.init(runtime_env={"env_vars": dict(environment)})
-    has_gpus = ray.cluster_resources().get("GPU", 0) > 0
-    needs: dict[str, Any] = {"num_gpus": 1} if has_gpus else {"num_cpus": cpus}
-    if not has_gpus and ray.cluster_resources().get("CPU", 0) < cpus:
+    with contextlib.ExitStack() as stack:
+        if not ray.is_initialized():
+            _connect(environment)
+            stack.callback(ray.shutdown)
+        yield from _send(cells, begin, tell, _needs(cpus))
+
+
+def _needs(cpus: int) -> dict[str, Any]:
+    """Return what a stage takes of the cluster."""
+    import ray
+
+    machines = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    if any(machine.get("GPU", 0) >= 1 for machine in machines):
+        return {"num_gpus": 1}
+    most = max(machine.get("CPU", 0) for machine in machines)
+    if most < cpus:
         raise ValueError(
-            f"no machine of the cluster has {cpus} CPUs for a stage. Pass fewer."
+            f"a stage is to have {cpus} CPUs, and no machine of the cluster has more than "
+            f"{most:g}. Pass --cpus {most:g} or fewer."
         )
+    return {"num_cpus": cpus}
+
+
+def _connect(environment: Mapping[str, str]) -> None:
+    """Join the cluster of RAY_ADDRESS, or start one; signals stay with their handlers."""
+    import ray
+
+    address = os.environ.get("RAY_ADDRESS") or "local"
+    handlers = {n: signal.getsignal(n) for n in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        _check_answers(address)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
+            ray.init(address, runtime_env={"env_vars": dict(environment)})
+    except (OSError, ValueError, RuntimeError) as error:
+        first = str(error).strip().partition("\n")[0]
+        raise RunsError(
+            f"no Ray cluster can be had at RAY_ADDRESS={address} ({first}). Start one there "
+            "with `ray start --head`, or mend the address, such as 10.0.0.1:6379; without "
+            "one a cluster of this machine alone is started."
+        ) from error
+    finally:
+        for number, handler in handlers.items():
+            if (
+                handler is not None
+                and threading.current_thread() is threading.main_thread()
+            ):
+                signal.signal(number, handler)
+
+
+def _check_answers(address: str) -> None:
+    """Raise OSError if nothing listens at an address, for which Ray would wait minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdecimal():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _send(
+    cells: Sequence[Cell], begin: Begin, tell: Tell, needs: Mapping[str, Any]
+) -> Iterator[Record]:
+    import ray
+
     work = ray.remote(max_retries=RETRIES, **needs)(_work)
     sent: dict[str, Any] = {}
     running: dict[Any, _Task] = {}

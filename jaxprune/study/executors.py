@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from jaxprune.study.config import Cell
+from jaxprune.study.locks import BusyError
 from jaxprune.study.records import Record
 from jaxprune.study.stages import Stage
-from jaxprune.study.store import BusyError
 
 # tell(cell, stage, epoch, history): see store.Tell.
 Tell: TypeAlias = Callable[[Cell, Stage, float, Mapping[str, float] | None], None]

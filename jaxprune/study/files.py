@@ -1,38 +1,20 @@
-"""Files that are whole or not there, and that show whether they are what was written.
-
-Each is written beside its place and renamed, and JSON carries its own checksum. Knows no
-JAX.
-"""
+"""What a study writes: JSON that carries its own checksum, to its end; knows no JAX."""
 
 import contextlib
 import hashlib
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import Any
 
-Made = TypeVar("Made")
+from jaxprune import disk
+from jaxprune.disk import DamagedError
 
 
 class RunsError(Exception):
     """A runs folder that can't be used as it is; its text is for the user."""
-
-
-class DamagedError(RunsError):
-    """A file that is not what was written. `path` names what is to be made anew."""
-
-    def __init__(self, path: Path, why: str) -> None:
-        super().__init__(
-            f"{path} is damaged ({why}). Run the study again: that keeps it aside and makes "
-            "it anew."
-        )
-        self.path, self.why = path, why
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes."""
-        return type(self), (self.path, self.why)
 
 
 @contextlib.contextmanager
@@ -52,24 +34,10 @@ def room(folder: Path) -> Iterator[None]:
         ) from error
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path`, and rename it there once it is whole and on disk."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with partial.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with its checksum, whole or not at all."""
     held = json.loads(json.dumps(value, allow_nan=False))
-    with replacing(path) as file:
+    with disk.replacing(path) as file:
         file.write(json.dumps({**held, "checksum": _seal(held)}, indent=1).encode())
 
 
@@ -92,17 +60,20 @@ def _seal(held: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 
-def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def finish(write: Callable[[], Made]) -> Made:
-    """Write something to its end, even where a signal stops this process meanwhile.
-
-    It runs in a thread of its own, and Python raises KeyboardInterrupt in the main one,
-    which waits here for the end of the thread.
-    """
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(write).result()
+@contextlib.contextmanager
+def unstopped() -> Iterator[None]:
+    """Put off signals that stop this process until what is begun here is written."""
+    came: list[int] = []
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other has handlers
+        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+        handlers = {number: signal.getsignal(number) for number in stops}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: came.append(number))
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        if came:
+            signal.raise_signal(came[0])

@@ -10,12 +10,15 @@ import contextlib
 import dataclasses
 import json
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxprune import disk
+from jaxprune.disk import DamagedError
 from jaxprune.study import files
-from jaxprune.study.files import DamagedError as DamagedError, RunsError as RunsError
+from jaxprune.study.files import RunsError as RunsError
 
 FORMAT = 2  # since then files have checksums
 
@@ -116,7 +119,7 @@ def check_files(folder: Path, record: Record) -> None:
     config, mask = folder / "config.json", folder / "mask.npz"
     if not config.exists() or files.read_json(config) != record.cell:
         raise DamagedError(config, "it is not the cell of the record")
-    found = files.checksum(mask) if mask.exists() else None
+    found = disk.checksum(mask) if mask.exists() else None
     if found != record.mask_sha256:
         raise DamagedError(mask, "its checksum is another")
 
@@ -243,10 +246,21 @@ def _format(path: Path) -> Any:
 def read_all(folder: Path) -> list[Record]:
     """Read the finished cells of a study, in the study's order.
 
+    Damaged ones are named in a warning and left out, as if they were not finished.
+
     Raises:
-        RunsError: if there is no study, or a record is not whole.
+        RunsError: if there is no study, or another version wrote it.
     """
-    paths = (
-        folder / cell["id"] / "record.json" for cell in read_study(folder)["cells"]
-    )
-    return [read(path) for path in paths if path.exists()]
+    found = []
+    for cell in read_study(folder)["cells"]:
+        place = folder / cell["id"]
+        try:
+            record = read(place / "record.json")
+            check_files(place, record)
+        except FileNotFoundError:
+            continue
+        except DamagedError as damage:
+            warnings.warn(f"a cell is left out: {damage}", stacklevel=1)
+            continue
+        found.append(record)
+    return found

@@ -6,12 +6,14 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jaxprune import checkpoint, data, profiling, sharding
+from jaxprune import data, disk, profiling, sharding
+from jaxprune.disk import DamagedError
 from jaxprune.study import (
     cells,
     config,
     executors,
     files,
+    locks,
     measure,
     records,
     stages,
@@ -20,7 +22,6 @@ from jaxprune.study import (
     workbench,
 )
 from jaxprune.study.config import Cell, Study
-from jaxprune.study.files import DamagedError
 from jaxprune.study.records import Record
 from jaxprune.study.stages import Stage
 
@@ -46,7 +47,7 @@ class Plan(NamedTuple):
     """What running a study takes.
 
     stages: each once, in order; finished: ids of those that are on disk; epochs: of
-    training left to do; alone: epochs if every cell ran by itself; shared: saved since
+    training left to do; unshared: epochs if every cell ran by itself; shared: saved since
     beginnings are shared; cells_done: ids of the cells with a record; unlisted: how many
     finished cells of the folder have other settings, so that no table may average them with
     these: they stay on disk and are no longer listed.
@@ -55,7 +56,7 @@ class Plan(NamedTuple):
     stages: Sequence[Stage]
     finished: frozenset[str]
     epochs: float
-    alone: float
+    unshared: float
     shared: float
     cells_done: frozenset[str]
     unlisted: int
@@ -79,13 +80,13 @@ def plan(study: Study, folder: Path) -> Plan:
         for cell in study.cells
         if (folder / config.cell_id(cell) / "record.json").exists()
     )
-    alone = sum(stages.epochs(stage) for chain in chains for stage in chain)
+    unshared = sum(stages.epochs(stage) for chain in chains for stage in chain)
     once = sum(stages.epochs(stage) for stage in unique.values())
     left = sum(stages.epochs(s) for i, s in unique.items() if i not in done)
     listed = [config.as_json(cell) for cell in study.cells]
     unlisted = records.count_unlisted(folder, listed)
-    saved = alone - once
-    return Plan(tuple(unique.values()), done, left, alone, saved, recorded, unlisted)
+    saved = unshared - once
+    return Plan(tuple(unique.values()), done, left, unshared, saved, recorded, unlisted)
 
 
 def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
@@ -105,20 +106,33 @@ def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
     return measure.epoch_time(training.settings, bench, most)
 
 
-def check(planned: Plan, found: data.Found) -> None:
-    """Refuse what would fail only after hours: a stage that has no step to train.
+def check(
+    planned: Plan, found: data.Found, mesh: tuple[int, int] | None = None
+) -> None:
+    """Refuse what would fail only after hours, such as a stage with no step to train.
 
     Args:
         planned: what there is to do.
         found: where the data set lies.
+        mesh: devices that share the work of each stage.
 
     Raises:
-        ValueError: if a stage has nothing to do, or asks for more pictures than there are.
+        ValueError: if a stage has nothing to do, or asks for more pictures than there are;
+            or if there are not that many devices, or they do not divide a batch.
     """
+    parts = 1
+    if mesh is not None:
+        parts = sharding.make(data=mesh[0], model=mesh[1]).shape["data"]
     bench = workbench.Bench(found, lambda history: None)
     for stage in planned.stages:
         if stages.epochs(stage) and stage.id not in planned.finished:
             work.steps(stage.settings, bench)
+            size = stage.settings["training"]["batch_size"]
+            if size % parts:
+                raise ValueError(
+                    f"batches of {size} can't be split into {parts} equal parts. Pass a "
+                    f"mesh whose data divides {size}."
+                )
 
 
 def run(
@@ -154,9 +168,7 @@ def run(
         ValueError: if a stage has no step to train, or there are not that many devices.
     """
     folder = Path(runs_dir).absolute() / study.name
-    if mesh is not None:
-        _check_mesh(mesh, study)
-    check(plan(study, folder), found)
+    check(plan(study, folder), found, mesh)
     ids = [config.cell_id(cell) for cell in study.cells]
     listed = [
         {"id": name, "cell": config.as_json(cell)}
@@ -191,22 +203,12 @@ def run(
 def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> None:
     """Make or take up the folder, one process at a time."""
     names = list(config.METHODS)
-    with files.room(folder), store.alone(folder, "study"):
+    with files.room(folder), locks.held(folder, "study"):
         try:
             records.open_runs(folder, study.name, listed, study.notes, names)
         except DamagedError as damage:
-            checkpoint.set_aside(damage.path)
+            disk.set_aside(damage.path)
             records.open_runs(folder, study.name, listed, study.notes, names)
-
-
-def _check_mesh(mesh: tuple[int, int], study: Study) -> None:
-    parts = sharding.make(data=mesh[0], model=mesh[1]).shape["data"]
-    for size in sorted({cell.recipe.training.batch_size for cell in study.cells}):
-        if size % parts:
-            raise ValueError(
-                f"batches of {size} can't be split into {parts} equal parts. Pass a mesh "
-                f"whose data divides {size}."
-            )
 
 
 def label(cell: Cell) -> str:

@@ -301,13 +301,14 @@ def evaluate(
         params: weights, masked already.
         state: statistics of batch normalisation.
         pictures: the test set.
-        batch_size: examples a call; the last batch is filled up and the filling
-            ignored.
+        batch_size: examples a call, and as many more as fill the parts of a mesh; the
+            last batch is filled up and the filling ignored.
 
     Returns:
         Mean loss and accuracy.
     """
     examples, mesh = pictures.images.shape[0], sharding.mesh_of(pictures.images)
+    batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
     loss, hits = 0.0, 0
     for first in range(0, examples, batch_size):
         number = min(batch_size, examples - first)

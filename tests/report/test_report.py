@@ -7,7 +7,7 @@ import rich.console
 
 from jaxprune import report
 from jaxprune.report import figures, tables
-from jaxprune.study import records
+from jaxprune.study import files, records
 from jaxprune.study.records import Layer, Record
 
 MADE = {
@@ -165,6 +165,7 @@ def written(folder, found, notes=()):
     records.open_runs(folder, "fake", cells, notes)
     for one in found:
         (folder / one.id).mkdir()
+        files.write_json(folder / one.id / "config.json", one.cell)
         records.write(folder / one.id, one)
 
 

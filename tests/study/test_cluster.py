@@ -1,13 +1,15 @@
 """A study on a real local Ray: the records of `local`, also where a worker is lost."""
 
+import signal
 import subprocess
 import sys
 
 import pytest
 
 from jaxprune.study import cluster, runner
+from jaxprune.study.files import RunsError
 from tests.study.test_faults import results
-from tests.study.test_study import ROOT, cell, study
+from tests.study.test_study import FOUND, ROOT, cell, study
 
 CELLS = [cell("mag", 0.5), cell("mag", 1.0), cell("snip")]
 
@@ -69,6 +71,16 @@ def test_a_lost_worker_changes_nothing(tmp_path):
     stages = runner.plan(study(*CELLS), here / "tiny").stages
     assert int(trained) == sum(stage.kind == "train" for stage in stages)
     assert results(tmp_path / "ray" / "tiny") == results(here / "tiny")
+
+
+def test_a_cluster_that_does_not_answer_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(
+        RunsError, match=r"RAY_ADDRESS=127.0.0.1:1 \(.*refused\). Start"
+    ):
+        list(runner.run(study(*CELLS), tmp_path, FOUND, executor=cluster.executor()))
+    assert signal.getsignal(signal.SIGTERM) is before
 
 
 def test_a_slip_is_told_before_anything_runs(monkeypatch):

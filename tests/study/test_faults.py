@@ -1,7 +1,9 @@
 """What happens to real folders: damage, other versions, other processes, full disks."""
 
 import collections
+import errno
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxprune import checkpoint
+from jaxprune import checkpoint, disk
 from jaxprune.study import config, files, records, runner, stages
 from tests.study.test_study import FOUND, ROOT, cell, study
 
@@ -109,14 +111,13 @@ def test_an_array_that_is_gone_is_made_anew(runs, whole):
     assert results(folder) == results(whole[0] / "tiny")
 
 
-def test_a_damaged_record_is_named_by_the_report(runs):
+@pytest.mark.parametrize("what", ["record.json", "mask.npz"])
+def test_a_damaged_cell_is_named_and_left_out_of_the_report(what, runs):
     folder = runs / "tiny"
-    path = folder / config.cell_id(CELLS[0]) / "record.json"
-    flip(path)
-    with pytest.raises(
-        records.RunsError, match=r"record.json is damaged .*Run the study again"
-    ):
-        records.read_all(folder)
+    flip(folder / config.cell_id(CELLS[0]) / what)
+    with pytest.warns(UserWarning, match=f"left out: .*{what} is damaged .*Run again"):
+        (left,) = records.read_all(folder)
+    assert left.id == config.cell_id(CELLS[1])
 
 
 def test_every_flipped_bit_of_a_file_is_seen(runs):
@@ -131,7 +132,7 @@ def test_every_flipped_bit_of_a_file_is_seen(runs):
         path.write_bytes(flipped)
         try:
             assert files.read_json(path) == value
-        except files.DamagedError:
+        except disk.DamagedError:
             continue
 
 
@@ -247,7 +248,44 @@ def test_several_processes_make_every_stage_once(tmp_path, whole):
         made.update(told.split())
     planned = {stage.id for one in CELLS for stage in stages.chain(one)}
     assert made == dict.fromkeys(planned, 1)
-    assert results(tmp_path / "runs" / "tiny") == results(whole[0] / "tiny")
+    folder = tmp_path / "runs" / "tiny"
+    assert results(folder) == results(whole[0] / "tiny")
+
+    # All of them find the damage; one sets it aside, and one writes it again.
+    damaged = folder / config.cell_id(CELLS[0])
+    flip(damaged / "record.json")
+    running = [started(tmp_path / "runs") for _ in range(2)]
+    for process in running:
+        told, said = process.communicate(timeout=300)
+        assert (process.returncode, told) == (0, ""), said
+    assert len(list(folder.glob("*.damaged*"))) == 1
+    assert results(folder) == results(whole[0] / "tiny")
+
+
+def test_a_write_goes_to_its_end_however_often_it_is_stopped(tmp_path):
+    def write() -> None:
+        with files.unstopped():
+            for _ in range(3):
+                signal.raise_signal(signal.SIGINT)
+            (tmp_path / "written").write_text("whole")
+
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            write()
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert (tmp_path / "written").read_text() == "whole"
+
+
+def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
+    def flock(*args: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(records.RunsError, match=r"has no file locks \(flock\).*--runs"):
+        list(runner.run(study(cell()), tmp_path, FOUND))
 
 
 def test_a_disk_that_takes_no_more_gets_a_sentence_and_nothing_is_lost(tmp_path, whole):

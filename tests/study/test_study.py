@@ -207,7 +207,7 @@ def test_epochs_are_counted_with_their_shared_beginnings(ran):
 def test_the_plan_says_what_sharing_saves(ran):
     runs, whole, _, _ = ran
     plan = runner.plan(whole, runs / "nowhere")
-    assert plan.alone == 13.5
+    assert plan.unshared == 13.5
     assert plan.shared == 3  # the dense network is Mag's and all three IMPs'
     assert plan.epochs == 10.5
     done = runner.plan(whole, runs / "tiny")
