@@ -16,8 +16,8 @@ class DamagedError(ValueError):
 
     def __init__(self, path: str | os.PathLike, why: str) -> None:
         super().__init__(
-            f"{path} is damaged ({why}). Run again what wrote it, to another place if it asks "
-            "for one; a study keeps what is damaged aside and makes it anew."
+            f"{path} is damaged ({why}). Run again what wrote it, to another place if it "
+            "asks for one; a study keeps what is damaged aside and makes it anew."
         )
         self.path, self.why = Path(path), why
 
