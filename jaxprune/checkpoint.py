@@ -24,6 +24,78 @@ from jaxprune.types import Fraction
 Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
+def _absolute(path: str | os.PathLike) -> str:
+    return os.path.abspath(path)
+
+
+def exists(path: str | os.PathLike) -> bool:
+    """Tell whether a complete checkpoint lies at `path`."""
+    return os.path.exists(os.path.join(path, _CHECKSUMS))
+
+
+_CHECKSUMS = "checksums.json"
+
+
+def _checksums(place: Path) -> dict[str, str]:
+    """Return the SHA-256 of every file below a folder but those with its checksums."""
+    found = {}
+    for path in sorted(place.rglob("*")):
+        if path.is_file() and _CHECKSUMS not in path.name:
+            found[path.relative_to(place).as_posix()] = disk.checksum(path)
+    return found
+
+
+def remove(*folders: Path) -> None:
+    """Delete folders, whether they are there or not; all processes call this."""
+    if sharding.is_first():
+        for folder in folders:
+            if folder.is_symlink():
+                folder.unlink()
+            shutil.rmtree(folder, ignore_errors=True)
+    sharding.meet("removed")
+
+
+def set_aside(path: str | os.PathLike) -> None:
+    """Rename what is damaged, so that it can be made anew and nothing is lost; warn.
+
+    Args:
+        path: a file or folder; all processes call this.
+    """
+    sharding.meet("found damaged")
+    if sharding.is_first():
+        disk.set_aside(Path(path))
+    sharding.meet("set aside")
+
+
+def _unfinished(place: Path) -> list[Path]:
+    return list(place.parent.glob(f"{place.name}.orbax-checkpoint-tmp*"))
+
+
+def _make_way(place: Path) -> None:
+    """Remove what a run that was killed has left; refuse what is not ours to remove."""
+    if sharding.agreed(exists(place)):
+        raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
+    if sharding.agreed((place / "_CHECKPOINT_METADATA").exists()):
+        set_aside(place)  # killed at its end, or an older version's
+    elif sharding.agreed(place.exists() and (place.is_file() or any(place.iterdir()))):
+        raise ValueError(
+            f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
+        )
+    remove(place, *_unfinished(place))
+
+
+def _remove_unfinished(place: Path) -> None:
+    """Remove what can't be written to its end, without waiting for other processes."""
+    for folder in (place, *_unfinished(place)):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _held_by_all(leaf: Any) -> Any:
+    """Take an array that each process has of its own to the host; the first writes it."""
+    own = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return np.asarray(leaf) if own and jax.process_count() > 1 else leaf
+
+
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """Write a tree of arrays as one folder, whole or not at all.
 
@@ -49,72 +121,40 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """
     place = Path(_absolute(path))
     _make_way(place)
-    try:
-        ocp.save(str(place), jax.tree.map(_held_by_all, arrays))
-        if sharding.is_first():
-            with disk.replacing(place / _CHECKSUMS) as file:
-                file.write(json.dumps(_checksums(place), indent=1).encode())
-    except OSError:
-        _remove_unfinished(place)
-        raise
-    except ValueError as error:
-        # TensorStore's errors are ValueErrors, whatever the system said.
-        said = re.search(r"os_error_code='(\d+)'", str(error))
-        if said is None:
+    with sharding.together():
+        try:
+            ocp.save(str(place), jax.tree.map(_held_by_all, arrays))
+            if sharding.is_first():
+                with disk.replacing(place / _CHECKSUMS) as file:
+                    file.write(json.dumps(_checksums(place), indent=1).encode())
+        except OSError:
+            _remove_unfinished(place)
             raise
-        _remove_unfinished(place)
-        number = int(said[1])
-        raise OSError(number, os.strerror(number), str(place)) from error
-    sharding.meet(f"{place} is written")
+        except ValueError as error:
+            # TensorStore's errors are ValueErrors, whatever the system said.
+            said = re.search(r"os_error_code='(\d+)'", str(error))
+            if said is None:
+                raise
+            _remove_unfinished(place)
+            number = int(said[1])
+            raise OSError(number, os.strerror(number), str(place)) from error
 
 
-def _make_way(place: Path) -> None:
-    """Remove what a run that was killed has left; refuse what is not ours to remove."""
-    if sharding.agreed(exists(place)):
-        raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
-    if sharding.agreed((place / "_CHECKPOINT_METADATA").exists()):
-        set_aside(place)  # killed at its end, or an older version's
-    elif sharding.agreed(place.exists() and (place.is_file() or any(place.iterdir()))):
-        raise ValueError(
-            f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
-        )
-    remove(place, *_unfinished(place))
-
-
-def _unfinished(place: Path) -> list[Path]:
-    return list(place.parent.glob(f"{place.name}.orbax-checkpoint-tmp*"))
-
-
-def _remove_unfinished(place: Path) -> None:
-    """Remove what can't be written to its end, without waiting for other processes."""
-    for folder in (place, *_unfinished(place)):
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _held_by_all(leaf: Any) -> Any:
-    """Take an array that each process has of its own to the host; the first writes it."""
-    own = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
-    return np.asarray(leaf) if own and jax.process_count() > 1 else leaf
-
-
-_CHECKSUMS = "checksums.json"
-
-
-def _checksums(place: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder but those with its checksums."""
-    found = {}
-    for path in sorted(place.rglob("*")):
-        if path.is_file() and _CHECKSUMS not in path.name:
-            found[path.relative_to(place).as_posix()] = disk.checksum(path)
-    return found
-
-
-def remove(*folders: Path) -> None:
-    """Delete folders, whether they are there or not; all processes call this."""
-    if sharding.is_first():
-        for folder in folders:
-            shutil.rmtree(folder, ignore_errors=True)
-    sharding.meet("removed")
+def _damage(place: Path) -> str | None:
+    """Compare the files with their checksums: what Orbax says of damage nobody can read."""
+    try:
+        written = json.loads((place / _CHECKSUMS).read_bytes())
+    except ValueError:
+        written = None
+    if not isinstance(written, dict):
+        return f"{_CHECKSUMS} can't be read"
+    found = _checksums(place)
+    differing = [
+        name
+        for name in sorted({*written, *found})
+        if written.get(name) != found.get(name)
+    ]
+    return f"{differing[0]} is not what was written" if differing else None
 
 
 def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
@@ -160,30 +200,31 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
     )
 
 
-def _damage(place: Path) -> str | None:
-    """Compare the files with their checksums: what Orbax says of damage nobody can read."""
-    try:
-        written = json.loads((place / _CHECKSUMS).read_bytes())
-    except ValueError:
-        written = None
-    if not isinstance(written, dict):
-        return f"{_CHECKSUMS} can't be read"
-    found = _checksums(place)
-    differing = [
-        name
-        for name in sorted({*written, *found})
-        if written.get(name) != found.get(name)
+def _scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
+    """Let every bit of a word change every other: the end of MurmurHash3, a bijection."""
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+        words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
+    return words ^ (words >> jnp.uint32(16))
+
+
+@jax.jit
+def _sums(leaf: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
+    """Add up the words of an array, each scrambled with its position, in two ways."""
+    bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
+    if leaf.dtype == jnp.bool_:
+        leaf = leaf.astype(jnp.uint8)
+    words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
+    position = jnp.zeros(words.shape, jnp.uint32)
+    for axis, size in enumerate(words.shape):
+        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
+        position = position * jnp.uint32(size) + along
+    totals = [
+        _scrambled(_scrambled(position + jnp.uint32(seed)) ^ words).sum(
+            dtype=jnp.uint32
+        )
+        for seed in (0x9E3779B9, 0x3C6EF372)
     ]
-    return f"{differing[0]} is not what was written" if differing else None
-
-
-def exists(path: str | os.PathLike) -> bool:
-    """Tell whether a complete checkpoint lies at `path`."""
-    return os.path.exists(os.path.join(path, _CHECKSUMS))
-
-
-def _absolute(path: str | os.PathLike) -> str:
-    return os.path.abspath(path)
+    return jnp.stack(totals)
 
 
 def fingerprint(arrays: PyTree) -> str:
@@ -211,102 +252,9 @@ def fingerprint(arrays: PyTree) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-@jax.jit
-def _sums(leaf: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-    """Add up the words of an array, each scrambled with its position, in two ways."""
-    bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        position = position * jnp.uint32(size) + along
-    totals = [
-        _scrambled(_scrambled(position + jnp.uint32(seed)) ^ words).sum(
-            dtype=jnp.uint32
-        )
-        for seed in (0x9E3779B9, 0x3C6EF372)
-    ]
-    return jnp.stack(totals)
-
-
-def _scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Let every bit of a word change every other: the end of MurmurHash3, a bijection."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return words ^ (words >> jnp.uint32(16))
-
-
-def set_aside(path: str | os.PathLike) -> None:
-    """Rename what is damaged, so that it can be made anew and nothing is lost; warn.
-
-    Args:
-        path: a file or folder; all processes call this.
-    """
-    sharding.meet("found damaged")
-    if sharding.is_first():
-        disk.set_aside(Path(path))
-    sharding.meet("set aside")
-
-
-def levels(
-    folder: str | os.PathLike,
-    state: imp.State,
-    step: Step,
-    densities: Sequence[Fraction],
-) -> Iterator[tuple[imp.State, imp.Info]]:
-    """Run iterative magnitude pruning, each level saved before the next begins.
-
-    `level_0001` and so on hold the state after a level and what the level observed;
-    `rewind_level_0001` the weights of the early iteration that all levels rewind to. A
-    run that was killed at any moment resumes after its newest whole level. Every level
-    begins from what was read back, so an interrupted run ends with the bits of an
-    uninterrupted one.
-
-    Args:
-        folder: where the levels are saved; one run each.
-        state: the state to begin with, `imp.init(params, key)`.
-        step: `step(state, density) -> (state, info)`, such as
-            `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
-        densities: kept / prunable after each level.
-
-    Yields:
-        State and info of every level in turn; of finished ones as they were saved.
-
-    Raises:
-        ValueError: if a saved level was begun from another state, or reached another
-            density than is asked for now.
-
-    Example:
-        >>> import functools, tempfile
-        >>> import jax.numpy as jnp
-        >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
-        >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
-        >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
-        >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):
-        ...     print(state.level, info.density)
-        1 0.5
-        2 0.25
-    """
-    root = Path(folder).absolute()
-    for number, density in enumerate(densities, start=1):
-        path = root / f"level_{number:04d}"
-        begun_from = _fingerprint(state)
-        asked = float(density)
-        whole = None
-        if sharding.agreed(exists(path)):
-            try:
-                whole = _load_level(root, path, asked, state, begun_from)
-            except DamagedError as damage:
-                # Where it is what the level rewinds to, both are made anew.
-                for damaged in sorted({path, damage.path}):
-                    set_aside(damaged)
-        if whole is None:
-            _save_level(root, path, asked, state, step, begun_from)
-            whole = _load_level(root, path, asked, state, begun_from)
-        state, _ = whole
-        yield whole
+def _fingerprint(state: imp.State) -> str:
+    """Name all that a level begins from, so that no run takes up another's levels."""
+    return fingerprint((state.rewind, state.mask, jax.random.key_data(state.key)))
 
 
 def _save_level(
@@ -374,6 +322,66 @@ def _load_level(
     return imp.State(held["level"], rewind, mask, key), info
 
 
-def _fingerprint(state: imp.State) -> str:
-    """Name all that a level begins from, so that no run takes up another's levels."""
-    return fingerprint((state.rewind, state.mask, jax.random.key_data(state.key)))
+def levels(
+    folder: str | os.PathLike,
+    state: imp.State,
+    step: Step,
+    densities: Sequence[Fraction],
+) -> Iterator[tuple[imp.State, imp.Info]]:
+    """Run iterative magnitude pruning, each level saved before the next begins.
+
+    `level_0001` and so on hold the state after a level and what the level observed;
+    `rewind_level_0001` the weights of the early iteration that all levels rewind to. A
+    run that was killed at any moment resumes after its newest whole level. Every level
+    begins from what was read back, so an interrupted run ends with the bits of an
+    uninterrupted one.
+
+    Args:
+        folder: where the levels are saved; one run each.
+        state: the state to begin with, `imp.init(params, key)`.
+        step: `step(state, density) -> (state, info)`, such as
+            `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
+        densities: kept / prunable after each level.
+
+    Yields:
+        State and info of every level in turn; of finished ones as they were saved.
+
+    Raises:
+        ValueError: if a saved level was begun from another state, or reached another
+            density than is asked for now.
+
+    Example:
+        >>> import functools, tempfile
+        >>> import jax.numpy as jnp
+        >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
+        >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
+        >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
+        >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):
+        ...     print(state.level, info.density)
+        1 0.5
+        2 0.25
+    """
+    root = Path(folder).absolute()
+    remade = False
+    for number, density in enumerate(densities, start=1):
+        path = root / f"level_{number:04d}"
+        begun_from = _fingerprint(state)
+        asked = float(density)
+        whole = None
+        if sharding.agreed(exists(path)):
+            try:
+                whole = _load_level(root, path, asked, state, begun_from)
+            except DamagedError as damage:
+                remade = True
+                # Where it is what the level rewinds to, both are made anew.
+                for damaged in sorted({path, damage.path}):
+                    set_aside(damaged)
+            except ValueError:
+                if not remade:
+                    raise
+                set_aside(path)  # no device that adds up in another order repeats bits
+        if whole is None:
+            _save_level(root, path, asked, state, step, begun_from)
+            whole = _load_level(root, path, asked, state, begun_from)
+        state, _ = whole
+        yield whole

@@ -11,6 +11,10 @@ Example:
     (8, 4)
 """
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
@@ -47,6 +51,20 @@ def make(*, data: int = 1, model: int = 1) -> Mesh:
     kinds = (AxisType.Auto, AxisType.Auto)
     devices = jax.devices()[: data * model]
     return jax.make_mesh((data, model), ("data", "model"), kinds, devices=devices)
+
+
+def _put(leaf: Array | np.ndarray, mesh: Mesh, spec: PartitionSpec) -> Array:
+    """Place an array; with several processes each takes its part from its own copy."""
+    sharding = NamedSharding(mesh, spec)
+    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
+        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
+    if jax.process_count() == 1:
+        return jax.device_put(leaf, sharding)
+    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        words = _put(jax.random.key_data(leaf), mesh, spec)
+        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
+    held = np.asarray(leaf)
+    return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
 
 
 def copy(arrays: PyTree, mesh: Mesh) -> PyTree:
@@ -208,15 +226,21 @@ def all_agree(said: bool) -> bool:
     return bool(multihost_utils.process_allgather(np.asarray(said)).all())
 
 
-def _put(leaf: Array | np.ndarray, mesh: Mesh, spec: PartitionSpec) -> Array:
-    """Place an array; with several processes each takes its part from its own copy."""
-    sharding = NamedSharding(mesh, spec)
-    if isinstance(leaf, jax.Array) and not leaf.is_fully_addressable:
-        return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
-    if jax.process_count() == 1:
-        return jax.device_put(leaf, sharding)
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-        words = _put(jax.random.key_data(leaf), mesh, spec)
-        return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-    held = np.asarray(leaf)
-    return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
+@contextlib.contextmanager
+def together() -> Iterator[None]:
+    """Go on when every process has written its part; raise in all where one could not.
+
+    Raises:
+        OSError: of this process, or because of another one.
+
+    Example:
+        >>> with together():
+        ...     pass
+    """
+    failed = None
+    try:
+        yield
+    except OSError as error:
+        failed = error
+    if not all_agree(failed is None):
+        raise failed or OSError(errno.EIO, "another process could not write")

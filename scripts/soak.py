@@ -125,9 +125,11 @@ def _scenarios(
         yield from _full(at, disk_mb)
 
 
-def _start(at: Place, runs: Path) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def _running(at: Place, runs: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a study, and leave none behind."""
     script = Path(__file__).with_name("study.py")
-    return subprocess.Popen(
+    with subprocess.Popen(
         [
             *(sys.executable, str(script), "run", *STUDY),
             *(f"method={at.methods}", "--runs-dir", str(runs)),
@@ -135,7 +137,11 @@ def _start(at: Place, runs: Path) -> subprocess.Popen[str]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-    )
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def _end(process: subprocess.Popen[str]) -> Ended:
@@ -143,17 +149,24 @@ def _end(process: subprocess.Popen[str]) -> Ended:
     return Ended(process.returncode, said)
 
 
+def _cells(runs: Path) -> list[Path]:
+    """Return the folders of the finished cells, without those set aside."""
+    found = sorted(runs.glob("digits/*-*/record.json"))
+    return [path.parent for path in found if ".damaged" not in path.parent.name]
+
+
 def _finished(at: Place, runs: Path) -> Result:
     """Run a study to its end, and read what must be the same every time."""
-    ended = _end(_start(at, runs))
+    with _running(at, runs) as process:
+        ended = _end(process)
     if ended.code:
         raise RuntimeError(f"the study in {runs} failed: {ended.said.strip()[-500:]}")
     found = {}
-    for path in sorted(runs.glob("digits/*-*/record.json")):
-        record = json.loads(path.read_text())
+    for cell in _cells(runs):
+        record = json.loads((cell / "record.json").read_text())
         kept = {name: record[name] for name in record if name not in VARIES}
         del kept["checksum"]  # of the times too
-        found[path.parent.name] = kept, (path.parent / "mask.npz").read_bytes()
+        found[cell.name] = kept, (cell / "mask.npz").read_bytes()
     return found
 
 
@@ -165,15 +178,14 @@ def _interrupted(
     while sent < len(signals):
         runs, here = at.root / f"{name.split()[0]}-{number}", 0
         while sent < len(signals):
-            process = _start(at, runs)
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(at.draw.uniform(0.1, 0.7) * at.taken)
-            stopped = time.monotonic()
-            if process.poll() is None:
+            with _running(at, runs) as process:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(at.draw.uniform(0.1, 0.7) * at.taken)
+                stopped = time.monotonic()
                 process.send_signal(signals[sent])
-            ended = _end(process)
-            if ended.code == 0 and time.monotonic() - stopped < 10:
-                break  # it had ended, or was about to
+                ended = _end(process)
+            if ended.code == 0 and time.monotonic() - stopped < 4:
+                break  # it had ended, or was about to; a signal is repeated after 2 s
             _check_stop(signals[sent], ended)
             here, sent = here + 1, sent + 1
         yield f"{name} {here} times, resumed each time", _finished(at, runs)
@@ -182,12 +194,8 @@ def _interrupted(
 
 def _check_stop(sent: signal.Signals, ended: Ended) -> None:
     """A process that may still speak says how to resume."""
-    if sent is signal.SIGKILL:
-        good = ended.code == -signal.SIGKILL
-    else:
-        early = ended.code == -sent or not ended.said  # while Python starts
-        good = early or (ended.code == 128 + sent and "this resumes it" in ended.said)
-    if not good:
+    told = ended.code == 128 + sent and "this resumes it" in ended.said
+    if not told and ended.code != -sent:  # that one while Python starts or ends
         raise RuntimeError(
             f"after {sent.name} a study ended with {ended.code}: {ended.said.strip()[-500:]}"
         )
@@ -217,14 +225,14 @@ def _damaged(at: Place, damages: int) -> Iterator[tuple[str, Result]]:
             for path in sorted((runs / "digits").rglob("*"))
             if path.is_file()
             and path.stat().st_size
-            and not {"report", "locks"} & set(path.parts)
+            and path.relative_to(runs / "digits").parts[0] not in ("report", "locks")
         ]
         path = at.draw.choice(files)
         how = list(DAMAGE)[number % len(DAMAGE)]
         path.write_bytes(DAMAGE[how](path.read_bytes(), at.draw))
-        for record in (runs / "digits").glob("*-*/record.json"):
-            if record != path:
-                record.unlink()
+        for cell in _cells(runs):
+            if cell not in path.parents:
+                (cell / "record.json").unlink()
         for stage in (runs / "digits" / "stages").glob("evaluate-*"):
             if stage not in path.parents:
                 shutil.rmtree(stage)
@@ -235,11 +243,13 @@ def _damaged(at: Place, damages: int) -> Iterator[tuple[str, Result]]:
 def _shared(at: Place, processes: int) -> tuple[str, Result]:
     """Run several processes on one folder."""
     runs = at.root / "shared"
-    running = [_start(at, runs) for _ in range(processes)]
-    for process in running:
-        ended = _end(process)
-        if ended.code:
-            raise RuntimeError(f"one of several failed: {ended.said.strip()[-500:]}")
+    with contextlib.ExitStack() as stack:
+        running = [stack.enter_context(_running(at, runs)) for _ in range(processes)]
+        for ended in map(_end, running):
+            if ended.code:
+                raise RuntimeError(
+                    f"one of several failed: {ended.said.strip()[-500:]}"
+                )
     return f"{processes} processes on one folder", _finished(at, runs)
 
 
@@ -253,7 +263,8 @@ def _full(at: Place, size_mb: float) -> Iterator[tuple[str, Result]]:
         _tell(f"a disk that fills: left out, {mounted.stderr.strip() or 'no mount'}")
         return
     try:
-        ended = _end(_start(at, disk / "runs"))
+        with _running(at, disk / "runs") as process:
+            ended = _end(process)
         if ended.code != 2 or "can't be written" not in ended.said:
             raise RuntimeError(
                 f"on a disk of {size_mb:g} MB a study ended with {ended.code}, where its end "

@@ -9,6 +9,7 @@ python scripts/study.py check poster --recipe as_run
 
 import _cli
 
+import os  # isort: skip
 from pathlib import Path  # isort: skip
 from typing import Annotated  # isort: skip
 
@@ -114,7 +115,8 @@ def run(
                 "--mesh takes the devices of this process, and --executor ray runs stages in "
                 "others, with one GPU each. Leave out one of the two."
             )
-        run_cells = cluster.executor(cpus, _cli.environment())
+        address = os.environ.get("RAY_ADDRESS")
+        run_cells = cluster.executor(cpus, _cli.environment(), address)
     for note in study.notes:
         console.print(note, highlight=False, markup=False)
     planned = runner.plan(study, folder)

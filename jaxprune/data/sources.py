@@ -106,12 +106,12 @@ def find(
     if name == "digits":
         about = "1,797 handwritten digits of 8x8 pixels, from scikit-learn."
         return Found(name, "scikit-learn", None, None, about)
-    prepared = Path(data_dir) if data_dir else _default_data_dir()
+    prepared = Path(data_dir).absolute() if data_dir else _default_data_dir()
     versions = sorted(
         (path.parent for path in (prepared / name).glob("*/dataset_info.json")),
         key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")],
     )
-    caches = Path(cache_dir) if cache_dir else None
+    caches = Path(cache_dir).absolute() if cache_dir else None
     major = SOURCES[name].major
     fitting = [v for v in versions if v.name.split(".")[0] == str(major)]
     if fitting:

@@ -97,6 +97,8 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
         ) from error
     # The same kind of device; an accelerator is what a process finds by itself.
     platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
+    # Closed with this process, however it ends; then that one ends too.
+    theirs, ours = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxprune.profiling._fresh", folder.name, str(calls)],
         env={
@@ -105,13 +107,17 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
             "JAX_ENABLE_COMPILATION_CACHE": "false",  # a hit would take less memory
             **platform,
         },
+        start_new_session=True,  # Ctrl-C is for this process, and the pipe tells that one
+        stdin=theirs,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
 
+    os.close(theirs)
+
     def wait() -> Memory:
-        with folder:
+        with folder, open(ours, "wb"):
             printed, complaint = process.communicate()
         if process.returncode != 0:
             raise RuntimeError(

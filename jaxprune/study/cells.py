@@ -25,6 +25,123 @@ from jaxprune.study.files import RunsError
 from jaxprune.study.records import Layer, Record
 
 
+def _read_whole(place: Path, cell: Cell) -> Record | None:
+    """Read a record; None if it is not there, or something in its folder is damaged."""
+    try:
+        record = records.read(place / "record.json")
+        if record.cell != config.as_json(cell):
+            raise RunsError(
+                f"{place} belongs to another cell than its name says. Delete that "
+                "folder and run again; finished stages are not repeated."
+            )
+        records.check_files(place, record)
+    except (DamagedError, FileNotFoundError):
+        return None
+    return record
+
+
+def _recorded(folder: Path, cell: Cell) -> Record | None:
+    """Read the record of a finished cell; set aside what is damaged of it."""
+    place = folder / config.cell_id(cell)
+
+    def read() -> tuple[Record | None, bool]:
+        is_there = sharding.agreed((place / "record.json").exists())
+        record = _read_whole(place, cell) if is_there else None
+        whole = sharding.agreed(record is not None)  # others may see a file later
+        return record if whole else None, is_there and not whole
+
+    record, is_damaged = read()
+    if is_damaged:
+        with locks.held(folder, place.name):
+            record, is_damaged = read()  # another process may have moved it, or made it
+            if is_damaged:
+                checkpoint.set_aside(place)
+    return record
+
+
+def _run_stages(
+    cell: Cell,
+    kept: store.Store,
+    tell: store.Tell,
+    settle: Callable[[], None],
+    wait: bool,
+    until: str | None,
+) -> list[store.Ran]:
+    ran: list[store.Ran] = []
+    arrays: dict[str, Any] = {}
+
+    def settle_all() -> None:
+        settle()
+        for earlier in ran:
+            earlier.finish()
+
+    for stage in stages.chain(cell):
+        if stage.kind in store.TIMED:
+            settle_all()
+        run_stage = functools.partial(store.run_stage, stage, arrays, kept, tell)
+        try:
+            ran.append(run_stage(wait=False))
+        except locks.BusyError:
+            if not wait:
+                raise
+            settle_all()  # whoever has that stage may wait for one of ours
+            ran.append(run_stage())
+        arrays = ran[-1].arrays
+        if ran[-1].facts.get("diverged") or stage.id == until:
+            break
+    return ran
+
+
+# A diverged cell lacks what comes after its last stage.
+_MEASURED = (
+    "density",
+    "effective_density",
+    "collapse",
+    "macs_dense",
+    "macs_kept",
+    "accuracy",
+    "loss",
+    "latency",
+    "memory",
+    "training_memory",
+    "compaction",
+    "connectivity",
+)
+
+
+def _record(
+    cell: Cell, noted: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
+) -> Record:
+    facts = {name: fact for note in noted for name, fact in note["facts"].items()}
+    histograms = facts.get("histograms", {})
+    empty = {"edges": [], "counts": []}
+    return Record(
+        id=config.cell_id(cell),
+        cell=config.as_json(cell),
+        title=config.METHODS[cell.method].title,
+        status="diverged" if facts.get("diverged") else "finished",
+        layers=[
+            Layer(**layer, **histograms.get(layer["name"], empty))
+            for layer in facts.get("layers", ())
+        ],
+        epochs=sum(map(stages.epochs, stages.chain(cell))),
+        seconds=sum(note["seconds"] for note in noted),
+        history=facts["history"],
+        made=made,
+        **{name: facts[name] for name in _MEASURED if name in facts},
+    )
+
+
+def _write_mask(path: Path, mask: Any) -> str:
+    """Write the mask by leaf name, and return its checksum."""
+    named = {  # '/' can't be in the name of a zip member
+        name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
+    }
+    with disk.replacing(path) as file:
+        np.savez_compressed(file, allow_pickle=False, **named)
+    return disk.checksum(path)
+
+
 def begin(
     kept: store.Store,
     cell: Cell,
@@ -64,143 +181,18 @@ def begin(
             return None
         record, mask = _record(cell, noted, made), ran[-1].arrays.get("mask")
 
-        def write_files() -> Record:
-            theirs = _read_whole(place, cell)
-            if theirs is not None:  # of another process that ran the same cell
-                return theirs
+        def write_files() -> None:
+            if _read_whole(place, cell) is not None:  # another process was faster
+                return
             place.mkdir(parents=True, exist_ok=True)
             files.write_json(place / "config.json", config.as_json(cell))
             sealed = None if mask is None else _write_mask(place / "mask.npz", mask)
-            whole = dataclasses.replace(record, mask_sha256=sealed)
-            records.write(place, whole)
-            return whole
+            records.write(place, dataclasses.replace(record, mask_sha256=sealed))
 
-        whole = record
-        if sharding.is_first():
-            with (
-                locks.held(kept.folder, place.name),
-                files.room(place),
-                files.unstopped(),
-            ):
-                whole = write_files()
-        sharding.meet(record.id)
-        return whole
+        with files.room(place), files.unstopped(), sharding.together():
+            if sharding.is_first():
+                with locks.held(kept.folder, place.name):
+                    write_files()
+        return records.read(place / "record.json")
 
     return write
-
-
-def _recorded(folder: Path, cell: Cell) -> Record | None:
-    """Read the record of a finished cell; set aside what is damaged of it."""
-    place = folder / config.cell_id(cell)
-
-    def read() -> tuple[Record | None, bool]:
-        is_there = sharding.agreed((place / "record.json").exists())
-        record = _read_whole(place, cell) if is_there else None
-        whole = sharding.all_agree(record is not None)
-        return record if whole else None, is_there and not whole
-
-    record, is_damaged = read()
-    if is_damaged:
-        with locks.held(folder, place.name):
-            record, is_damaged = read()  # another process may have moved it, or made it
-            if is_damaged:
-                checkpoint.set_aside(place)
-    return record
-
-
-def _read_whole(place: Path, cell: Cell) -> Record | None:
-    """Read a record; None if it is not there, or something in its folder is damaged."""
-    try:
-        record = records.read(place / "record.json")
-        if record.cell != config.as_json(cell):
-            raise RunsError(
-                f"{place} belongs to another cell than its name says. Delete that "
-                "folder and run again; finished stages are not repeated."
-            )
-        records.check_files(place, record)
-    except (DamagedError, FileNotFoundError):
-        return None
-    return record
-
-
-def _write_mask(path: Path, mask: Any) -> str:
-    """Write the mask by leaf name, and return its checksum."""
-    named = {  # '/' can't be in the name of a zip member
-        name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
-    }
-    with disk.replacing(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **named)
-    return disk.checksum(path)
-
-
-def _run_stages(
-    cell: Cell,
-    kept: store.Store,
-    tell: store.Tell,
-    settle: Callable[[], None],
-    wait: bool,
-    until: str | None,
-) -> list[store.Ran]:
-    ran: list[store.Ran] = []
-    arrays: dict[str, Any] = {}
-
-    def settle_all() -> None:
-        settle()
-        for earlier in ran:
-            earlier.finish()
-
-    for stage in stages.chain(cell):
-        if stage.kind in store.TIMED:
-            settle_all()
-        run_stage = functools.partial(store.run_stage, stage, arrays, kept, tell)
-        try:
-            ran.append(run_stage(wait=False))
-        except locks.BusyError:
-            if not wait:
-                raise
-            settle_all()  # whoever has that stage may wait for one of ours
-            ran.append(run_stage())
-        arrays = ran[-1].arrays
-        if ran[-1].facts.get("diverged") or stage.id == until:
-            break
-    return ran
-
-
-def _record(
-    cell: Cell, noted: Sequence[Mapping[str, Any]], made: Mapping[str, Any]
-) -> Record:
-    facts = {name: fact for note in noted for name, fact in note["facts"].items()}
-    histograms = facts.get("histograms", {})
-    empty = {"edges": [], "counts": []}
-    return Record(
-        id=config.cell_id(cell),
-        cell=config.as_json(cell),
-        title=config.METHODS[cell.method].title,
-        status="diverged" if facts.get("diverged") else "finished",
-        layers=[
-            Layer(**layer, **histograms.get(layer["name"], empty))
-            for layer in facts.get("layers", ())
-        ],
-        epochs=sum(map(stages.epochs, stages.chain(cell))),
-        seconds=sum(note["seconds"] for note in noted),
-        history=facts["history"],
-        made=made,
-        **{name: facts[name] for name in _MEASURED if name in facts},
-    )
-
-
-# A diverged cell lacks what comes after its last stage.
-_MEASURED = (
-    "density",
-    "effective_density",
-    "collapse",
-    "macs_dense",
-    "macs_kept",
-    "accuracy",
-    "loss",
-    "latency",
-    "memory",
-    "training_memory",
-    "compaction",
-    "connectivity",
-)

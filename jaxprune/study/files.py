@@ -49,7 +49,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """
     try:
         held = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, IsADirectoryError) as error:
         raise DamagedError(path, "it is no JSON") from error
     if not isinstance(held, dict) or held.pop("checksum", None) != _seal(held):
         raise DamagedError(path, "its checksum is another")
@@ -68,6 +68,7 @@ def unstopped() -> Iterator[None]:
     if threading.current_thread() is threading.main_thread():  # no other has handlers
         stops = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
         handlers = {number: signal.getsignal(number) for number in stops}
+    handlers = {n: handler for n, handler in handlers.items() if handler is not None}
     for number in handlers:
         signal.signal(number, lambda number, frame: came.append(number))
     try:

@@ -12,6 +12,7 @@ import errno
 import json
 import os
 import platform
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -27,19 +28,12 @@ class BusyError(Exception):
     """Another process holds a lock; its text says which."""
 
 
-@contextlib.contextmanager
-def held(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes out, waiting for the one that is in.
-
-    Args:
-        folder: `runs/<study>`.
-        name: of what changes.
-    """
-    release = take(folder, name)
+def _told(owner: Path) -> str:
     try:
-        yield
-    finally:
-        release()
+        read = json.loads(owner.read_text())
+        return f"process {read['pid']} on {read['host']}"
+    except (OSError, ValueError, KeyError, TypeError):  # it came or went just now
+        return "another process"
 
 
 def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
@@ -61,17 +55,19 @@ def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
         return lambda: None
     place = folder / "locks"
     owner = place / f"{name}.owner"
-    lock = filelock.FileLock(
-        place / f"{name}.lock",
-        timeout=-1 if wait or jax.process_count() > 1 else 0,
-        fallback_to_soft=False,  # that one outlives its process
-    )
+    # Not the fallback, a file that outlives its process.
+    lock = filelock.FileLock(place / f"{name}.lock", fallback_to_soft=False)
     with files.room(folder):
         place.mkdir(parents=True, exist_ok=True)
         try:
-            lock.acquire()
-        except filelock.Timeout as error:
-            raise BusyError(f"{name} is being made by {_told(owner)}") from error
+            try:
+                lock.acquire(timeout=0)
+            except filelock.Timeout as error:
+                busy = f"{_told(owner)} makes {name}"
+                if not (wait or jax.process_count() > 1):
+                    raise BusyError(busy) from error
+                warnings.warn(f"waiting: {busy}", stacklevel=1)
+                lock.acquire()
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
                 raise
@@ -92,9 +88,16 @@ def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
     return release
 
 
-def _told(owner: Path) -> str:
+@contextlib.contextmanager
+def held(folder: Path, name: str) -> Iterator[None]:
+    """Keep other processes out, waiting for the one that is in.
+
+    Args:
+        folder: `runs/<study>`.
+        name: of what changes.
+    """
+    release = take(folder, name)
     try:
-        read = json.loads(owner.read_text())
-        return f"process {read['pid']} on {read['host']}"
-    except (OSError, ValueError, KeyError, TypeError):  # it came or went just now
-        return "another process"
+        yield
+    finally:
+        release()

@@ -124,6 +124,69 @@ def check_files(folder: Path, record: Record) -> None:
         raise DamagedError(mask, "its checksum is another")
 
 
+_NAME = re.compile(r"\w[\w.+-]*")  # of cells: no separator, and no dot in front
+
+
+def _format(path: Path) -> Any:
+    """Tell the format; older files have no checksum."""
+    try:
+        held = json.loads(path.read_bytes())
+    except ValueError:
+        held = None
+    if isinstance(held, dict) and "checksum" not in held and "format" in held:
+        return held["format"]
+    return files.read_json(path)["format"]
+
+
+def read_study(folder: Path) -> dict[str, Any]:
+    """Read `study.json`.
+
+    Raises:
+        DamagedError: if it is not what was written.
+        RunsError: if there is none, or it belongs to another version.
+    """
+    path = folder / "study.json"
+    if not path.exists():
+        raise RunsError(
+            f"{folder} holds no study. Run it first, or pass the folder with --runs-dir."
+        )
+    found = _format(path)
+    if found != FORMAT:
+        raise RunsError(
+            f"{folder} was written in format {found}; this version reads format "
+            f"{FORMAT}. Pass another folder with --runs-dir, or delete this one."
+        )
+    held = files.read_json(path)
+    for cell in held["cells"]:
+        if not _NAME.fullmatch(cell["id"]):
+            raise RunsError(
+                f"{path} lists the cell {cell['id']!r}, which is no name of a folder in it. "
+                "Delete that file and run the study again."
+            )
+    return held
+
+
+def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what two cells of one table must have in common."""
+    own = ("method", "compression", "seed")
+    return {name: value for name, value in cell.items() if name not in own}
+
+
+def _on_disk(folder: Path) -> list[dict[str, Any]]:
+    """List the cells whose folders are there, where the list is lost."""
+    found = []
+    for path in sorted(folder.glob("*/config.json")):
+        if ".damaged" in path.parent.name:
+            continue
+        with contextlib.suppress(DamagedError):
+            found.append({"id": path.parent.name, "cell": files.read_json(path)})
+    return found
+
+
+def _rank(method: str, methods: Sequence[str]) -> int:
+    return methods.index(method) if method in methods else len(methods)
+
+
 def open_runs(
     folder: Path,
     name: str,
@@ -161,21 +224,6 @@ def open_runs(
     files.write_json(path, value)
 
 
-def _on_disk(folder: Path) -> list[dict[str, Any]]:
-    """List the cells whose folders are there, where the list is lost."""
-    found = []
-    for path in sorted(folder.glob("*/config.json")):
-        if ".damaged" in path.parent.name:
-            continue
-        with contextlib.suppress(DamagedError):
-            found.append({"id": path.parent.name, "cell": files.read_json(path)})
-    return found
-
-
-def _rank(method: str, methods: Sequence[str]) -> int:
-    return methods.index(method) if method in methods else len(methods)
-
-
 def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     """Count the finished cells of a folder that a run of these cells lists no longer.
 
@@ -193,54 +241,6 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
         return 0
     held = [c for c in listed if _recipe(c["cell"]) not in recipes]
     return sum((folder / cell["id"] / "record.json").exists() for cell in held)
-
-
-def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what two cells of one table must have in common."""
-    own = ("method", "compression", "seed")
-    return {name: value for name, value in cell.items() if name not in own}
-
-
-def read_study(folder: Path) -> dict[str, Any]:
-    """Read `study.json`.
-
-    Raises:
-        DamagedError: if it is not what was written.
-        RunsError: if there is none, or it belongs to another version.
-    """
-    path = folder / "study.json"
-    if not path.exists():
-        raise RunsError(
-            f"{folder} holds no study. Run it first, or pass the folder with --runs-dir."
-        )
-    found = _format(path)
-    if found != FORMAT:
-        raise RunsError(
-            f"{folder} was written in format {found}; this version reads format "
-            f"{FORMAT}. Pass another folder with --runs-dir, or delete this one."
-        )
-    held = files.read_json(path)
-    for cell in held["cells"]:
-        if not _NAME.fullmatch(cell["id"]):
-            raise RunsError(
-                f"{path} lists the cell {cell['id']!r}, which is no name of a folder in it. "
-                "Delete that file and run the study again."
-            )
-    return held
-
-
-_NAME = re.compile(r"\w[\w.+-]*")  # of cells: no separator, and no dot in front
-
-
-def _format(path: Path) -> Any:
-    """Tell the format; older files have no checksum."""
-    try:
-        held = json.loads(path.read_bytes())
-    except ValueError:
-        held = None
-    if isinstance(held, dict) and "checksum" not in held and "format" in held:
-        return held["format"]
-    return files.read_json(path)["format"]
 
 
 def read_all(folder: Path) -> list[Record]:

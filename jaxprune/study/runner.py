@@ -135,6 +135,23 @@ def check(
                 )
 
 
+def label(cell: Cell) -> str:
+    """Name a cell for people."""
+    title = config.METHODS[cell.method].title
+    return f"{title} c={cell.compression:g} seed {cell.seed}"
+
+
+def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> None:
+    """Make or take up the folder, one process at a time."""
+    names = list(config.METHODS)
+    with files.room(folder), locks.held(folder, "study"):
+        try:
+            records.open_runs(folder, study.name, listed, study.notes, names)
+        except DamagedError as damage:
+            disk.set_aside(damage.path)
+            records.open_runs(folder, study.name, listed, study.notes, names)
+
+
 def run(
     study: Study,
     runs_dir: Path,
@@ -198,20 +215,3 @@ def run(
 
     kept = store.Store(folder, found, OrderedDict(), mesh)
     yield from executor(study.cells, functools.partial(cells.begin, kept), tell)
-
-
-def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> None:
-    """Make or take up the folder, one process at a time."""
-    names = list(config.METHODS)
-    with files.room(folder), locks.held(folder, "study"):
-        try:
-            records.open_runs(folder, study.name, listed, study.notes, names)
-        except DamagedError as damage:
-            disk.set_aside(damage.path)
-            records.open_runs(folder, study.name, listed, study.notes, names)
-
-
-def label(cell: Cell) -> str:
-    """Name a cell for people."""
-    title = config.METHODS[cell.method].title
-    return f"{title} c={cell.compression:g} seed {cell.seed}"

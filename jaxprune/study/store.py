@@ -60,26 +60,8 @@ class Ran(NamedTuple):
     finish: Callable[[], Mapping[str, Any]]
 
 
-class _Task(NamedTuple):
-    """A stage, the arrays of those before it, and where all are kept."""
-
-    stage: Stage
-    inputs: dict[str, Any]
-    store: Store
-
-    @property
-    def path(self) -> Path:
-        return _path(self.store.folder, self.stage.id)
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """Return what has to be on disk under the name of the stage."""
-        stage = self.stage
-        return {
-            "kind": stage.kind,
-            "settings": dict(stage.own),
-            "parent": stage.parent,
-        }
+def _path(folder: Path, stage_id: str) -> Path:
+    return folder / "stages" / stage_id / "stage.json"
 
 
 def is_finished(folder: Path, stage_id: str) -> bool:
@@ -87,8 +69,122 @@ def is_finished(folder: Path, stage_id: str) -> bool:
     return _path(folder, stage_id).exists()
 
 
-def _path(folder: Path, stage_id: str) -> Path:
-    return folder / "stages" / stage_id / "stage.json"
+def _identity(stage: Stage) -> dict[str, Any]:
+    """Return what has to be on disk under the name of a stage."""
+    return {"kind": stage.kind, "settings": dict(stage.own), "parent": stage.parent}
+
+
+def _is_told(stage: Stage, noted: Mapping[str, Any]) -> bool:
+    facts = noted["facts"]
+    return isinstance(facts, dict) and (
+        bool(facts.get("diverged")) or work.FACTS.get(stage.kind, set()) <= set(facts)
+    )
+
+
+def _hold(stage: Stage, arrays: dict[str, Any], store: Store) -> dict[str, Any]:
+    held = store.held[stage.id] = sharding.on_host(arrays)
+    store.held.move_to_end(stage.id)
+    while len(store.held) > HELD:
+        store.held.popitem(last=False)
+    return held
+
+
+def _read(stage: Stage, inputs: dict[str, Any], store: Store) -> Ran | None:
+    """Read a stage; None if it is not there, or not whole."""
+    path = _path(store.folder, stage.id)
+    noted = None
+    if sharding.agreed(path.exists()):
+        with contextlib.suppress(DamagedError, FileNotFoundError):  # or being set aside
+            noted = files.read_json(path)
+    if not sharding.all_agree(noted is not None):
+        return None
+    assert noted is not None
+    repair = f"Delete the folder {path.parent} and run again."
+    identity = _identity(stage)
+    if {name: noted.get(name) for name in identity} != identity:
+        raise RunsError(
+            f"{path} belongs to other settings than its name says. {repair}"
+        )
+    if not {"arrays", "facts", "seconds"} <= set(noted) or not _is_told(stage, noted):
+        raise RunsError(f"{path} is of another version: it lacks facts. {repair}")
+    arrays = store.held.get(stage.id)
+    if arrays is None:
+        try:
+            stored = checkpoint.load(path.parent / "arrays") if noted["arrays"] else {}
+        except (DamagedError, FileNotFoundError):
+            return None
+        arrays = {**inputs, **stored}
+    return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)
+
+
+def _make(
+    stage: Stage,
+    inputs: dict[str, Any],
+    store: Store,
+    tell: Tell,
+    release: Callable[[], None],
+) -> Ran:
+    """Run a stage; its lock is given back when it is whole on disk."""
+    tell(stage, 0, None)
+    epoch = 0
+
+    def on_epoch(history: Mapping[str, float]) -> None:
+        nonlocal epoch
+        epoch += 1
+        tell(stage, epoch, history)
+
+    began = time.perf_counter()
+    mesh = None
+    if store.mesh is not None and stage.kind not in ON_ONE_DEVICE:
+        mesh = sharding.make(data=store.mesh[0], model=store.mesh[1])
+    on_device = (
+        sharding.spread(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
+    )
+    if stage.kind in TIMED and not sharding.is_first():
+        made = workbench.Output({}, {}, dict)  # the first process measures, undisturbed
+    else:
+        made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch, mesh))
+    jax.block_until_ready(made.arrays)
+    spent = time.perf_counter() - began
+
+    path = _path(store.folder, stage.id)
+
+    def write_arrays() -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stored = path.parent / "arrays"
+        # Of a run that was killed before the stage was finished.
+        checkpoint.remove(stored)
+        if made.arrays:
+            checkpoint.save(stored, made.arrays)
+
+    def write_note(late: Mapping[str, Any]) -> Mapping[str, Any]:
+        noted = {
+            **_identity(stage),
+            "arrays": sorted(made.arrays),
+            "facts": {**made.facts, **late},
+            "seconds": spent,
+        }
+        with sharding.together():
+            if sharding.is_first():
+                files.write_json(path, noted)
+            release()
+        return noted
+
+    noted = None
+    with files.room(path.parent), files.unstopped():
+        write_arrays()
+        if made.late is None:
+            noted = write_note({})
+
+    def finish() -> Mapping[str, Any]:
+        if noted is not None:
+            return noted
+        late = made.late() if made.late is not None else {}
+        with files.room(path.parent), files.unstopped():
+            return write_note(late)
+
+    held = _hold(stage, {**inputs, **made.arrays}, store)
+    return Ran(held, made.facts, functools.cache(finish))
 
 
 def run_stage(
@@ -116,125 +212,19 @@ def run_stage(
         RunsError: if what is on disk was made with other settings, or there is no room
             on the disk.
     """
-    task = _Task(stage, inputs, store)
-    ran = _read_whole(task)
+    ran = _read(stage, inputs, store)
     if ran is not None:
         return ran
     release = locks.take(store.folder, stage.id, wait=wait)
     try:
-        ran = _read_whole(task)  # made meanwhile?
+        ran = _read(stage, inputs, store)  # made meanwhile?
         if ran is None:
-            if sharding.agreed(task.path.exists()):  # only who has the lock moves it
-                checkpoint.set_aside(task.path.parent)
-            return _make(task, tell, release)
+            path = _path(store.folder, stage.id)
+            if sharding.agreed(path.exists()):  # only who has the lock moves it
+                checkpoint.set_aside(path.parent)
+            return _make(stage, inputs, store, tell, release)
     except BaseException:
         release()
         raise
     release()
     return ran
-
-
-def _read_whole(task: _Task) -> Ran | None:
-    """Read a stage; None if it is not there, or not whole."""
-    if not sharding.agreed(task.path.exists()):
-        return None
-    ran = None
-    with contextlib.suppress(DamagedError, FileNotFoundError):  # or being set aside
-        ran = _read(task)
-    return ran if sharding.all_agree(ran is not None) else None
-
-
-def _read(task: _Task) -> Ran:
-    stage, store, path = task.stage, task.store, task.path
-    repair = f"Delete the folder {path.parent} and run again."
-    noted = files.read_json(path)
-    identity = task.identity
-    if {name: noted.get(name) for name in identity} != identity:
-        raise RunsError(
-            f"{path} belongs to other settings than its name says. {repair}"
-        )
-    if not {"arrays", "facts", "seconds"} <= set(noted) or not _is_told(stage, noted):
-        raise RunsError(f"{path} is of another version: it lacks facts. {repair}")
-    arrays = store.held.get(stage.id)
-    if arrays is None:
-        stored = checkpoint.load(path.parent / "arrays") if noted["arrays"] else {}
-        arrays = {**task.inputs, **stored}
-    return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)
-
-
-def _is_told(stage: Stage, noted: Mapping[str, Any]) -> bool:
-    facts = noted["facts"]
-    return isinstance(facts, dict) and (
-        bool(facts.get("diverged")) or work.FACTS.get(stage.kind, set()) <= set(facts)
-    )
-
-
-def _make(task: _Task, tell: Tell, release: Callable[[], None]) -> Ran:
-    """Run a stage; its lock is given back when it is whole on disk."""
-    stage, inputs, store = task
-    tell(stage, 0, None)
-    epoch = 0
-
-    def on_epoch(history: Mapping[str, float]) -> None:
-        nonlocal epoch
-        epoch += 1
-        tell(stage, epoch, history)
-
-    began = time.perf_counter()
-    mesh = None
-    if store.mesh is not None and stage.kind not in ON_ONE_DEVICE:
-        mesh = sharding.make(data=store.mesh[0], model=store.mesh[1])
-    on_device = (
-        sharding.spread(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
-    )
-    if stage.kind in TIMED and not sharding.is_first():
-        made = workbench.Output({}, {}, dict)  # the first process measures, undisturbed
-    else:
-        made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch, mesh))
-    jax.block_until_ready(made.arrays)
-    spent = time.perf_counter() - began
-
-    def write(late: Mapping[str, Any]) -> Mapping[str, Any]:
-        noted = {
-            **task.identity,
-            "arrays": sorted(made.arrays),
-            "facts": {**made.facts, **late},
-            "seconds": spent,
-        }
-        if sharding.is_first():
-            files.write_json(task.path, noted)
-        release()
-        sharding.meet(stage.id)
-        return noted
-
-    place = task.path.parent
-
-    def write_all() -> Mapping[str, Any] | None:
-        place.mkdir(parents=True, exist_ok=True)
-        stored = place / "arrays"
-        # Of a run that was killed before the stage was finished.
-        checkpoint.remove(stored)
-        if made.arrays:
-            checkpoint.save(stored, made.arrays)
-        return write({}) if made.late is None else None
-
-    with files.room(place), files.unstopped():
-        noted = write_all()
-
-    def finish() -> Mapping[str, Any]:
-        if noted is not None:
-            return noted
-        late = made.late() if made.late is not None else {}
-        with files.room(place), files.unstopped():
-            return write(late)
-
-    held = _hold(stage, {**inputs, **made.arrays}, store)
-    return Ran(held, made.facts, functools.cache(finish))
-
-
-def _hold(stage: Stage, arrays: dict[str, Any], store: Store) -> dict[str, Any]:
-    held = store.held[stage.id] = sharding.on_host(arrays)
-    store.held.move_to_end(stage.id)
-    while len(store.held) > HELD:
-        store.held.popitem(last=False)
-    return held

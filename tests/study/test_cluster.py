@@ -73,13 +73,11 @@ def test_a_lost_worker_changes_nothing(tmp_path):
     assert results(tmp_path / "ray" / "tiny") == results(here / "tiny")
 
 
-def test_a_cluster_that_does_not_answer_is_named(monkeypatch, tmp_path):
-    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+def test_a_cluster_that_does_not_answer_is_named(tmp_path):
     before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(
-        RunsError, match=r"RAY_ADDRESS=127.0.0.1:1 \(.*refused\). Start"
-    ):
-        list(runner.run(study(*CELLS), tmp_path, FOUND, executor=cluster.executor()))
+    nowhere = cluster.executor(address="127.0.0.1:1")
+    with pytest.raises(RunsError, match=r"at RAY_ADDRESS=127.0.0.1:1 \(.*refused\). S"):
+        list(runner.run(study(*CELLS), tmp_path, FOUND, executor=nowhere))
     assert signal.getsignal(signal.SIGTERM) is before
 
 
