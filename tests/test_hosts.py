@@ -66,6 +66,14 @@ for _ in range(2):  # run and saved, then read back
 assert trained == [0.5, 0.2]
 if hosts > 1:  # one of them finds damage, all make it anew
     assert not sharding.all_agree(rank == 0)
+    try:
+        with sharding.together():
+            if rank == 0:
+                raise OSError("a full disk")
+    except OSError as error:
+        assert ("a full disk" in str(error)) == (rank == 0)
+    else:
+        raise AssertionError("this host went on alone")
     if sharding.is_first():
         file = max((folder / "levels/level_0002").rglob("d/*"), key=lambda p: p.stat().st_size)
         file.write_bytes(file.read_bytes()[:-9])

@@ -6,13 +6,15 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jaxprune import checkpoint, disk
-from jaxprune.study import config, files, records, runner, stages
+from jaxprune.study import config, files, locks, records, runner, stages
 from tests.study.test_study import FOUND, ROOT, cell, study
 
 CELLS = (cell("imp2"), cell("snip"))
@@ -111,6 +113,40 @@ def test_an_array_that_is_gone_is_made_anew(runs, whole):
     assert results(folder) == results(whole[0] / "tiny")
 
 
+def test_a_folder_in_place_of_a_file_and_a_link_are_no_obstacle(runs, whole):
+    folder = runs / "tiny"
+    (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
+    shutil.rmtree(newest(folder, "evaluate"))
+    note = newest(folder, "train") / "stage.json"
+    note.unlink()
+    note.mkdir()
+    (newest(folder, "level") / "stage.json").unlink()
+    arrays = newest(folder, "level") / "arrays"
+    arrays.rename(runs / "elsewhere")
+    arrays.symlink_to(runs / "elsewhere")
+    with pytest.warns(UserWarning, match="was damaged; it is kept as"):
+        list(runner.run(study(*CELLS), runs, FOUND))
+    assert (runs / "elsewhere" / "checksums.json").exists()
+    assert results(folder) == results(whole[0] / "tiny")
+
+
+def test_who_waits_says_for_whom(tmp_path):
+    taken = threading.Event()
+
+    def hold() -> None:
+        with locks.held(tmp_path, "train-1"):
+            taken.set()
+            time.sleep(0.3)
+
+    threading.Thread(target=hold).start()
+    taken.wait()
+    with (
+        pytest.warns(UserWarning, match=r"waiting: process \d+ on .* makes train-1"),
+        locks.held(tmp_path, "train-1"),
+    ):
+        pass
+
+
 @pytest.mark.parametrize("what", ["record.json", "mask.npz"])
 def test_a_damaged_cell_is_named_and_left_out_of_the_report(what, runs):
     folder = runs / "tiny"
@@ -120,8 +156,8 @@ def test_a_damaged_cell_is_named_and_left_out_of_the_report(what, runs):
     assert left.id == config.cell_id(CELLS[1])
 
 
-def test_every_flipped_bit_of_a_file_is_seen(runs):
-    """Of the study's list and of a record; some bits of the text around it say nothing."""
+def test_a_flipped_bit_of_a_file_is_seen(runs):
+    """200 of the study's list; some bits of the text around it say nothing."""
     path = runs / "tiny" / "study.json"
     held = path.read_bytes()
     value = files.read_json(path)
