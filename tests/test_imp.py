@@ -230,7 +230,7 @@ def test_levels_after_one_that_was_made_anew_with_other_bits_are_made_anew(tmp_p
 
     run_levels(bound())
     (tmp_path / "level_0001" / "checksums.json").write_text("{}")
-    with pytest.warns(UserWarning, match="level_0002 was damaged; it is kept as"):
+    with pytest.warns(match="level_0001 was"), pytest.warns(match="level_0002 was"):
         remade = run_levels(functools.partial(imp.step, train_fn=again, rewind="early"))
     for one, other in zip(remade, run_levels(bound()), strict=True):  # read back
         chex.assert_trees_all_equal(one[1].trained, other[1].trained)
