@@ -20,7 +20,7 @@ CAPTIONS = {
     "weight_histograms": "Weights that the mask keeps, layer by layer, after training.",
     "speed_up": "How many times faster the compacted network is than the masked one (solid), "
     "beside the bound of a machine that skips every zero: dense over kept "
-    "multiply-accumulates (dashed). A collapsed network is a constant, faster than any bound.",
+    "multiply-accumulates (dashed). A collapsed network is a constant, above any bound.",
     "connectivity": "Test error between two networks that were trained from the same early "
     "iteration with other noise; flat means that they lie in one valley.",
     "layer_macs": "Multiply-accumulates that the mask keeps in each layer, as a share of the "
