@@ -285,6 +285,10 @@ def _save_level(
     save(path, held if info.metrics is None else {**held, "metrics": info.metrics})
 
 
+class _OtherBeginningError(ValueError):
+    """A saved level was begun from another state."""
+
+
 def _load_level(
     root: Path, path: Path, asked: float, state: imp.State, begun_from: str
 ) -> tuple[imp.State, imp.Info]:
@@ -297,7 +301,7 @@ def _load_level(
         )
 
     if held["begun_from"] != begun_from:
-        raise ValueError(
+        raise _OtherBeginningError(
             f"{path} was begun from other weights, another mask or another key, or from "
             "another network than the state passed. Pass another folder."
         )
@@ -376,7 +380,7 @@ def levels(
                 # Where it is what the level rewinds to, both are made anew.
                 for damaged in sorted({path, damage.path}):
                     set_aside(damaged)
-            except ValueError:
+            except _OtherBeginningError:
                 if not remade:
                     raise
                 set_aside(path)  # no device that adds up in another order repeats bits

@@ -52,7 +52,7 @@ def _recorded(folder: Path, cell: Cell) -> Record | None:
 
     record, is_damaged = read()
     if is_damaged:
-        with locks.held(folder, place.name):
+        with files.room(folder), locks.held(folder, place.name):
             record, is_damaged = read()  # another process may have moved it, or made it
             if is_damaged:
                 checkpoint.set_aside(place)

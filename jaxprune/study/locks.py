@@ -20,7 +20,6 @@ import filelock
 import jax
 
 from jaxprune import sharding
-from jaxprune.study import files
 from jaxprune.study.files import RunsError
 
 
@@ -49,7 +48,8 @@ def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
 
     Raises:
         BusyError: if another process holds it, and `wait` is not set.
-        RunsError: if the folder can't be written, or its disk has no locks.
+        OSError: if the folder can't be written.
+        RunsError: if its disk has no locks.
     """
     if not sharding.is_first():
         return lambda: None
@@ -57,25 +57,24 @@ def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
     owner = place / f"{name}.owner"
     # Not the fallback, a file that outlives its process.
     lock = filelock.FileLock(place / f"{name}.lock", fallback_to_soft=False)
-    with files.room(folder):
-        place.mkdir(parents=True, exist_ok=True)
+    place.mkdir(parents=True, exist_ok=True)
+    try:
         try:
-            try:
-                lock.acquire(timeout=0)
-            except filelock.Timeout as error:
-                busy = f"{_told(owner)} makes {name}"
-                if not (wait or jax.process_count() > 1):
-                    raise BusyError(busy) from error
-                warnings.warn(f"waiting: {busy}", stacklevel=1)
-                lock.acquire()
-        except OSError as error:
-            if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
-                raise
-            raise RunsError(
-                f"the disk of {folder} has no file locks (flock), without which two "
-                "processes may spoil each other's work. Mount it with them, or pass "
-                "a folder on another disk with --runs-dir."
-            ) from error
+            lock.acquire(timeout=0)
+        except filelock.Timeout as error:
+            busy = f"{_told(owner)} makes {name}"
+            if not (wait or jax.process_count() > 1):
+                raise BusyError(busy) from error
+            warnings.warn(f"waiting: {busy}", stacklevel=1)
+            lock.acquire()
+    except OSError as error:
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK):
+            raise
+        raise RunsError(
+            f"the disk of {folder} has no file locks (flock), without which two "
+            "processes may spoil each other's work. Mount it with them, or pass "
+            "a folder on another disk with --runs-dir."
+        ) from error
     with contextlib.suppress(OSError):  # who has a lock need not be known
         owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
 

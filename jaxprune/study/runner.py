@@ -144,7 +144,7 @@ def label(cell: Cell) -> str:
 def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> None:
     """Make or take up the folder, one process at a time."""
     names = list(config.METHODS)
-    with files.room(folder), locks.held(folder, "study"):
+    with locks.held(folder, "study"):
         try:
             records.open_runs(folder, study.name, listed, study.notes, names)
         except DamagedError as damage:
@@ -191,9 +191,9 @@ def run(
         {"id": name, "cell": config.as_json(cell)}
         for name, cell in zip(ids, study.cells, strict=True)
     ]
-    if sharding.is_first():
-        _open(folder, study, listed)
-    sharding.meet("opened")
+    with files.room(folder), sharding.together():
+        if sharding.is_first():
+            _open(folder, study, listed)
     spent: dict[str, float] = {}  # epochs, by stage
 
     def tell(

@@ -179,9 +179,12 @@ def _make(
     def finish() -> Mapping[str, Any]:
         if noted is not None:
             return noted
-        late = made.late() if made.late is not None else {}
-        with files.room(path.parent), files.unstopped():
-            return write_note(late)
+        try:
+            late = made.late() if made.late is not None else {}
+            with files.room(path.parent), files.unstopped():
+                return write_note(late)
+        finally:
+            release()
 
     held = _hold(stage, {**inputs, **made.arrays}, store)
     return Ran(held, made.facts, functools.cache(finish))
@@ -215,7 +218,8 @@ def run_stage(
     ran = _read(stage, inputs, store)
     if ran is not None:
         return ran
-    release = locks.take(store.folder, stage.id, wait=wait)
+    with files.room(store.folder), sharding.together():
+        release = locks.take(store.folder, stage.id, wait=wait)
     try:
         ran = _read(stage, inputs, store)  # made meanwhile?
         if ran is None:
