@@ -28,12 +28,12 @@ def _absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(path)
 
 
+_CHECKSUMS = "checksums.json"
+
+
 def exists(path: str | os.PathLike) -> bool:
     """Tell whether a complete checkpoint lies at `path`."""
     return os.path.exists(os.path.join(path, _CHECKSUMS))
-
-
-_CHECKSUMS = "checksums.json"
 
 
 def _checksums(place: Path) -> dict[str, str]:

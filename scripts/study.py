@@ -135,8 +135,8 @@ def run(
             highlight=False,
             markup=False,
         )
-    runner.check(planned, found, shape)
-    if plan:
+    if plan:  # a run checks by itself
+        runner.check(planned, found, shape)
         _print_plan(study, planned, found)
         return
     _run(study, runs_dir, found, planned, run_cells, shape)

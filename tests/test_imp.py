@@ -205,9 +205,8 @@ def test_a_damaged_level_is_kept_aside_and_made_anew(where, tmp_path):
     held[len(held) // 2] ^= 1
     file.write_bytes(held)
     start = imp.init(PARAMS, jax.random.key(3))
-    named = where.removeprefix(
-        "rewind_"
-    )  # with what it rewinds to, a level is made anew
+    # With what it rewinds to, a level is made anew.
+    named = where.removeprefix("rewind_")
     with pytest.warns(UserWarning, match=f"{named} was damaged; it is kept as"):
         again = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
     assert (tmp_path / f"{where}.damaged").exists()

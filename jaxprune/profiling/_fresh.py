@@ -32,9 +32,8 @@ def main(folder: Path, calls: int) -> None:
     exported = export.deserialize(bytearray((folder / "program").read_bytes()))
     count = len(list(folder.glob("*.npy")))
     args = [jax.device_put(np.load(folder / f"{i}.npy")) for i in range(count)]
-    shutil.rmtree(
-        folder, ignore_errors=True
-    )  # whoever asked may end after this process
+    # Now, since whoever asked may end long after this process.
+    shutil.rmtree(folder, ignore_errors=True)
     compiled = jax.jit(exported.call).lower(*args).compile()
     _reset_peak()
     for _ in range(calls):

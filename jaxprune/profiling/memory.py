@@ -113,7 +113,6 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
         stderr=subprocess.PIPE,
         text=True,
     )
-
     os.close(theirs)
 
     def wait() -> Memory:

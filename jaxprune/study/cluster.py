@@ -11,14 +11,13 @@ import itertools
 import logging
 import signal
 import socket
-import threading
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-from jaxprune.study import stages, store
+from jaxprune.study import files, stages, store
 from jaxprune.study.config import Cell
 from jaxprune.study.executors import Begin, Executor, Tell
 from jaxprune.study.files import RunsError
@@ -49,11 +48,8 @@ def _check_answers(address: str) -> None:
 
 def _take_signals_back() -> None:
     """Let signals go to their handlers again: Ray's C++ takes them, unseen by Python."""
-    if threading.current_thread() is threading.main_thread():  # no other has handlers
-        for number in (signal.SIGINT, signal.SIGTERM):
-            handler = signal.getsignal(number)
-            if handler is not None:  # None: not Python's
-                signal.signal(number, handler)
+    for number, handler in files.stop_handlers().items():
+        signal.signal(number, handler)
 
 
 def _join(

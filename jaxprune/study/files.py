@@ -60,15 +60,23 @@ def _seal(held: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(held).encode()).hexdigest()
 
 
+def stop_handlers() -> dict[int, Any]:
+    """Return Python's handlers of the signals that stop a process, by number.
+
+    None in a thread that is not the main one, which alone may set them.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return {}
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
+    found = {number: signal.getsignal(number) for number in stops}
+    return {number: handler for number, handler in found.items() if handler is not None}
+
+
 @contextlib.contextmanager
 def unstopped() -> Iterator[None]:
     """Put off signals that stop this process until what is begun here is written."""
     came: list[int] = []
-    handlers = {}
-    if threading.current_thread() is threading.main_thread():  # no other has handlers
-        stops = (signal.SIGINT, signal.SIGTERM, signal.SIGALRM)
-        handlers = {number: signal.getsignal(number) for number in stops}
-    handlers = {n: handler for n, handler in handlers.items() if handler is not None}
+    handlers = stop_handlers()
     for number in handlers:
         signal.signal(number, lambda number, frame: came.append(number))
     try:

@@ -96,9 +96,9 @@ def _read(stage: Stage, inputs: dict[str, Any], store: Store) -> Ran | None:
     if sharding.agreed(path.exists()):
         with contextlib.suppress(DamagedError, FileNotFoundError):  # or being set aside
             noted = files.read_json(path)
-    if not sharding.all_agree(noted is not None):
+    whole = sharding.all_agree(noted is not None)
+    if noted is None or not whole:
         return None
-    assert noted is not None
     repair = f"Delete the folder {path.parent} and run again."
     identity = _identity(stage)
     if {name: noted.get(name) for name in identity} != identity:
