@@ -1,6 +1,6 @@
 """The comparison on scikit-learn's digits: 8 methods x 6 densities, no download.
 
-Conv-2 with batch normalisation at a quarter of its width (23,568 prunable weights),
+Conv-2 with batch normalization at a quarter of its width (23,568 prunable weights),
 1,437 training and 360 test pictures of 8x8. Expect 2 minutes on 2 CPU cores,
 and 98 to 100 % dense accuracy; results and their reading: experiments/README.md.
     python scripts/study.py run digits      # resumes; finished cells are skipped
@@ -30,7 +30,7 @@ RECIPES = {
 }
 
 
-def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
+def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -> Study:
     """List the cells of the study, seed by seed."""
     cells = [
         Cell(

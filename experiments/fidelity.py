@@ -118,7 +118,7 @@ def masks_without_data(seed: int = 0) -> Iterator[Finding]:
         pairs = (
             ("Rand", ratio(mask), table["rand", c]),
             ("SynFlow, one round", ratio(select(once)), table["synflow", c]),
-            ("Mag at initialisation", ratio(select(magnitude)), MAGNITUDE_AT_INIT[c]),
+            ("Mag at initialization", ratio(select(magnitude)), MAGNITUDE_AT_INIT[c]),
         )
         for name, got, expected in pairs:
             what = f"FLOP ratio of {name}, c = {c:g}"
@@ -168,7 +168,7 @@ def _published(recipe: str) -> Mapping[tuple[str, float], float]:
     if recipe == "as_run":
         return published.table("table1_accuracy")
     # Of the SynFlow paper, its Figure 6: the same recipe, mean of three runs. Its Mag prunes
-    # at initialisation, which ours does not.
+    # at initialization, which ours does not.
     paper = published.table("synflow_paper_vgg16bn")
     ours = {"rand": "rand", "snip": "snip", "grasp": "grasp", "synflow100": "synflow"}
     return {(ours[m], c): value for (m, c), value in paper.items() if m in ours}

@@ -27,7 +27,7 @@ COMPRESSIONS = (*(round(level * _LEVEL, 12) for level in range(1, 21)), 2.0)
 CONNECTED = (0.0, *COMPRESSIONS[3:20:4])
 
 
-def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
+def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -> Study:
     """List the cells of the study, seed by seed, from dense to sparse."""
     points = [("dense", 0.0)]
     points += [("imp_connect", compression) for compression in CONNECTED]

@@ -73,7 +73,7 @@ def check(records: Sequence[Record]) -> "Iterator[Finding]":
     return fidelity.check(records)
 
 
-def study(found: data.Found, seeds: int = 1, recipe: str | None = None) -> Study:
+def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -> Study:
     """List the cells of the study, seed by seed; without a name, of the corrected recipe."""
     chosen = RECIPES[recipe or "corrected"]
     points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in COMPARED)]

@@ -17,10 +17,10 @@ from jaxtyping import Array, PyTree, Shaped, UInt32
 from orbax.checkpoint import v1 as ocp
 
 from jaxprune import disk, imp, sharding, tree
-from jaxprune.disk import DamagedError as DamagedError
+from jaxprune.disk import CorruptFileError as CorruptFileError
 from jaxprune.types import Fraction
 
-# step(state, density) -> (State, Info): imp.step with all but these bound.
+# step(state, density) -> (State, Info): imp.step with everything else bound.
 Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
@@ -28,43 +28,45 @@ def _absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(path)
 
 
+# Written last: the checksum of every file, and the arrays of size zero, which Orbax
+# refuses.
 _CHECKSUMS = "checksums.json"
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Tell whether a complete checkpoint lies at `path`."""
+    """Return whether there is a complete checkpoint at `path`."""
     return os.path.exists(os.path.join(path, _CHECKSUMS))
 
 
 def _checksums(place: Path) -> dict[str, str]:
-    """Return the SHA-256 of every file below a folder but those with its checksums."""
-    found = {}
-    for path in sorted(place.rglob("*")):
-        if path.is_file() and _CHECKSUMS not in path.name:
-            found[path.relative_to(place).as_posix()] = disk.checksum(path)
-    return found
+    """Return the SHA-256 of every file below a folder, except the file of checksums."""
+    return {
+        path.relative_to(place).as_posix(): disk.checksum(path)
+        for path in sorted(place.rglob("*"))
+        if path.is_file() and _CHECKSUMS not in path.name
+    }
 
 
 def remove(*folders: Path) -> None:
-    """Delete folders, whether they are there or not; all processes call this."""
-    if sharding.is_first():
+    """Delete folders that may or may not exist; all processes call this."""
+    if sharding.is_first_process():
         for folder in folders:
             if folder.is_symlink():
                 folder.unlink()
             shutil.rmtree(folder, ignore_errors=True)
-    sharding.meet("removed")
+    sharding.barrier("removed")
 
 
-def set_aside(path: str | os.PathLike) -> None:
-    """Rename what is damaged, so that it can be made anew and nothing is lost; warn.
+def quarantine(path: str | os.PathLike) -> None:
+    """Rename a corrupt file or folder, so that it can be regenerated; warn.
 
     Args:
-        path: a file or folder; all processes call this.
+        path: the file or folder; all processes call this.
     """
-    sharding.meet("found damaged")
-    if sharding.is_first():
-        disk.set_aside(Path(path))
-    sharding.meet("set aside")
+    sharding.barrier("found corrupt")
+    if sharding.is_first_process():
+        disk.quarantine(Path(path))
+    sharding.barrier("quarantined")
 
 
 def _unfinished(place: Path) -> list[Path]:
@@ -72,41 +74,50 @@ def _unfinished(place: Path) -> list[Path]:
 
 
 def _make_way(place: Path) -> None:
-    """Remove what a run that was killed has left; refuse what is not ours to remove."""
-    if sharding.agreed(exists(place)):
-        raise ValueError(f"{place} holds a checkpoint already. Pass another folder.")
-    if sharding.agreed((place / "_CHECKPOINT_METADATA").exists()):
-        set_aside(place)  # killed at its end, or an older version's
-    elif sharding.agreed(place.exists() and (place.is_file() or any(place.iterdir()))):
+    """Remove the remains of a killed run; refuse to remove anything else."""
+    if sharding.broadcast_from_first(exists(place)):
+        raise ValueError(f"{place} already holds a checkpoint. Pass another folder.")
+    if sharding.broadcast_from_first((place / "_CHECKPOINT_METADATA").exists()):
+        quarantine(place)  # killed just before the end, or of an older version
+    elif sharding.broadcast_from_first(
+        place.exists() and (place.is_file() or any(place.iterdir()))
+    ):
         raise ValueError(
-            f"{place} is there and is no checkpoint. Pass a folder that does not exist yet."
+            f"{place} exists and is not a checkpoint. Pass a folder that does not exist yet."
         )
     remove(place, *_unfinished(place))
 
 
 def _remove_unfinished(place: Path) -> None:
-    """Remove what can't be written to its end, without waiting for other processes."""
+    """Remove what could not be completed, without waiting for other processes."""
     for folder in (place, *_unfinished(place)):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _held_by_all(leaf: Any) -> Any:
-    """Take an array that each process has of its own to the host; the first writes it."""
-    own = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
-    return np.asarray(leaf) if own and jax.process_count() > 1 else leaf
+def _storable(leaf: Any) -> Any:
+    """Turn a leaf into what Orbax can write."""
+    if not hasattr(leaf, "dtype"):
+        return leaf
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        leaf = jax.random.key_data(leaf)
+    if leaf.size == 0:
+        return None
+    # With several processes, the first one writes arrays that each has a copy of.
+    is_copy = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
+    return np.asarray(leaf) if is_copy and jax.process_count() > 1 else leaf
 
 
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
-    """Write a tree of arrays as one folder, whole or not at all.
+    """Write a tree of arrays as one folder, completely or not at all.
 
-    Orbax writes beside it and renames; the checksums of all its files are written last,
-    and a folder that has them is complete. With several processes all of them call this,
-    each with its part of the arrays, and see the same disk.
+    Orbax writes to a temporary folder and renames it. The checksums of all its files are
+    written last, and a folder that has them is complete. With several processes, all of
+    them call this, each with its part of the arrays, and share one file system.
 
     Args:
         path: a folder that does not exist yet, or is empty.
-        arrays: arrays and numbers in dicts and lists; of a key, its
-            `jax.random.key_data`.
+        arrays: arrays, keys and numbers in any containers: dicts, lists, NamedTuples, an
+            NNX State, an Equinox module (its arrays alone, by `eqx.partition`).
 
     Raises:
         ValueError: if a checkpoint, or something else, is there.
@@ -121,87 +132,145 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """
     place = Path(_absolute(path))
     _make_way(place)
-    with sharding.together():
+    empty = {
+        name: [list(leaf.shape), str(leaf.dtype)]
+        for name, leaf in zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True)
+        if getattr(leaf, "size", 1) == 0
+    }
+    with sharding.fail_together():
         try:
-            ocp.save(str(place), jax.tree.map(_held_by_all, arrays))
-            if sharding.is_first():
-                with disk.replacing(place / _CHECKSUMS) as file:
-                    file.write(json.dumps(_checksums(place), indent=1).encode())
+            ocp.save(str(place), jax.tree.map(_storable, tree.to_dicts(arrays)))
+            if sharding.is_first_process():
+                written = {"files": _checksums(place), "empty": empty}
+                with disk.atomic_write(place / _CHECKSUMS) as file:
+                    file.write(json.dumps(written, indent=1).encode())
         except OSError:
             _remove_unfinished(place)
             raise
         except ValueError as error:
-            # TensorStore's errors are ValueErrors, whatever the system said.
-            said = re.search(r"os_error_code='(\d+)'", str(error))
-            if said is None:
+            # TensorStore raises ValueErrors for errors of the operating system.
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
                 raise
             _remove_unfinished(place)
-            number = int(said[1])
+            number = int(code[1])
             raise OSError(number, os.strerror(number), str(place)) from error
 
 
-def _damage(place: Path) -> str | None:
-    """Compare the files with their checksums: what Orbax says of damage nobody can read."""
+def _read_checksums(place: Path) -> dict[str, Any] | None:
     try:
         written = json.loads((place / _CHECKSUMS).read_bytes())
     except ValueError:
-        written = None
-    if not isinstance(written, dict):
+        return None
+    is_whole = isinstance(written, dict) and set(written) == {"files", "empty"}
+    return written if is_whole else None
+
+
+def _corruption(place: Path) -> str | None:
+    """Compare the files with their checksums; Orbax's own errors are hard to read."""
+    written = _read_checksums(place)
+    if written is None:
         return f"{_CHECKSUMS} can't be read"
-    found = _checksums(place)
-    differing = [
-        name
-        for name in sorted({*written, *found})
-        if written.get(name) != found.get(name)
-    ]
-    return f"{differing[0]} is not what was written" if differing else None
+    files, found = written["files"], _checksums(place)
+    for name in sorted({*files, *found}):
+        if files.get(name) != found.get(name):
+            return f"{name} is not what was written"
+    return None
 
 
 def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
-    """Read a tree of arrays back, bit for bit, its files compared with their checksums.
+    """Read a tree of arrays back, bit for bit, after checking the files' checksums.
 
     Args:
         path: a folder that `save` wrote.
-        like: arrays of these names go where its arrays are, each process reading its part,
-            if those have a `NamedSharding`. All others go to the default device.
+        like: a tree with the same leaf names; the result has its containers and its kinds
+            of keys. Each process reads its part of arrays that have a `NamedSharding`
+            there; all other arrays go to the default device.
 
     Returns:
-        The tree, in dicts and lists.
+        The tree in the containers of `like`; without it in dicts and lists, with keys as
+        their `jax.random.key_data`.
 
     Raises:
         FileNotFoundError: if there is no complete checkpoint at `path`.
-        DamagedError: a ValueError; if a file of it is not what was written.
+        CorruptFileError: a ValueError; if a file differs from what was written.
+        ValueError: if a leaf name is in only one of the checkpoint and `like`, or its
+            shape or dtype differs.
+
+    Example:
+        >>> import tempfile
+        >>> tree = (jax.random.key(0), {"w": jax.numpy.ones(2)})
+        >>> save(f"{(folder := tempfile.mkdtemp())}/tree", tree)
+        >>> load(f"{folder}/tree", like=tree)[1]
+        {'w': Array([1., 1.], dtype=float32)}
     """
+    loaded = _read(path, like)
+    return loaded if like is None else _like(loaded, like, path)
+
+
+def _read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
+    """Read dicts and lists; `like` says where arrays of the same names go."""
     path = _absolute(path)
-    if not sharding.agreed(exists(path)):
+    if not sharding.broadcast_from_first(exists(path)):
         raise FileNotFoundError(
-            f"{path} is no complete checkpoint. Delete it, if it is there, and run again "
-            "what writes it."
+            f"there is no complete checkpoint at {path}. Delete that folder if it exists, "
+            "and rerun the command that writes it."
         )
-    why = _damage(Path(path)) if sharding.is_first() else None
-    if sharding.agreed(why is not None):
-        raise DamagedError(path, why or "says the first process")
+    why = _corruption(Path(path)) if sharding.is_first_process() else None
+    if sharding.broadcast_from_first(why is not None):
+        raise CorruptFileError(path, why or "found by the first process")
     places = dict(zip(tree.names(like), jax.tree.leaves(like), strict=True))
 
     def place(name: str, leaf: Any) -> Any:
         if not hasattr(leaf, "shape"):
             return leaf
-        where = getattr(places.get(name), "sharding", None)
-        if isinstance(where, NamedSharding):
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where)
-        # By way of the host: Orbax would commit arrays to a device, maybe to that of
-        # another machine, and what was compiled for uncommitted ones would compile once
-        # more.
+        target = getattr(places.get(name), "sharding", None)
+        if isinstance(target, NamedSharding):
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=target)
+        # By way of the host: Orbax would commit arrays to a device, possibly one of
+        # another machine, and programs compiled for uncommitted arrays would recompile.
         return np.empty(leaf.shape, leaf.dtype)
 
-    held = ocp.load(path, tree.map_named(place, ocp.metadata(path).metadata))
-    return jax.tree.map(
-        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, held
+    loaded = ocp.load(path, tree.map_named(place, ocp.metadata(path).metadata))
+    loaded = jax.tree.map(
+        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, loaded
     )
+    for name, (shape, dtype) in (_read_checksums(Path(path)) or {})["empty"].items():
+        _put_leaf(loaded, name, jnp.zeros(shape, dtype))
+    return loaded
+
+
+def _put_leaf(loaded: PyTree, name: str, leaf: Any) -> None:
+    *parents, last = name.split("/")
+    node = loaded
+    for part in parents:
+        node = node[int(part)] if isinstance(node, list) else node[part]
+    node[int(last) if isinstance(node, list) else last] = leaf
+
+
+def _like(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
+    """Return what was read in the containers of `like`."""
+    remedy = "Pass a tree like the one that was saved."
+    loaded = tree.align(loaded, like, f"{path}", remedy, of="`like`")
+
+    def restore(name: str, leaf: Any, wanted: Any) -> Any:
+        if not hasattr(wanted, "dtype"):
+            return leaf
+        if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
+            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(wanted))
+        got = (jnp.shape(leaf), jnp.result_type(leaf))
+        if got != (jnp.shape(wanted), wanted.dtype):
+            raise ValueError(
+                f"{path} has {got[1]}{list(got[0])} at '{name}', where `like` has "
+                f"{wanted.dtype}{list(jnp.shape(wanted))}. {remedy}"
+            )
+        return leaf
+
+    return tree.map_named(restore, loaded, like)
 
 
 def _scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Let every bit of a word change every other: the end of MurmurHash3, a bijection."""
+    """Mix the bits of each word: the finalizer of MurmurHash3, a bijection."""
     for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
         words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
     return words ^ (words >> jnp.uint32(16))
@@ -228,14 +297,13 @@ def _sums(leaf: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
 
 
 def fingerprint(arrays: PyTree) -> str:
-    """Name a tree of arrays by its content, however the arrays are sharded.
+    """Return a digest of a tree of arrays, however the arrays are sharded.
 
-    Only sums leave the devices, 64 bits an array, so that it costs one reading of the
-    arrays and gathers none of them. Made against accidents, not against somebody who looks
-    for two trees of one name.
+    Only 64 bits per array leave the devices, so that it costs one pass over the arrays and
+    gathers none of them. It detects accidents, not an attacker who constructs collisions.
 
     Args:
-        arrays: arrays in any containers; of a key, its `jax.random.key_data`.
+        arrays: arrays and keys in any containers.
 
     Returns:
         64 hexadecimal digits.
@@ -244,6 +312,12 @@ def fingerprint(arrays: PyTree) -> str:
         >>> fingerprint({"w": jnp.ones(2)}) == fingerprint({"w": np.ones(2, np.float32)})
         True
     """
+    arrays = jax.tree.map(
+        lambda leaf: jax.random.key_data(leaf)
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        else leaf,
+        arrays,
+    )
     leaves = dict(zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True))
     lines = [
         f"{name} {leaf.dtype} {leaf.shape} {np.asarray(_sums(leaf)).tolist()}"
@@ -252,78 +326,68 @@ def fingerprint(arrays: PyTree) -> str:
     return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
-def _fingerprint(state: imp.State) -> str:
-    """Name all that a level begins from, so that no run takes up another's levels."""
-    return fingerprint((state.rewind, state.mask, jax.random.key_data(state.key)))
-
-
 def _save_level(
-    root: Path,
-    path: Path,
-    asked: float,
-    state: imp.State,
-    step: Step,
-    begun_from: str,
+    path: Path, requested: float, state: imp.State, step: Step, started_from: str
 ) -> None:
-    """Run a level; write what it rewinds to only where that changed, as it does once."""
-    reached, info = step(state, density=asked)
-    rewind = "as before"
-    if reached.rewind is not state.rewind:
-        rewind = f"rewind_{path.name}"
-        remove(root / rewind)  # of a run that was killed before the level ended
-        save(root / rewind, {"params": reached.rewind})
-    held = {
-        "asked": asked,
-        "begun_from": begun_from,
-        "rewind": rewind,
+    """Run a level; write the tree that it rewinds to only where it changed."""
+    reached, info = step(state, density=requested)
+    rewind_point = "as before"
+    if reached.params is not state.params:
+        rewind_point = f"rewind_{path.name}"
+        folder = path.with_name(rewind_point)
+        remove(folder)  # of a run that was killed before the level ended
+        save(folder, {"params": reached.params})
+    record = {
+        "requested": requested,
+        "started_from": started_from,
+        "rewind_point": rewind_point,
         "level": reached.level,
         "mask": reached.mask,
-        "key": jax.random.key_data(reached.key),
-        "trained": info.trained,
-        "density": info.density,
+        "key": reached.key,
+        "info": info._replace(metrics=None),
+        "metrics": info.metrics,
     }
-    save(path, held if info.metrics is None else {**held, "metrics": info.metrics})
+    save(path, {name: part for name, part in record.items() if part is not None})
 
 
-class _OtherBeginningError(ValueError):
-    """A saved level was begun from another state."""
+class _OtherStartError(ValueError):
+    """A saved level was started from another state."""
 
 
 def _load_level(
-    root: Path, path: Path, asked: float, state: imp.State, begun_from: str
+    path: Path, requested: float, state: imp.State, started_from: str
 ) -> tuple[imp.State, imp.Info]:
     """Read a level into the containers and the kind of key of the state before it."""
-    held = load(path, {"mask": state.mask, "trained": state.rewind})
-    if held["asked"] != asked:
+    info_like = imp.Info(state.params, None, 0.0, 0.0)
+    places = {"mask": state.mask, "info": info_like}
+    record = _read(path, places)
+    if record["requested"] != requested:
         raise ValueError(
-            f"{path} was pruned to density {held['asked']}, but {asked} is asked for. Pass "
-            "the densities of the run that began, or another folder."
+            f"{path} was pruned to density {record['requested']}, but {requested} is "
+            "requested. Pass the densities of the run that wrote it, or another folder."
         )
-
-    if held["begun_from"] != begun_from:
-        raise _OtherBeginningError(
-            f"{path} was begun from other weights, another mask or another key, or from "
+    if record["started_from"] != started_from:
+        raise _OtherStartError(
+            f"{path} was started from other weights, another mask or another key, or from "
             "another network than the state passed. Pass another folder."
         )
-
-    def params(saved: PyTree) -> PyTree:
-        # By name: a list of eleven layers comes back as a dict, where '10' is before
-        # '2'.
-        found = dict(zip(tree.names(saved), jax.tree.leaves(saved), strict=True))
-        leaves = [found[name] for name in tree.names(state.rewind)]
-        return jax.tree.unflatten(jax.tree.structure(state.rewind), leaves)
-
-    rewind = state.rewind
-    if held["rewind"] != "as before":
+    params = state.params
+    if record["rewind_point"] != "as before":
+        folder = path.with_name(record["rewind_point"])
         try:
-            saved = load(root / held["rewind"], {"params": state.rewind})
-        except FileNotFoundError as error:  # of a whole level, so it was there
-            raise DamagedError(path, f"{held['rewind']} is gone") from error
-        rewind = params(saved["params"])
-    key = jax.random.wrap_key_data(held["key"], impl=jax.random.key_impl(state.key))
-    mask, trained = params(held["mask"]), params(held["trained"])
-    info = imp.Info(trained, held.get("metrics"), held["density"])
-    return imp.State(held["level"], rewind, mask, key), info
+            params = load(folder, {"params": state.params})["params"]
+        except FileNotFoundError as error:  # the level is complete, so it was there
+            raise CorruptFileError(path, f"{folder.name} is missing") from error
+    key = _like({"key": record["key"]}, {"key": state.key}, path)["key"]
+    mask = _like(record["mask"], state.mask, path)
+    info = record["info"]
+    info = imp.Info(
+        _like(info["params"], state.params, path),
+        record.get("metrics"),
+        info["trained_density"],
+        info["pruned_density"],
+    )
+    return imp.State(record["level"], params, mask, key), info
 
 
 def levels(
@@ -334,25 +398,25 @@ def levels(
 ) -> Iterator[tuple[imp.State, imp.Info]]:
     """Run iterative magnitude pruning, each level saved before the next begins.
 
-    `level_0001` and so on hold the state after a level and what the level observed;
-    `rewind_level_0001` the weights of the early iteration that all levels rewind to. A
-    run that was killed at any moment resumes after its newest whole level. Every level
-    begins from what was read back, so an interrupted run ends with the bits of an
-    uninterrupted one.
+    `level_0001` and so on hold the state after a level and its info;
+    `rewind_level_0001` holds the tree that all levels rewind to. A run that was killed at
+    any moment resumes after its newest complete level. Every level starts from what was
+    read back, so an interrupted run ends with the same bits as an uninterrupted one.
 
     Args:
-        folder: where the levels are saved; one run each.
-        state: the state to begin with, `imp.init(params, key)`.
+        folder: where the levels are saved; one folder per run.
+        state: the initial state, `imp.init(params, key)`.
         step: `step(state, density) -> (state, info)`, such as
             `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
         densities: kept / prunable after each level.
 
     Yields:
-        State and info of every level in turn; of finished ones as they were saved.
+        State and info of every level in turn; finished ones as they were saved, with the
+        metrics in dicts and lists.
 
     Raises:
-        ValueError: if a saved level was begun from another state, or reached another
-            density than is asked for now.
+        ValueError: if a saved level was started from another state, or reached another
+            density than is requested now.
 
     Example:
         >>> import functools, tempfile
@@ -361,31 +425,34 @@ def levels(
         >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
         >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
         >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):
-        ...     print(state.level, info.density)
-        1 0.5
-        2 0.25
+        ...     print(state.level, info.trained_density, info.pruned_density)
+        1 1.0 0.5
+        2 0.5 0.25
     """
     root = Path(folder).absolute()
-    remade = False
+    regenerated = False
     for number, density in enumerate(densities, start=1):
         path = root / f"level_{number:04d}"
-        begun_from = _fingerprint(state)
-        asked = float(density)
-        whole = None
-        if sharding.agreed(exists(path)):
+        # Everything a level starts from, so that no run resumes another run's levels.
+        started_from = fingerprint((state.params, state.mask, state.key))
+        requested = float(density)
+        level = None
+        if sharding.broadcast_from_first(exists(path)):
             try:
-                whole = _load_level(root, path, asked, state, begun_from)
-            except DamagedError as damage:
-                remade = True
-                # Where it is what the level rewinds to, both are made anew.
-                for damaged in sorted({path, damage.path}):
-                    set_aside(damaged)
-            except _OtherBeginningError:
-                if not remade:
+                level = _load_level(path, requested, state, started_from)
+            except CorruptFileError as error:
+                regenerated = True
+                # If what the level rewinds to is corrupt, both are regenerated.
+                for corrupt in sorted({path, error.path}):
+                    quarantine(corrupt)
+            except _OtherStartError:
+                if not regenerated:
                     raise
-                set_aside(path)  # no device that adds up in another order repeats bits
-        if whole is None:
-            _save_level(root, path, asked, state, step, begun_from)
-            whole = _load_level(root, path, asked, state, begun_from)
-        state, _ = whole
-        yield whole
+                # The regenerated level before it has other bits: not every device sums
+                # in the same order each time.
+                quarantine(path)
+        if level is None:
+            _save_level(path, requested, state, step, started_from)
+            level = _load_level(path, requested, state, started_from)
+        state, _ = level
+        yield level

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and damaged ones, which are kept; knows no JAX."""
+"""Atomic writes, checksums, and corrupt files, which are quarantined; imports no JAX."""
 
 import contextlib
 import hashlib
@@ -11,30 +11,34 @@ from pathlib import Path
 from typing import IO, Any
 
 
-class DamagedError(ValueError):
-    """A file or folder that is not what was written. `path` names it, `why` how it shows."""
+class CorruptFileError(ValueError):
+    """A file or folder that differs from what was written.
+
+    path: the file or folder.
+    why: what shows it.
+    """
 
     def __init__(self, path: str | os.PathLike, why: str) -> None:
         super().__init__(
-            f"{path} is damaged ({why}). Run again what wrote it, to another place if it "
-            "asks for one; a study keeps what is damaged aside and makes it anew."
+            f"{path} is corrupt ({why}). Rerun the command that wrote it, with another path "
+            "if it asks for one; a study quarantines corrupt files and regenerates them."
         )
         self.path, self.why = Path(path), why
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Travel between processes."""
+        """Support pickling, so that the error crosses processes."""
         return type(self), (self.path, self.why)
 
 
 @contextlib.contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file beside `path`, and rename it there once it is whole and on disk.
+def atomic_write(path: Path) -> Iterator[IO[bytes]]:
+    """Open a temporary file beside `path`, and rename it there once it is on disk.
 
     Args:
-        path: of the file; what is there is replaced.
+        path: the file to write; an existing one is replaced.
 
     Yields:
-        The open file. Nothing of it is left if writing it fails.
+        The open file. If writing fails, nothing of it is left.
     """
     me = f"{platform.node()}.{os.getpid()}"
     partial = path.with_name(f".{path.name}.{me}.part")
@@ -45,7 +49,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             os.fsync(file.fileno())
         partial.replace(path)
     finally:
-        with contextlib.suppress(OSError):  # what went wrong before says more
+        with contextlib.suppress(OSError):  # the first error says more
             partial.unlink(missing_ok=True)
 
 
@@ -55,19 +59,20 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def set_aside(path: Path) -> Path:
-    """Rename what is damaged, so that it can be made anew and nothing is lost; warn.
+def quarantine(path: Path) -> Path:
+    """Rename a corrupt file or folder, so that it can be regenerated; warn.
 
     Args:
-        path: a file or folder.
+        path: the file or folder.
 
     Returns:
         Its new path, beside the old one.
     """
-    names = (path.with_name(f"{path.name}.damaged{n or ''}") for n in itertools.count())
-    aside = next(name for name in names if not name.exists())
-    path.rename(aside)
+    names = (path.with_name(f"{path.name}.corrupt{n or ''}") for n in itertools.count())
+    new_path = next(name for name in names if not name.exists())
+    path.rename(new_path)
     warnings.warn(
-        f"{path} was damaged; it is kept as {aside.name} and made anew", stacklevel=2
+        f"{path} was corrupt; it was renamed to {new_path.name} and is regenerated",
+        stacklevel=2,
     )
-    return aside
+    return new_path

@@ -1,6 +1,6 @@
-"""Iterative magnitude pruning: train, prune, rewind, and again.
+"""Iterative magnitude pruning: train, prune, rewind, repeat.
 
-Pure: `step` is a function of a state, and a state is all that needs saving.
+`step` is a pure function of a state, and saving the state is enough to resume.
 `checkpoint.levels` wraps it so that a killed run resumes.
 
 References:
@@ -11,71 +11,83 @@ References:
 """
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int, Key
 
 from jaxprune import masks, scores, tree
-from jaxprune.types import Fraction, Mask, Params, Prunable, RandomKey
+from jaxprune.types import Fraction, Mask, Params, Prunable, RandomKey, RewindTo, Ties
 
-REWINDS = ("init", "early", "weights_kept")
+REWINDS = get_args(RewindTo)
 
 
 class State(NamedTuple):
-    """Everything a level needs; saving it is enough to resume.
+    """Everything that the next level needs.
 
-    level: levels finished so far; rewind: weights the next level starts from; mask:
-    weights still alive; key: randomness of the next level.
+    level: number of finished levels.
+    params: the tree that the next level starts from.
+    mask: weights that are still kept.
+    key: randomness of the next level.
     """
 
     level: Int[Array, ""]
-    rewind: Params
+    params: Params
     mask: Mask
     key: Key[Array, ""]
 
 
 class Trained(NamedTuple):
-    """What training returns.
+    """The result of training one level.
 
-    params: the trained weights; metrics: anything worth keeping, a tree of arrays and
-    numbers; early: the weights after iteration k of the first level, needed
-    to rewind to them.
+    params: the trained tree, BatchNorm statistics included if `State.params` has them.
+    metrics: anything to record, a tree of arrays and numbers.
+    rewind_point: the tree after iteration k of the first level. Only rewind="early" needs
+        it, at level 0.
     """
 
     params: Params
     metrics: Any = None
-    early: Params | None = None
+    rewind_point: Params | None = None
 
 
 class Info(NamedTuple):
     """What a level observed.
 
-    trained: the weights at its end; metrics: what training returned; density: kept /
-    prunable after pruning.
+    params: the trained tree, at density `trained_density`.
+    metrics: `Trained.metrics`.
+    trained_density: kept / prunable while the level trained; accuracies in `metrics`
+        belong to this density.
+    pruned_density: kept / prunable after the level pruned.
     """
 
-    trained: Params
+    params: Params
     metrics: Any
-    density: Any
+    trained_density: Any
+    pruned_density: Any
 
 
-# train_fn(params, mask, key, level) -> Trained. With rewind="early", level 0 trains
-# from iteration 0 and later levels from k on: optimiser fresh, schedule and data order
-# continued.
+# train_fn(params, mask, key, level) -> Trained. With rewind="early", level 0 trains from
+# iteration 0 and later levels from k on: with a fresh optimizer, and the learning-rate
+# schedule continued. The key changes per level; bind one key of your own to continue the
+# order of the data too.
 TrainFn: TypeAlias = Callable[[Any, Any, Any, Any], Trained]
 
 
 def init(params: Params, key: RandomKey) -> State:
-    """Start with all weights alive.
+    """Start with all weights kept.
 
     Args:
-        params: the initial weights.
+        params: the initial tree: parameters, or a `models.Model` or `{"params": ...,
+            "batch_stats": ...}` with the BatchNorm statistics, which then rewind too.
         key: randomness of all levels.
 
     Returns:
         The state before the first level.
+
+    Raises:
+        TypeError: if a leaf is not an array.
 
     Example:
         >>> init({"w": jnp.ones((2, 2))}, jax.random.key(0)).level.item()
@@ -89,71 +101,114 @@ def step(
     train_fn: TrainFn,
     density: Fraction,
     *,
-    rewind: str = "early",
+    rewind: RewindTo | str = "early",
     regrow: bool = False,
-    ties: str = "exact",
+    ties: Ties | str = "exact",
     prunable: Prunable | None = None,
 ) -> tuple[State, Info]:
     """Train one level to completion, keep `density` of the prunable weights, rewind.
 
+    Everything in the tree rewinds, BatchNorm statistics included; only prunable leaves
+    are pruned. After the last level, train once more from the final state to get the
+    network at the last density.
+
     Args:
-        state: where the last level ended.
+        state: the state after the previous level.
         train_fn: `train_fn(params, mask, key, level) -> Trained`.
-        density: kept / prunable after this level, in (0, 1]; all levels count against
+        density: kept / prunable after this level, in (0, 1]; each level is relative to
             all prunable weights.
-        rewind: what the next level starts from: "init", the first weights; "early", the
-            weights after iteration k of the first level; "weights_kept", the trained
-            ones.
+        rewind: what the next level starts from: "init", the initial tree; "early", the
+            tree after iteration k of the first level (open_lth instead restarts level 0
+            at iteration k with a fresh optimizer; here it trains through); "weights_kept",
+            the trained tree.
         regrow: score pruned weights by their stale value and let them come back, as the
             published study did; by default masks nest.
         ties: "exact" or "reference", as in `masks.select`.
-        prunable: the leaves to prune; by default those with ndim >= 2.
+        prunable: the leaves to prune; by default those of `tree.prunable`.
 
     Returns:
         The next state, and what the level observed.
 
     Raises:
-        ValueError: if `rewind` is not known, or is "early" and `train_fn` returned no
-            early weights at level 0.
+        ValueError: if `rewind` is unknown, `train_fn` returned a tree that differs from
+            the state's, or `rewind` is "early" and it returned no rewind point at level 0.
+        TypeError: if `train_fn` did not return a `Trained`.
 
     Example:
         >>> train_fn = lambda params, mask, key, level: Trained(params)
         >>> state = init({"w": jnp.arange(4.0).reshape(2, 2)}, jax.random.key(0))
         >>> state, info = step(state, train_fn, 0.5, rewind="init")
-        >>> state.mask["w"].tolist()
-        [[False, False], [True, True]]
+        >>> state.mask["w"].tolist(), info.trained_density, info.pruned_density
+        ([[False, False], [True, True]], 1.0, 0.5)
     """
     if rewind not in REWINDS:
         raise ValueError(
-            f"rewind '{rewind}' is not known. Pass one of {', '.join(REWINDS)}."
+            f"rewind '{rewind}' is unknown. Pass one of {', '.join(REWINDS)}."
         )
     train_key, next_key = jax.random.split(state.key)
-    # Weights kept with regrowth keep their pruned values too: they compete again.
-    start = state.rewind if regrow else masks.apply(state.rewind, state.mask)
+    # With regrowth, pruned weights keep their values, since they compete again.
+    start = state.params if regrow else masks.apply(state.params, state.mask)
     trained = train_fn(start, state.mask, train_key, state.level)
-    alive = None if regrow else state.mask
+    if not isinstance(trained, Trained):
+        raise TypeError(
+            f"train_fn returned a {type(trained).__name__}. Return "
+            "imp.Trained(params, metrics, rewind_point)."
+        )
+    params = _returned(trained.params, state.params, "params")
+    chosen = tree.check_prunable(state.params, prunable)
+    kept = None if regrow else state.mask
     mask = masks.select(
-        scores.magnitude(trained.params, mask=alive),
+        scores.magnitude(params, mask=kept),
         density,
-        mask=alive,
-        prunable=tree.prunable(state.rewind, prunable),
+        mask=kept,
+        prunable=chosen,
         ties=ties,
     )
-    kept = masks.density(mask, prunable)
     next_state = State(
-        state.level + 1, _rewound(state, trained, rewind), mask, next_key
+        state.level + 1,
+        _next_params(state, trained._replace(params=params), rewind),
+        mask,
+        next_key,
     )
-    return next_state, Info(trained.params, trained.metrics, kept)
+    info = Info(
+        params,
+        trained.metrics,
+        masks.density(state.mask, chosen),
+        masks.density(mask, chosen),
+    )
+    return next_state, info
 
 
-def _rewound(state: State, trained: Trained, rewind: str) -> Params:
+def _next_params(state: State, trained: Trained, rewind: str) -> Params:
     if rewind == "weights_kept":
         return trained.params
     if rewind == "init" or state.level > 0:
-        return state.rewind
-    if trained.early is None:
+        return state.params
+    if trained.rewind_point is None:
         raise ValueError(
-            'rewind="early" needs the weights after iteration k, but train_fn returned '
-            'Trained(early=None) at level 0. Return them there, or pass rewind="init".'
+            'rewind="early" needs the tree after iteration k, but train_fn returned '
+            "Trained(rewind_point=None) at level 0. Return it there, or pass "
+            'rewind="init".'
         )
-    return trained.early
+    return _returned(trained.rewind_point, state.params, "rewind_point")
+
+
+def _returned(returned: Params, params: Params, field: str) -> Params:
+    """Return a trained tree in the containers that training was given."""
+    remedy = (
+        "Return the same tree, trained; with train.fit, that is "
+        "imp.Trained(result.model, rewind_point=result.rewind_point)."
+    )
+    returned = tree.align(returned, params, f"Trained.{field}", remedy)
+    for name, new, old in zip(
+        tree.names(params),
+        jax.tree.leaves(returned),
+        jax.tree.leaves(params),
+        strict=True,
+    ):
+        if jnp.shape(new) != jnp.shape(old):
+            raise ValueError(
+                f"Trained.{field} has shape {jnp.shape(new)} at '{name}', where params "
+                f"has {jnp.shape(old)}. {remedy}"
+            )
+    return returned

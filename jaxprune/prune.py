@@ -1,21 +1,20 @@
-"""Pruning in rounds: score, select, score what is left; one round is one-shot pruning."""
+"""Prune in rounds: score, select, score what is left; one round is one-shot pruning."""
 
 from typing import NamedTuple
 
-import jax
-
 from jaxprune import masks, tree
-from jaxprune.types import Fraction, Mask, Params, Prunable, RandomKey, ScoreFn
+from jaxprune.types import Fraction, Mask, Params, Prunable, Schedule, Scope, ScoreFn, Ties
 
 
 class Info(NamedTuple):
-    """What was observed, round by round.
+    """The densities of each round.
 
-    asked: the density each round asked for; densities: the density it reached. They
-    differ by less than one weight, or by the ties with ties="reference".
+    requested: the density that the schedule asked for.
+    densities: the density that was reached. It differs by less than one weight, or by the
+        number of ties with ties="reference".
     """
 
-    asked: tuple[float, ...]
+    requested: tuple[float, ...]
     densities: tuple[float, ...]
 
 
@@ -25,30 +24,33 @@ def prune(
     density: Fraction,
     *,
     rounds: int = 1,
-    schedule: str = "exponential",
-    scope: str = "global",
-    ties: str = "exact",
+    schedule: Schedule | str = "exponential",
+    scope: Scope | str = "global",
+    ties: Ties | str = "exact",
     regrow: bool = False,
     prunable: Prunable | None = None,
-    key: RandomKey | None = None,
 ) -> tuple[Mask, Info]:
     """Prune to a density in rounds of scoring and selecting.
 
+    Bind everything but the parameters and the mask, and jit what is slow:
+    `functools.partial(scores.snip, loss_fn, batches=[batch])`,
+    `functools.partial(scores.synflow, forward, inputs=ones)`,
+    `functools.partial(scores.random, key)`.
+
     Args:
-        score_fn: `score_fn(params, mask, key) -> scores`, called once a round; jit it.
-        params: parameters; never changed.
+        score_fn: `score_fn(params, mask=mask) -> scores`, called once per round.
+        params: parameters; they are not changed.
         density: kept / prunable, in (0, 1].
         rounds: how often to score; 1 is one-shot pruning.
-        schedule: "exponential" or "linear": the densities on the way.
+        schedule: "exponential" or "linear", the densities of the rounds.
         scope: "global" or "layer", as in `masks.select`.
         ties: "exact" or "reference", as in `masks.select`.
         regrow: let pruned weights compete again in the next round, as the reference
             code does; by default they stay pruned.
-        prunable: the leaves to prune; by default those with ndim >= 2.
-        key: split into one key a round; None where the method draws nothing.
+        prunable: the leaves to prune; by default those of `tree.prunable`.
 
     Returns:
-        The mask, and what each round asked for and reached.
+        The mask, and the densities of each round.
 
     Raises:
         ValueError: if an option is out of range or a score is not finite.
@@ -56,8 +58,8 @@ def prune(
     Example:
         >>> import jax.numpy as jnp
         >>> from jaxprune import scores
-        >>> score_fn = lambda params, mask, key: scores.magnitude(params, mask=mask)
-        >>> mask, info = prune(score_fn, {"w": jnp.arange(8.0).reshape(2, 4)}, 0.25, rounds=2)
+        >>> params = {"w": jnp.arange(8.0).reshape(2, 4)}
+        >>> mask, info = prune(scores.magnitude, params, 0.25, rounds=2)
         >>> info.densities
         (0.5, 0.25)
 
@@ -66,19 +68,18 @@ def prune(
         conserving synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020,
         algorithm 1.
     """
-    asked = masks.densities(density, rounds, schedule)
-    chosen = tree.prunable(params, prunable)
-    keys = [None] * rounds if key is None else list(jax.random.split(key, rounds))
+    requested = masks.densities(density, rounds, schedule)
+    chosen = tree.check_prunable(params, prunable)
     mask = masks.ones_like(params)
     reached = []
-    for goal, round_key in zip(asked, keys, strict=True):
+    for target in requested:
         mask = masks.select(
-            score_fn(params, mask, round_key),
-            goal,
+            score_fn(params, mask=mask),
+            target,
             mask=None if regrow else mask,
             prunable=chosen,
             scope=scope,
             ties=ties,
         )
         reached.append(masks.density(mask, chosen))
-    return mask, Info(tuple(asked), tuple(reached))
+    return mask, Info(tuple(requested), tuple(reached))

@@ -1,12 +1,12 @@
 """Arrays over several devices: batches by example, parameters by channel.
 
-Every function of the library takes arrays wherever they are, and XLA adds what the devices
-have to tell each other; so placing the arrays is all there is to do.
+Every function of the library takes arrays wherever they are, and XLA adds the
+communication. Placing the arrays is all there is to do.
 
 Example:
-    >>> mesh = make(data=1)
-    >>> params = spread({"w": jax.numpy.ones((4, 4))}, mesh)
-    >>> batch = split(jax.numpy.ones((8, 4)), mesh)
+    >>> mesh = make_mesh(data=1)
+    >>> params = shard_params({"w": jax.numpy.ones((4, 4))}, mesh)
+    >>> batch = shard_batch(jax.numpy.ones((8, 4)), mesh)
     >>> (batch @ params["w"]).shape
     (8, 4)
 """
@@ -24,21 +24,21 @@ from jaxtyping import Array, PyTree
 from jaxprune.types import Batch, Mask, Params
 
 
-def make(*, data: int = 1, model: int = 1) -> Mesh:
+def make_mesh(*, data: int = 1, model: int = 1) -> Mesh:
     """Arrange the first `data * model` devices, of all processes, as a mesh.
 
     Args:
-        data: parts that batches are split into.
-        model: parts that parameters are spread over.
+        data: number of parts that batches are sharded into.
+        model: number of parts that parameters are sharded into.
 
     Returns:
-        A mesh with these two axes.
+        A mesh with the axes "data" and "model".
 
     Raises:
         ValueError: if there are not that many devices.
 
     Example:
-        >>> make(data=1).shape["data"]
+        >>> make_mesh(data=1).shape["data"]
         1
     """
     if min(data, model) < 1 or data * model > jax.device_count():
@@ -63,71 +63,82 @@ def _put(leaf: Array | np.ndarray, mesh: Mesh, spec: PartitionSpec) -> Array:
     if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
         words = _put(jax.random.key_data(leaf), mesh, spec)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
-    held = np.asarray(leaf)
-    return jax.make_array_from_callback(held.shape, sharding, lambda index: held[index])
+    whole = np.asarray(leaf)
+    return jax.make_array_from_callback(
+        whole.shape, sharding, lambda index: whole[index]
+    )
 
 
-def copy(arrays: PyTree, mesh: Mesh) -> PyTree:
-    """Place arrays whole on every device of a mesh.
+def replicate(arrays: PyTree, mesh: Mesh) -> PyTree:
+    """Place whole arrays on every device of a mesh.
 
     Args:
         arrays: a tree of arrays, the same in every process.
-        mesh: of `make`.
+        mesh: a mesh of `make_mesh`.
 
     Returns:
         The tree, its arrays replicated.
 
     Example:
-        >>> copy({"x": jax.numpy.ones(2)}, make())["x"].is_fully_replicated
+        >>> replicate({"x": jax.numpy.ones(2)}, make_mesh())["x"].is_fully_replicated
         True
     """
     return jax.tree.map(lambda leaf: _put(leaf, mesh, PartitionSpec()), arrays)
 
 
-def split(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
-    """Split arrays by their examples over the axis "data" of a mesh.
+def check_divides(mesh: Mesh, examples: int) -> None:
+    """Check that a mesh shards a batch into equal parts.
+
+    Raises:
+        ValueError: if the number of examples is not a multiple of the parts.
+    """
+    parts = mesh.shape["data"]
+    if examples % parts:
+        raise ValueError(
+            f"a batch of {examples} examples can't be split into {parts} equal "
+            f"parts. Pass a multiple of {parts}, or a mesh with fewer."
+        )
+
+
+def shard_batch(batch: Batch, mesh: Mesh, *, axis: int = 0) -> Batch:
+    """Shard arrays by their examples over the axis "data" of a mesh.
 
     Args:
         batch: a tree of arrays, the same in every process.
-        mesh: of `make`.
-        axis: of the examples.
+        mesh: a mesh of `make_mesh`.
+        axis: the axis of the examples.
 
     Returns:
         The tree, each device with its part of it.
 
     Raises:
-        ValueError: if the examples are no multiple of the parts.
+        ValueError: if the number of examples is not a multiple of the parts.
 
     Example:
-        >>> split(jax.numpy.ones((8, 3)), make()).sharding.spec[0]
+        >>> shard_batch(jax.numpy.ones((8, 3)), make_mesh()).sharding.spec[0]
         'data'
     """
-    parts = mesh.shape["data"]
     for leaf in jax.tree.leaves(batch):
-        if leaf.shape[axis] % parts:
-            raise ValueError(
-                f"a batch of {leaf.shape[axis]} examples can't be split into {parts} equal "
-                f"parts. Pass a multiple of {parts}, or a mesh with fewer."
-            )
+        check_divides(mesh, leaf.shape[axis])
     spec = PartitionSpec(*[None] * axis, "data")
     return jax.tree.map(lambda leaf: _put(leaf, mesh, spec), batch)
 
 
-def spread(params: Params | Mask, mesh: Mesh) -> Params | Mask:
-    """Spread parameters, or a mask of them, over the axis "model" of a mesh.
+def shard_params(params: Params | Mask, mesh: Mesh) -> Params | Mask:
+    """Shard parameters, or a mask of them, over the axis "model" of a mesh.
 
-    Each array is cut along the last axis that the parts divide, its output channels as a
-    rule; one that they do not divide is whole on every device.
+    Each array is cut along the last axis that the parts divide, usually its output
+    channels; an array without such an axis is replicated.
 
     Args:
         params: a tree of arrays, the same in every process.
-        mesh: of `make`.
+        mesh: a mesh of `make_mesh`.
 
     Returns:
         The tree, each device with its part of it.
 
     Example:
-        >>> tuple(spread({"w": jax.numpy.ones((3, 4))}, make())["w"].sharding.spec)
+        >>> tuple(shard_params({"w": jax.numpy.ones((3, 4))}, make_mesh())["w"].sharding.spec)
         (None, 'model')
     """
     parts = mesh.shape["model"]
@@ -141,7 +152,7 @@ def spread(params: Params | Mask, mesh: Mesh) -> Params | Mask:
 
 
 def mesh_of(arrays: PyTree) -> Mesh | None:
-    """Return the mesh of `make` that arrays lie on, or None.
+    """Return the mesh of `make_mesh` that arrays lie on, or None.
 
     Args:
         arrays: a tree of arrays.
@@ -157,8 +168,8 @@ def mesh_of(arrays: PyTree) -> Mesh | None:
     return None
 
 
-def on_host(arrays: PyTree) -> PyTree:
-    """Copy arrays to the host whole, also those of which other processes hold parts.
+def gather_to_host(arrays: PyTree) -> PyTree:
+    """Copy whole arrays to the host, including parts that other processes hold.
 
     Args:
         arrays: a tree of arrays; with several processes, all of them call this.
@@ -167,7 +178,7 @@ def on_host(arrays: PyTree) -> PyTree:
         The tree in NumPy arrays.
 
     Example:
-        >>> on_host({"x": jax.numpy.ones(2)})
+        >>> gather_to_host({"x": jax.numpy.ones(2)})
         {'x': array([1., 1.], dtype=float32)}
     """
 
@@ -181,60 +192,60 @@ def on_host(arrays: PyTree) -> PyTree:
     return jax.tree.map(fetch, arrays)
 
 
-def is_first() -> bool:
-    """Tell whether this process is the one that writes what all have in common."""
+def is_first_process() -> bool:
+    """Return whether this process is the one that writes shared files."""
     return jax.process_index() == 0
 
 
-def meet(where: str) -> None:
-    """Wait until every process is here, where there are several.
+def barrier(name: str) -> None:
+    """Wait until every process is here, if there are several.
 
     Args:
-        where: a name of this place, the same in all.
+        name: a name of this barrier, the same in all processes.
     """
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        multihost_utils.sync_global_devices(name)
 
 
-def agreed(said: bool) -> bool:
-    """Return what the first process says, in all of them.
+def broadcast_from_first(value: bool) -> bool:
+    """Return the value of the first process in all processes.
 
     Args:
-        said: by this process.
+        value: this process's value.
 
     Example:
-        >>> agreed(True)
+        >>> broadcast_from_first(True)
         True
     """
     if jax.process_count() == 1:
-        return said
-    return bool(multihost_utils.broadcast_one_to_all(np.asarray(said)))
+        return value
+    return bool(multihost_utils.broadcast_one_to_all(np.asarray(value)))
 
 
-def all_agree(said: bool) -> bool:
-    """Tell whether every process says so.
+def all_hosts_agree(value: bool) -> bool:
+    """Return whether the value is True in every process.
 
     Args:
-        said: by this process.
+        value: this process's value.
 
     Example:
-        >>> all_agree(True)
+        >>> all_hosts_agree(True)
         True
     """
     if jax.process_count() == 1:
-        return said
-    return bool(multihost_utils.process_allgather(np.asarray(said)).all())
+        return value
+    return bool(multihost_utils.process_allgather(np.asarray(value)).all())
 
 
 @contextlib.contextmanager
-def together() -> Iterator[None]:
-    """Go on when every process has written its part; raise in all where one could not.
+def fail_together() -> Iterator[None]:
+    """Continue once every process has written its part; raise in all if one could not.
 
     Raises:
-        OSError: of this process, or because of another one.
+        OSError: this process's own, or one that stands for another process's.
 
     Example:
-        >>> with together():
+        >>> with fail_together():
         ...     pass
     """
     failed = None
@@ -242,5 +253,5 @@ def together() -> Iterator[None]:
         yield
     except OSError as error:
         failed = error
-    if not all_agree(failed is None):
+    if not all_hosts_agree(failed is None):
         raise failed or OSError(errno.EIO, "another process could not write")

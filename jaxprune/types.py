@@ -1,30 +1,41 @@
-"""The words of the library as types. A mask, a score and a parameter are the same tree."""
+"""Type aliases of the library. Parameters, masks and scores are trees of one structure."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, SupportsFloat, TypeAlias
+from typing import Any, Literal, Protocol, SupportsFloat, TypeAlias
 
-import numpy as np
-from jax import Array, ShapeDtypeStruct
-from jaxtyping import Float, Key, PyTree, Shaped
+from jax import Array
+from jaxtyping import Key, PyTree
 
-# Any pytree of floating arrays: NNX state, Linen params, an Equinox module, a dict.
-# What only looks at sizes takes shapes as well.
-Params: TypeAlias = PyTree[Float[Array | np.ndarray | ShapeDtypeStruct, "..."]]
-# Same tree and shapes as the parameters; higher means keep.
-Scores: TypeAlias = PyTree[Float[Array | np.ndarray, "..."]]
-# Same tree and shapes as the parameters; bool, True keeps. Loose in its dtype on
-# purpose: tree.check_mirrors names the leaf that is wrong and how to mend it.
-Mask: TypeAlias = PyTree[Shaped[Array | np.ndarray, "..."]]
-# One bool a leaf: may the weights of this leaf be pruned?
+# Any pytree of arrays: an NNX State, Linen params, an Equinox module, a dict. Functions
+# that only need sizes also accept jax.ShapeDtypeStruct leaves. These aliases don't check
+# dtypes: the functions do, and name the leaf that is wrong.
+Params: TypeAlias = PyTree[Any]
+# Same tree and shapes as the parameters; a higher score means keep.
+Scores: TypeAlias = PyTree[Any]
+# Same tree and shapes as the parameters; bool, True keeps.
+Mask: TypeAlias = PyTree[Any]
+# Same tree as the parameters; one bool per leaf: may its weights be pruned?
 Prunable: TypeAlias = PyTree[bool]
-# Any pytree of arrays that the loss function understands.
+# Any pytree of arrays that the loss function accepts.
 Batch: TypeAlias = PyTree[Any]
 Batches: TypeAlias = Sequence[Any]
 # One key of jax.random.key.
 RandomKey: TypeAlias = Key[Array, ""]
-# A fraction to be checked by hand: int, float or numpy scalar.
+# A number that is checked by hand: int, float, numpy or JAX scalar.
 Fraction: TypeAlias = SupportsFloat
+
+Scope: TypeAlias = Literal["global", "layer"]
+Ties: TypeAlias = Literal["exact", "reference"]
+Schedule: TypeAlias = Literal["exponential", "linear"]
+RewindTo: TypeAlias = Literal["init", "early", "weights_kept"]
 
 LossFn: TypeAlias = Callable[[Any, Any], Array]
 ApplyFn: TypeAlias = Callable[[Any, Any], Array]
-ScoreFn: TypeAlias = Callable[[Any, Any, Any], Any]
+
+
+class ScoreFn(Protocol):
+    """A scoring function with everything but the parameters and the mask bound."""
+
+    def __call__(self, params: Any, /, *, mask: Any) -> Any:
+        """Score the parameters at a mask."""
+        ...

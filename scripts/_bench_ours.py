@@ -23,12 +23,12 @@ Call = Callable[[], Any]
 
 
 def _how(name: str) -> data.Preprocessing:
-    source = data.SOURCES[name]
+    source = data.DATASETS[name]
     return data.Preprocessing(source.mean, source.std, source.pad, source.flip)
 
 
 def vgg(name: str = "vgg16", width: float = 1.0) -> models.Model:
-    """Build a VGG without batch normalisation."""
+    """Build a VGG without batch normalization."""
     return models.create(name, key=jax.random.key(0), batch_norm=False, width=width)
 
 
@@ -43,12 +43,12 @@ def macs() -> int:
     return sum(jax.tree.leaves(counted))
 
 
-def pictures(number: int) -> train.Pictures:
+def pictures(number: int) -> train.ImageSet:
     """Draw random pictures of 32x32."""
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (number, 32, 32, 3), np.uint8)
     labels = draw.integers(0, 10, number, np.int32)
-    return train.Pictures(jnp.asarray(images), jnp.asarray(labels), _how("cifar10"))
+    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), _how("cifar10"))
 
 
 def snip(network: models.Model) -> Call:
@@ -119,14 +119,14 @@ def _evaluate() -> Call:
     )
 
 
-def _digits() -> tuple[models.Model, train.Pictures, train.Pictures, train.Training]:
+def _digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Training]:
     """Take the network, the pictures and the recipe of the digits study."""
     network = models.create(
         "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.25
     )
     digits = data.load(data.find("digits"))
     sets = [
-        train.Pictures(jnp.asarray(images), jnp.asarray(labels), _how("digits"))
+        train.ImageSet(jnp.asarray(images), jnp.asarray(labels), _how("digits"))
         for images, labels in (
             (digits.train_images, digits.train_labels),
             (digits.test_images, digits.test_labels),
@@ -166,7 +166,7 @@ def _cold_start() -> Call:
     batch = (data.preprocess(images[:PICTURES], how), labels[:PICTURES])
     loss_fn = train.loss_function(network.apply, network.state)
 
-    def first() -> train.Evaluation:
+    def first() -> train.EvaluationResult:
         scored = jax.jit(lambda p: scores.snip(loss_fn, p, [batch]))(network.params)
         mask = masks.select(scored, 0.1)
         fitted = train.fit(

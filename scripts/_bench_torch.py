@@ -43,7 +43,7 @@ def _vgg16() -> nn.Module:
 
 
 def _conv2() -> nn.Module:
-    """Conv-2 with batch normalisation at a quarter of its width, for 8x8 pictures."""
+    """Conv-2 with batch normalization at a quarter of its width, for 8x8 pictures."""
     layers: list[nn.Module] = []
     for before, after in ((1, 16), (16, 16)):
         layers += [

@@ -37,7 +37,7 @@ def profile(
     seed: int = 0,
     to: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Prune a network at initialisation without data, and measure it.
+    """Prune a network at initialization without data, and measure it.
 
     VGG-16 at full width takes about three minutes on 2 cores.
 
@@ -48,7 +48,7 @@ def profile(
         rounds: of scoring; the method's own number without it.
         batch: pictures a call.
         width: factor on the number of channels.
-        batch_norm: whether to normalise.
+        batch_norm: whether to normalize.
         input_shape: height, width and channels of a picture.
         seed: of weights and scores.
         to: file to write what was measured to.

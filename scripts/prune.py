@@ -53,7 +53,7 @@ def prune(
         weight_decay: added to the gradient, times the weight.
         precision: float32 or bfloat16.
         width: factor on the number of channels.
-        batch_norm: whether to normalise.
+        batch_norm: whether to normalize.
         seed: of weights, order of the data and scores.
         train_examples: train on the first so many; all without it.
         runs_dir: where results are kept.

@@ -152,7 +152,7 @@ def _end(process: subprocess.Popen[str]) -> Ended:
 def _cells(runs: Path) -> list[Path]:
     """Return the folders of the finished cells, without those set aside."""
     found = sorted(runs.glob("digits/*-*/record.json"))
-    return [path.parent for path in found if ".damaged" not in path.parent.name]
+    return [path.parent for path in found if ".corrupt" not in path.parent.name]
 
 
 def _finished(at: Place, runs: Path) -> Result:

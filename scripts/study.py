@@ -177,7 +177,7 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     )
 
 
-def _print_plan(study: config.Study, planned: runner.Plan, found: data.Found) -> None:
+def _print_plan(study: config.Study, planned: runner.Plan, found: data.DatasetFiles) -> None:
     for cell in study.cells:
         chain = stages.chain(cell)
         names = [
@@ -208,7 +208,7 @@ def _print_plan(study: config.Study, planned: runner.Plan, found: data.Found) ->
 def _run(
     study: config.Study,
     runs_dir: Path,
-    found: data.Found,
+    found: data.DatasetFiles,
     planned: runner.Plan,
     executor: executors.Executor,
     mesh: tuple[int, int] | None,

@@ -32,24 +32,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxprune import checkpoint, data, imp, models, sharding, train
 
-mesh = sharding.make(data=2, model=2)
+mesh = sharding.make_mesh(data=2, model=2)
 model = models.create("mlp", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.125)
 wide = jax.tree.map(lambda leaf: np.asarray(leaf, np.float64), model[:2])
 digits = data.load(data.find("digits"))
-images, labels = sharding.copy((digits.train_images[:256], digits.train_labels[:256]), mesh)
+images, labels = sharding.replicate((digits.train_images[:256], digits.train_labels[:256]), mesh)
 how = data.Preprocessing((0.287,), (0.353,))
 recipe = train.Training(2.0, 64, 0.1, precision="float64")
 
 
 def train_fn(params, mask, key, level):
     fitted = train.fit(
-        model.apply, params, sharding.copy(wide[1], mesh), mask,
-        train.Pictures(images, labels, how), recipe, key, early=2,
+        model.apply, params, sharding.replicate(wide[1], mesh), mask,
+        train.ImageSet(images, labels, how), recipe, key, early=2,
     )
     return imp.Trained(fitted.params, early=fitted.early[0])
 
 
-params = sharding.spread(wide[0], mesh)
+params = sharding.shard_params(wide[0], mesh)
 step = functools.partial(imp.step, train_fn=train_fn, rewind="early")
 trained = []
 
@@ -65,26 +65,26 @@ for _ in range(2):  # run and saved, then read back
         assert info.trained["fc2"]["kernel"].sharding.mesh.shape["model"] == 2
 assert trained == [0.5, 0.2]
 if hosts > 1:  # one of them finds damage, all make it anew
-    assert not sharding.all_agree(rank == 0)
+    assert not sharding.all_hosts_agree(rank == 0)
     try:
-        with sharding.together():
+        with sharding.fail_together():
             if rank == 0:
                 raise OSError("a full disk")
     except OSError as error:
         assert ("a full disk" in str(error)) == (rank == 0)
     else:
         raise AssertionError("this host went on alone")
-    if sharding.is_first():
+    if sharding.is_first_process():
         file = max((folder / "levels/level_0002").rglob("d/*"), key=lambda p: p.stat().st_size)
         file.write_bytes(file.read_bytes()[:-9])
-    sharding.meet("damaged")
+    sharding.barrier("damaged")
     state = imp.init(params, jax.random.key(1))
     for state, info in checkpoint.levels(folder / "levels", state, counted, [0.5, 0.2]):
         pass
     assert trained == [0.5, 0.2, 0.2]
-    assert (folder / "levels/level_0002.damaged").exists()
-end = sharding.on_host({"mask": state.mask, "rewind": state.rewind, "trained": info.trained})
-if sharding.is_first():
+    assert (folder / "levels/level_0002.corrupt").exists()
+end = sharding.gather_to_host({"mask": state.mask, "rewind": state.rewind, "trained": info.trained})
+if sharding.is_first_process():
     flat = {jax.tree_util.keystr(p): x for p, x in jax.tree_util.tree_leaves_with_path(end)}
     np.savez(folder / "end.npz", **flat)
 

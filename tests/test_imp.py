@@ -209,9 +209,9 @@ def test_a_damaged_level_is_kept_aside_and_made_anew(where, tmp_path):
     named = where.removeprefix("rewind_")
     with pytest.warns(UserWarning, match=f"{named} was damaged; it is kept as"):
         again = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
-    assert (tmp_path / f"{where}.damaged").exists()
+    assert (tmp_path / f"{where}.corrupt").exists()
     if where.startswith("rewind"):  # the level itself is whole, and kept too
-        assert checkpoint.load(tmp_path / "level_0001.damaged")["level"] == 1
+        assert checkpoint.load(tmp_path / "level_0001.corrupt")["level"] == 1
     for one, other in zip(whole, again, strict=True):
         chex.assert_trees_all_equal(one[0].mask, other[0].mask)
         chex.assert_trees_all_equal(one[0].rewind, other[0].rewind)
@@ -238,7 +238,7 @@ def test_levels_after_one_that_was_made_anew_with_other_bits_are_made_anew(tmp_p
 def test_what_another_version_wrote_is_not_deleted(tmp_path):
     checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
     (tmp_path / "held" / "checksums.json").unlink()
-    with pytest.warns(UserWarning, match="is kept as held.damaged"):
+    with pytest.warns(UserWarning, match="is kept as held.corrupt"):
         checkpoint.save(tmp_path / "held", {"w": jnp.zeros(2)})
     assert checkpoint.load(tmp_path / "held")["w"].tolist() == [0, 0]
 

@@ -22,7 +22,7 @@ def test_ends_with_exactly_the_number_asked_for(rounds, keep, seed):
     mask, info = prune.prune(
         random_scores, PARAMS, keep / 100, rounds=rounds, key=jax.random.key(seed)
     )
-    assert masks.count(mask) == masks.kept(keep / 100, 100)
+    assert masks.count(mask) == masks.num_kept(keep / 100, 100)
     assert info.densities[-1] == masks.density(mask)
     assert len(info.asked) == rounds
 

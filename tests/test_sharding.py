@@ -1,5 +1,6 @@
 """The same masks and weights on one device and on eight, whatever is split or spread."""
 
+import dataclasses
 import functools
 import re
 
@@ -29,7 +30,7 @@ def network():
             jnp.asarray(draw.normal(size=(16, *SHAPE))),
             jnp.asarray(draw.integers(0, 10, 16), jnp.int32),
         )
-        yield model._replace(params=params, state=state), batch
+        yield dataclasses.replace(model, params=params, state=state), batch
 
 
 def scorers(model):
@@ -57,9 +58,9 @@ def test_scores_and_masks_are_the_same_on_eight_devices(method, network):
     want = score(model.params, batch, mask)
     kept = masks.select(want, 0.1, mask=mask)
     for parts, cuts in MESHES:
-        mesh = sharding.make(data=parts, model=cuts)
-        here = sharding.spread(model.params, mesh), sharding.split(batch, mesh)
-        there = sharding.spread(mask, mesh)
+        mesh = sharding.make_mesh(data=parts, model=cuts)
+        here = sharding.shard_params(model.params, mesh), sharding.shard_batch(batch, mesh)
+        there = sharding.shard_params(mask, mesh)
         got = score(*here, there)
         chex.assert_trees_all_close(
             jax.device_get(got), jax.device_get(want), rtol=1e-9
@@ -71,12 +72,12 @@ def test_scores_and_masks_are_the_same_on_eight_devices(method, network):
 @pytest.mark.parametrize(("parts", "cuts"), MESHES)
 def test_pruning_in_rounds_is_the_same_on_eight_devices(parts, cuts, network):
     model, batch = network
-    mesh = sharding.make(data=parts, model=cuts)
+    mesh = sharding.make_mesh(data=parts, model=cuts)
     score = jax.jit(scorers(model)["synflow"])
     score_fn = lambda batch: lambda params, mask, key: score(params, batch, mask)
     want, _ = prune.prune(score_fn(batch), model.params, 0.1, rounds=3)
-    here = sharding.spread(model.params, mesh)
-    got, _ = prune.prune(score_fn(sharding.split(batch, mesh)), here, 0.1, rounds=3)
+    here = sharding.shard_params(model.params, mesh)
+    got, _ = prune.prune(score_fn(sharding.shard_batch(batch, mesh)), here, 0.1, rounds=3)
     chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(want))
 
 
@@ -93,11 +94,11 @@ def a_level(model, mesh):
         (lambda arrays: arrays,) * 2
         if mesh is None
         else (
-            functools.partial(sharding.copy, mesh=mesh),
-            functools.partial(sharding.spread, mesh=mesh),
+            functools.partial(sharding.replicate, mesh=mesh),
+            functools.partial(sharding.shard_params, mesh=mesh),
         )
     )
-    pictures = train.Pictures(copy(images), copy(labels), how)
+    pictures = train.ImageSet(copy(images), copy(labels), how)
 
     def train_fn(params, mask, key, level):
         state = copy(model.state)
@@ -117,7 +118,7 @@ def test_a_level_is_the_same_on_eight_devices(network):
     model, _ = network
     want, seen = a_level(model, None)
     for parts, cuts in MESHES[1:]:
-        mesh = sharding.make(data=parts, model=cuts)
+        mesh = sharding.make_mesh(data=parts, model=cuts)
         state, info = a_level(model, mesh)
         kernel = info.trained["conv2"]["kernel"]
         assert len({str(shard.index) for shard in kernel.addressable_shards}) == cuts
@@ -137,9 +138,9 @@ def test_a_level_is_the_same_on_eight_devices(network):
 @pytest.mark.parametrize("ties", ["exact", "reference"])
 def test_selecting_never_gathers_the_scores(ties):
     """Read off the compiled program: counts are all that devices tell each other."""
-    mesh = sharding.make(model=8)
+    mesh = sharding.make_mesh(model=8)
     shapes = {"a": (16, 64), "b": (3, 3, 8, 32), "c": (64, 8)}
-    scored = sharding.spread(
+    scored = sharding.shard_params(
         {
             name: scores.random(jax.random.key(i), {"w": jnp.ones(shape)})["w"]
             for i, (name, shape) in enumerate(shapes.items())
@@ -167,6 +168,6 @@ def test_a_mesh_that_cannot_be_is_refused():
     with pytest.raises(
         ValueError, match="data=3 and model=4 takes 12 devices, and there"
     ):
-        sharding.make(data=3, model=4)
+        sharding.make_mesh(data=3, model=4)
     with pytest.raises(ValueError, match="of 6 examples can't be split into 8 equal"):
-        sharding.split(jnp.ones((6, 2)), sharding.make(data=8))
+        sharding.shard_batch(jnp.ones((6, 2)), sharding.make_mesh(data=8))

@@ -4,6 +4,7 @@ A mask that leaves every channel something to do leaves nothing to compact. With
 and few pictures a call it still pays to gather what each weight sees.
 """
 
+import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -52,7 +53,7 @@ def sparse(model: models.Model, layers: Iterable[str]) -> models.Model:
         >>> network = models.create("lenet-300-100", key=jax.random.key(0), **shape)
         >>> params = jax.tree.map(lambda leaf: leaf, network.params)
         >>> params["fc1"]["kernel"] = jnp.zeros((4, 300)).at[1, :7].set(1.0)
-        >>> few = sparse(network._replace(params=params), ["fc1"])
+        >>> few = sparse(dataclasses.replace(network, params=params), ["fc1"])
         >>> few.params["fc1"]["kernel"].shape
         (7,)
 
@@ -67,14 +68,14 @@ def sparse(model: models.Model, layers: Iterable[str]) -> models.Model:
             raise ValueError(
                 f"layer '{name}' is not there. Pass some of {', '.join(known)}."
             )
-        kernel = np.asarray(models.at(model.params, name)["kernel"])
+        kernel = np.asarray(models.get_path(model.params, name)["kernel"])
         if kernel.ndim < 2:
             raise ValueError(
                 f"layer '{name}' multiplies by its kept weights already. Pass the network "
                 "that compact.compact returned."
             )
         multiply[name], kernels[name] = _by_weight(kernel)
-    return models.exchange(model, multiply, kernels)
+    return models.replace_modules(model, multiply, kernels)
 
 
 def fastest(
@@ -114,7 +115,7 @@ def fastest(
         )
     dense = models.products(model)
     kernels = {
-        name: np.asarray(models.at(model.params, name)["kernel"]) for name in dense
+        name: np.asarray(models.get_path(model.params, name)["kernel"]) for name in dense
     }
     few = [
         name
@@ -127,8 +128,8 @@ def fastest(
         seen = dense[name].inputs
         inputs = jnp.ones((len(x), *seen.shape[1:]), seen.dtype)
         return _faster(
-            (gathered[name].multiply, inputs, models.at(trial.params, name)["kernel"]),
-            (dense[name].multiply, inputs, models.at(model.params, name)["kernel"]),
+            (gathered[name].multiply, inputs, models.get_path(trial.params, name)["kernel"]),
+            (dense[name].multiply, inputs, models.get_path(model.params, name)["kernel"]),
             calls,
         )
 
@@ -151,7 +152,7 @@ def _faster(one: Sequence[Any], other: Sequence[Any], calls: int) -> bool:
     # Short calls scatter more: 10 ms of them at least.
     (once,) = profiling.seconds(runs[1], calls=1, warmup=1)
     calls *= max(1, min(100, math.ceil(0.01 / (once * calls)))) if calls > 0 else 1
-    first, second = profiling.in_turn(*runs, calls=calls)
+    first, second = profiling.interleaved(*runs, calls=calls)
     return first.p50 < CLEARLY * second.p50
 
 

@@ -7,6 +7,7 @@ pads with zeros sees less of the constant at the border of the map, so there the
 a map of its own.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -74,9 +75,9 @@ def compact(
     Args:
         model: a network whose module says how it is wired, see `models.wiring`.
         params: its parameters; the mask is applied here.
-        state: its statistics of batch normalisation.
+        state: its statistics of batch normalization.
         mask: what to keep.
-        fold_batch_norm: put the normalisations into the layers before them.
+        fold_batch_norm: put the normalizations into the layers before them.
 
     Returns:
         `Compacted(model, params, state, info)`: `model.apply(params, state, x)` gives the
@@ -102,7 +103,7 @@ def compact(
     tree.check_mirrors(mask, params)
     _check_own(model, params, state)
     params = masks.apply(params, mask)
-    model = model._replace(params=params, state=state)
+    model = dataclasses.replace(model, params=params, state=state)
     layers = models.wiring(model)
     alive, keep = _liveness(layers, mask)
     products = models.products(model)
@@ -110,7 +111,7 @@ def compact(
     maps = []
     for layer in layers:
         inputs, outputs = alive[layer.name]
-        held = models.at(small, layer.name)
+        held = models.get_path(small, layer.name)
         rows, columns = _spread(keep[layer.reads], inputs.size), keep[layer.writes]
         made = _emitted(products[layer.name], held["kernel"], ~inputs & ~rows)
         if made.any():
@@ -121,9 +122,9 @@ def compact(
             held["bias"] = held["bias"][..., columns]
         if layer.norm is not None:
             for part in (small, statistics):
-                norm = models.at(part, layer.norm)
+                norm = models.get_path(part, layer.norm)
                 norm |= {name: leaf[columns] for name, leaf in norm.items()}
-        linked = models.at(live, layer.name)
+        linked = models.get_path(live, layer.name)
         linked["kernel"] = linked["kernel"] & (inputs[:, None] & outputs)
     network = models.rebuild(model, small, statistics)
     if fold_batch_norm:
@@ -161,7 +162,7 @@ def _liveness(
     """
     links = {}
     for layer in layers:
-        kept = np.asarray(models.at(mask, layer.name)["kernel"])
+        kept = np.asarray(models.get_path(mask, layer.name)["kernel"])
         links[layer.name] = kept.any(tuple(range(kept.ndim - 2)))
     varies = {"input": np.ones(1, bool)}
     before, after = {}, {}
@@ -202,7 +203,7 @@ def _collapse(
     layers: Sequence[models.Layer], mask: Mask, live: Mask
 ) -> masks.Collapse | None:
     def some(tree: Mask, layer: models.Layer) -> bool:
-        return bool(models.at(tree, layer.name)["kernel"].any())
+        return bool(models.get_path(tree, layer.name)["kernel"].any())
 
     if any(some(live, layer) for layer in layers if layer.writes == "logits"):
         return None

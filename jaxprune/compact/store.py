@@ -63,10 +63,10 @@ def save(folder: str | os.PathLike, model: models.Model, **config: Any) -> None:
     for layer, own in zip(layers, made, strict=True):
         if layer.norm is not None and own.norm is None:
             raise ValueError(
-                f"config makes a network without the normalisation '{layer.norm}' that the "
+                f"config makes a network without the normalization '{layer.norm}' that the "
                 "one to save has. Pass batch_norm=True."
             )
-        if models.at(model.params, layer.name)["kernel"].ndim < 2:
+        if models.get_path(model.params, layer.name)["kernel"].ndim < 2:
             raise ValueError(
                 f"layer '{layer.name}' holds its kept weights alone. Save the network that "
                 "compact.compact returned, and call compact.fastest again after loading."

@@ -1,20 +1,20 @@
-"""Pictures and labels as arrays, shuffled and augmented inside the compiled step."""
+"""Images and labels as arrays, shuffled and augmented inside the compiled step."""
 
 from jaxprune.data.augment import (
     Preprocessing as Preprocessing,
     preprocess as preprocess,
 )
 from jaxprune.data.batches import (
-    choose as choose,
-    order as order,
+    sample_examples as sample_examples,
+    epoch_order as epoch_order,
     steps_per_epoch as steps_per_epoch,
 )
 from jaxprune.data.sources import (
-    SOURCES as SOURCES,
+    DATASETS as DATASETS,
     Dataset as Dataset,
     DatasetError as DatasetError,
-    Found as Found,
-    Source as Source,
+    DatasetFiles as DatasetFiles,
+    DatasetSpec as DatasetSpec,
     find as find,
     load as load,
     prepare as prepare,

@@ -1,4 +1,4 @@
-"""From uint8 pictures to what the network sees, inside the compiled step."""
+"""From uint8 images to network inputs, inside the compiled step."""
 
 from typing import NamedTuple
 
@@ -10,10 +10,12 @@ from jaxprune.types import RandomKey
 
 
 class Preprocessing(NamedTuple):
-    """How pictures are prepared; hashable, so that it may be a static argument.
+    """How images become inputs; hashable, so that it can be a static argument.
 
-    mean, std: a value a channel, of pixels scaled to [0, 1]; pad: pixels of zero
-    padding for the random crop, 0 for none; flip: flip half of the pictures.
+    mean: one value per channel, of pixels scaled to [0, 1].
+    std: likewise.
+    pad: pixels of zero padding for the random crop; 0 for no crop.
+    flip: flip half of the images left to right.
     """
 
     mean: tuple[float, ...]
@@ -24,14 +26,14 @@ class Preprocessing(NamedTuple):
 
 def preprocess(
     images: UInt8[Array, "batch height width channels"],
-    how: Preprocessing,
+    preprocessing: Preprocessing,
     key: RandomKey | None = None,
 ) -> Float32[Array, "batch height width channels"]:
-    """Crop and flip at random if there is a key, then scale and normalise.
+    """Crop and flip at random if there is a key, then scale and standardize.
 
     Args:
         images: pixels of 0 to 255.
-        how: what to do.
+        preprocessing: mean, standard deviation and augmentation.
         key: randomness of the augmentation; None for evaluation.
 
     Returns:
@@ -44,13 +46,13 @@ def preprocess(
     """
     if key is not None:
         crop_key, flip_key = jax.random.split(key)
-        if how.pad:
-            images = _crop(crop_key, images, how.pad)
-        if how.flip:
+        if preprocessing.pad:
+            images = _crop(crop_key, images, preprocessing.pad)
+        if preprocessing.flip:
             heads = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
             images = jnp.where(heads, images[:, :, ::-1], images)
-    mean = jnp.asarray(how.mean, jnp.float32).reshape(1, 1, 1, -1)
-    std = jnp.asarray(how.std, jnp.float32).reshape(1, 1, 1, -1)
+    mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(1, 1, 1, -1)
+    std = jnp.asarray(preprocessing.std, jnp.float32).reshape(1, 1, 1, -1)
     return (images.astype(jnp.float32) / 255 - mean) / std
 
 

@@ -24,7 +24,7 @@ class DatasetError(Exception):
     """A data set that is not there or not whole; its text is for the user."""
 
 
-class Source(NamedTuple):
+class DatasetSpec(NamedTuple):
     """What is known of a data set before it is read.
 
     num_classes: number of labels; mean, std: a value a channel of the training pixels
@@ -42,19 +42,19 @@ class Source(NamedTuple):
 
 
 _GREY = (28, 28, 1)
-SOURCES: Mapping[str, Source] = {
-    "digits": Source(10, (0.287,), (0.353,), shape=(8, 8, 1)),
-    "cifar10": Source(10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 4, True),
-    "cifar100": Source(100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), 4, True),
-    "mnist": Source(10, (0.131,), (0.308,), shape=_GREY),
-    "fashion_mnist": Source(10, (0.286,), (0.353,), 2, True, _GREY),
+DATASETS: Mapping[str, DatasetSpec] = {
+    "digits": DatasetSpec(10, (0.287,), (0.353,), shape=(8, 8, 1)),
+    "cifar10": DatasetSpec(10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 4, True),
+    "cifar100": DatasetSpec(100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), 4, True),
+    "mnist": DatasetSpec(10, (0.131,), (0.308,), shape=_GREY),
+    "fashion_mnist": DatasetSpec(10, (0.286,), (0.353,), 2, True, _GREY),
 }
 
 
-class Found(NamedTuple):
+class DatasetFiles(NamedTuple):
     """Where a data set lies.
 
-    name: as in SOURCES; version: names the exact pictures, by TFDS's version and a hash
+    name: as in DATASETS; version: names the exact pictures, by TFDS's version and a hash
     of what it says of them; folder: the prepared TFDS folder, if any; cache: the
     decoded arrays, there or to be written, if any; about: what the data set says of
     itself, in one sentence.
@@ -83,11 +83,11 @@ def find(
     *,
     data_dir: str | os.PathLike | None = None,
     cache_dir: str | os.PathLike | None = None,
-) -> Found:
+) -> DatasetFiles:
     """Find a data set without reading its pictures.
 
     Args:
-        name: one of SOURCES.
+        name: one of DATASETS.
         data_dir: the folder that TFDS prepared it in; None for TFDS's own default.
         cache_dir: folder for decoded arrays; None for no cache.
 
@@ -99,26 +99,26 @@ def find(
         >>> find("digits").version
         'scikit-learn'
     """
-    if name not in SOURCES:
+    if name not in DATASETS:
         raise ValueError(
-            f"data set '{name}' is not known. Pass one of {', '.join(SOURCES)}."
+            f"data set '{name}' is not known. Pass one of {', '.join(DATASETS)}."
         )
     if name == "digits":
         about = "1,797 handwritten digits of 8x8 pixels, from scikit-learn."
-        return Found(name, "scikit-learn", None, None, about)
+        return DatasetFiles(name, "scikit-learn", None, None, about)
     prepared = Path(data_dir).absolute() if data_dir else _default_data_dir()
     versions = sorted(
         (path.parent for path in (prepared / name).glob("*/dataset_info.json")),
         key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")],
     )
     caches = Path(cache_dir).absolute() if cache_dir else None
-    major = SOURCES[name].major
+    major = DATASETS[name].major
     fitting = [v for v in versions if v.name.split(".")[0] == str(major)]
     if fitting:
         described = (fitting[-1] / "dataset_info.json").read_bytes()
         version = f"{fitting[-1].name}-{hashlib.sha256(described).hexdigest()[:8]}"
         cache = caches / f"{name}-{version}.npz" if caches else None
-        return Found(name, version, fitting[-1], cache, _first_sentence(described))
+        return DatasetFiles(name, version, fitting[-1], cache, _first_sentence(described))
     if versions:
         raise DatasetError(
             f"{prepared / name} holds version {', '.join(v.name for v in versions)}, where "
@@ -134,7 +134,7 @@ def find(
     decoded = sorted(caches.glob(f"{name}-*.npz")) if caches and not data_dir else []
     if len(decoded) == 1:
         version = decoded[0].stem.removeprefix(f"{name}-")
-        return Found(
+        return DatasetFiles(
             name, version, None, decoded[0], str(*_read_cache(decoded[0], ["about"]))
         )
     where = f" --data-dir {prepared}" if data_dir else ""
@@ -161,7 +161,7 @@ def _default_data_dir() -> Path:
     return Path(constants.DATA_DIR).expanduser()
 
 
-def load(found: Found) -> Dataset:
+def load(found: DatasetFiles) -> Dataset:
     """Read a data set that `find` found, from its cache if it has one.
 
     Args:
@@ -181,12 +181,12 @@ def load(found: Found) -> Dataset:
     arrays = _digits() if found.name == "digits" else _cached(found) or _decoded(found)
     dataset = Dataset(found.name, found.version, *arrays)
     shape = dataset.train_images.shape[1:]
-    if shape != SOURCES[found.name].shape:
+    if shape != DATASETS[found.name].shape:
         raise DatasetError(
-            f"{found.name} has pictures of {shape}, where {SOURCES[found.name].shape} is "
+            f"{found.name} has pictures of {shape}, where {DATASETS[found.name].shape} is "
             "expected. Prepare the data set again."
         )
-    classes = SOURCES[found.name].num_classes
+    classes = DATASETS[found.name].num_classes
     for labels in (dataset.train_labels, dataset.test_labels):
         if labels.min() < 0 or labels.max() >= classes:
             raise DatasetError(
@@ -196,7 +196,7 @@ def load(found: Found) -> Dataset:
     return dataset
 
 
-def _cached(found: Found) -> tuple[np.ndarray, ...] | None:
+def _cached(found: DatasetFiles) -> tuple[np.ndarray, ...] | None:
     """Read the cache; set a damaged one aside where it can be made anew."""
     if not (found.cache and found.cache.exists()):
         return None
@@ -206,11 +206,11 @@ def _cached(found: Found) -> tuple[np.ndarray, ...] | None:
         if found.folder is None:
             raise
         with contextlib.suppress(FileNotFoundError):  # another process was faster
-            disk.set_aside(found.cache)
+            disk.quarantine(found.cache)
     return None
 
 
-def _decoded(found: Found) -> tuple[np.ndarray, ...]:
+def _decoded(found: DatasetFiles) -> tuple[np.ndarray, ...]:
     """Decode the prepared data set, and cache what came out."""
     if found.folder is None:
         raise DatasetError(
@@ -239,7 +239,7 @@ def _digits() -> tuple[np.ndarray, ...]:
     return images[train], labels[train], images[test], labels[test]
 
 
-def _decode(found: Found, folder: Path) -> tuple[np.ndarray, ...]:
+def _decode(found: DatasetFiles, folder: Path) -> tuple[np.ndarray, ...]:
     try:
         import tensorflow_datasets as tfds
     except ImportError as error:
@@ -289,7 +289,7 @@ def _read_cache(path: Path, names: Sequence[str] = _ARRAYS) -> tuple[np.ndarray,
 def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with disk.replacing(path) as file:
+        with disk.atomic_write(path) as file:
             np.savez(file, about=about, **dict(zip(_ARRAYS, arrays, strict=True)))
     except OSError as error:
         raise DatasetError(
@@ -302,7 +302,7 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> Path:
     """Download a data set and prepare it in a format that is read without TensorFlow.
 
     Args:
-        name: one of SOURCES but digits, which needs no preparation.
+        name: one of DATASETS but digits, which needs no preparation.
         data_dir: where to prepare it; None for TFDS's own default.
 
     Returns:
@@ -312,8 +312,8 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> Path:
         ValueError: if the name is not known, or is digits.
         DatasetError: if TensorFlow is not installed, or the download fails.
     """
-    if name not in SOURCES or name == "digits":
-        known = [known for known in SOURCES if known != "digits"]
+    if name not in DATASETS or name == "digits":
+        known = [known for known in DATASETS if known != "digits"]
         raise ValueError(f"'{name}' can't be prepared. Pass one of {', '.join(known)}.")
     try:
         import tensorflow  # noqa: F401  # only preparing needs it

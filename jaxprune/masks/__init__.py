@@ -4,12 +4,14 @@ from jaxprune.masks.apply import (
     apply as apply,
     count as count,
     density as density,
-    freeze as freeze,
+    load as load,
     ones_like as ones_like,
+    save as save,
+    summary as summary,
 )
 from jaxprune.masks.controls import (
     invert as invert,
-    reinitialise as reinitialise,
+    reinitialize as reinitialize,
     shuffle as shuffle,
 )
 from jaxprune.masks.health import (
@@ -20,6 +22,6 @@ from jaxprune.masks.health import (
 from jaxprune.masks.schedule import (
     check_density as check_density,
     densities as densities,
-    kept as kept,
+    num_kept as num_kept,
 )
 from jaxprune.masks.select import select as select

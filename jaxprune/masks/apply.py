@@ -1,18 +1,19 @@
-"""What a mask does: multiply, count, and hold pruned weights at zero in training."""
+"""Apply, count and store masks."""
 
-from typing import Any, cast
+import os
+from collections.abc import Mapping
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtyping import Array
 
 from jaxprune import tree
 from jaxprune.tree import apply_mask as apply
 from jaxprune.types import Mask, Params, Prunable
 
-__all__ = ["apply", "count", "density", "freeze", "ones_like"]
+__all__ = ["apply", "count", "density", "load", "ones_like", "save", "summary"]
 
 
 def ones_like(params: Params) -> Mask:
@@ -24,11 +25,21 @@ def ones_like(params: Params) -> Mask:
     Returns:
         A tree of True with the structure and shapes of `params`.
 
+    Raises:
+        TypeError: if a leaf is not an array.
+
     Example:
         >>> ones_like({"w": jnp.zeros(2)})
         {'w': Array([ True,  True], dtype=bool)}
     """
-    return jax.tree.map(lambda leaf: jnp.ones_like(leaf, bool), params)  # where it lies
+    tree.check_arrays(params)
+
+    def ones(leaf: Array) -> Array:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            return jnp.ones(leaf.shape, bool)
+        return jnp.ones_like(leaf, bool)  # on the devices of the leaf
+
+    return jax.tree.map(ones, params)
 
 
 def count(mask: Mask, prunable: Prunable | None = None) -> int:
@@ -36,7 +47,7 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
 
     Args:
         mask: the mask.
-        prunable: which leaves count; by default those with ndim >= 2.
+        prunable: which leaves count; by default those of `tree.prunable`.
 
     Example:
         >>> count({"bias": jnp.ones(2, bool), "kernel": jnp.eye(3, dtype=bool)})
@@ -45,20 +56,20 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
     tree.check_bool(mask)
     counted = [
         leaf
-        for leaf, may in zip(
+        for leaf, is_prunable in zip(
             jax.tree.leaves(mask),
-            jax.tree.leaves(tree.prunable(mask, prunable)),
+            jax.tree.leaves(tree.check_prunable(mask, prunable)),
             strict=True,
         )
-        if may
+        if is_prunable
     ]
     return sum(int(np.asarray(part).sum(dtype=np.int64)) for part in _counts(counted))
 
 
 @jax.jit
 def _counts(leaves: list[Array]) -> list[Array]:
-    # Leaves are added as Python ints: float32 is off above 2**24, and one leaf may have
-    # more than 32 bits count; its rows have not.
+    # Leaves are added as Python ints, since float32 is inexact above 2**24. A leaf of
+    # 2**32 entries is counted row by row, since its count does not fit in 32 bits.
     return [
         jnp.sum(leaf, axis=None if leaf.size < 2**32 else -1, dtype=jnp.uint32)
         for leaf in leaves
@@ -66,11 +77,11 @@ def _counts(leaves: list[Array]) -> list[Array]:
 
 
 def density(mask: Mask, prunable: Prunable | None = None) -> float:
-    """Divide the weights kept by the prunable weights.
+    """Return the fraction of the prunable weights that a mask keeps.
 
     Args:
         mask: the mask.
-        prunable: which leaves count; by default those with ndim >= 2.
+        prunable: which leaves count; by default those of `tree.prunable`.
 
     Raises:
         ValueError: if no leaf is prunable.
@@ -82,40 +93,113 @@ def density(mask: Mask, prunable: Prunable | None = None) -> float:
     size = tree.size(mask, prunable)
     if size == 0:
         raise ValueError(
-            "the mask has no prunable weight (no leaf with two or more dimensions), so "
-            "it has no density. Pass prunable= with True at the leaves that count."
+            "the mask has no prunable leaf, so it has no density. Pass "
+            'prunable=tree.prunable(params, include="*kernel"), with a pattern that '
+            "matches your weights."
         )
     return count(mask, prunable) / size
 
 
-def freeze() -> optax.GradientTransformationExtraArgs:
-    """Zero the updates of pruned weights; belongs last in the chain.
+def summary(mask: Mask, prunable: Prunable | None = None) -> str:
+    """Return a table of the prunable leaves of a mask, to print.
 
-    Masking the forward pass is not enough: momentum, Adam's moments and weight decay
-    would move pruned weights.  The mask is an extra argument of `update`, so a
-    new mask compiles nothing anew.
+    Args:
+        mask: the mask.
+        prunable: which leaves to list; by default those of `tree.prunable`.
 
     Returns:
-        A transformation whose `update` takes `mask=`.
+        One line per leaf in network order, then the total: name, shape, weights kept,
+        weights, density.
 
     Example:
-        >>> optimizer = optax.chain(optax.trace(0.9), freeze())
-        >>> params = {"w": jnp.ones(2)}
-        >>> updates, _ = optimizer.update(
-        ...     params, optimizer.init(params), params, mask={"w": jnp.array([True, False])}
-        ... )
-        >>> updates["w"][1].item()
-        0.0
+        >>> print(summary({"fc": {"kernel": jnp.eye(4, dtype=bool)}}))
+        leaf       shape   kept  weights  density
+        fc/kernel  (4, 4)     4       16   0.2500
+        total                 4       16   0.2500
     """
+    chosen = tree.by_name(tree.check_prunable(mask, prunable))
+    rows = [("leaf", "shape", "kept", "weights", "density")]
 
-    def init(params: optax.Params) -> optax.EmptyState:
-        del params
-        return optax.EmptyState()
+    def row(name: str, shape: str, kept: int, size: int) -> tuple[str, ...]:
+        return name, shape, f"{kept:,}", f"{size:,}", f"{kept / max(size, 1):.4f}"
 
-    def update(
-        updates: Any, state: Any, params: Any = None, *, mask: Any, **extra: Any
-    ) -> tuple[Any, Any]:
-        del params, extra
-        return apply(updates, mask), state
+    for name, leaf in tree.by_name(mask).items():
+        if chosen[name]:
+            rows.append(row(name, str(leaf.shape), count([leaf], [True]), leaf.size))
+    rows.append(row("total", "", count(mask, prunable), tree.size(mask, prunable)))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join(
+        "  ".join(
+            cell.ljust(width) if i < 2 else cell.rjust(width)
+            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
+        )
+        for line in rows
+    )
 
-    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+def save(path: str | os.PathLike, mask: Mask) -> None:
+    """Write a mask as a compressed npz file, one bool array per leaf, by name.
+
+    `numpy.load` alone reads it back.
+
+    Args:
+        path: the file to write; its name should end in `.npz`. An existing file is
+            replaced.
+        mask: the mask.
+
+    Raises:
+        TypeError: if a leaf is not bool.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/mask.npz"
+        >>> save(path, {"fc": {"kernel": jnp.eye(2, dtype=bool)}})
+        >>> list(np.load(path))
+        ['fc/kernel']
+    """
+    tree.check_bool(mask)
+    leaves = {name: np.asarray(leaf) for name, leaf in tree.by_name(mask).items()}
+    beside = Path(f"{path}.tmp")
+    with beside.open("wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **leaves)
+    beside.replace(path)
+
+
+def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
+    """Read a mask that `save` wrote.
+
+    Args:
+        path: the file.
+        like: parameters, or a mask, whose containers the result gets; without it, the
+            result is a dict from leaf name to array.
+
+    Returns:
+        The mask.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if the mask does not mirror `like`.
+
+    Example:
+        >>> import tempfile
+        >>> path = tempfile.mkdtemp() + "/mask.npz"
+        >>> save(path, {"fc": {"kernel": jnp.eye(2, dtype=bool)}})
+        >>> load(path, like={"fc": {"kernel": jnp.zeros((2, 2))}})["fc"]["kernel"].sum()
+        Array(2, dtype=int32)
+    """
+    with np.load(path, allow_pickle=False) as file:
+        leaves: Mapping[str, Array] = {name: jnp.asarray(file[name]) for name in file}
+    if like is None:
+        return leaves
+    wanted = tree.names(like)
+    if set(wanted) != set(leaves):
+        different = sorted(set(wanted) ^ set(leaves))[0]
+        where = "the file" if different in leaves else "`like`"
+        raise ValueError(
+            f"{path} does not hold a mask of this network: only {where} has a leaf at "
+            f"'{different}'. Pass the parameters that the mask was made for."
+        )
+    mask = jax.tree.unflatten(
+        jax.tree.structure(like), [leaves[name] for name in wanted]
+    )
+    return tree.check_mirrors(mask, like, of="`like`")

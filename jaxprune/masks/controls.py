@@ -1,4 +1,4 @@
-"""Controls that tell what a pruning method really found: the weights, or just the layers.
+"""Controls that show what a pruning method found: the weights, or only the layers.
 
 References:
     Frankle et al., Pruning Neural Networks at Initialization: Why are We Missing the
@@ -21,10 +21,10 @@ def shuffle(key: RandomKey, mask: Mask, prunable: Prunable | None = None) -> Mas
     Args:
         key: used once.
         mask: the mask to shuffle.
-        prunable: the leaves to shuffle; by default those with ndim >= 2.
+        prunable: the leaves to shuffle; by default those of `tree.prunable`.
 
     Returns:
-        A mask that keeps as many weights in every leaf.
+        A mask that keeps the same number of weights in every leaf.
 
     Example:
         >>> mask = {"kernel": jnp.eye(3, dtype=bool)}
@@ -33,50 +33,52 @@ def shuffle(key: RandomKey, mask: Mask, prunable: Prunable | None = None) -> Mas
     """
     tree.check_bool(mask)
     leaves, structure = jax.tree.flatten(mask)
-    chosen = jax.tree.leaves(tree.prunable(mask, prunable))
+    chosen = jax.tree.leaves(tree.check_prunable(mask, prunable))
     keys = jax.random.split(key, len(leaves))
     return jax.tree.unflatten(
         structure,
         [
-            jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape) if may else leaf
-            for k, leaf, may in zip(keys, leaves, chosen, strict=True)
+            jax.random.permutation(k, leaf.ravel()).reshape(leaf.shape)
+            if is_prunable
+            else leaf
+            for k, leaf, is_prunable in zip(keys, leaves, chosen, strict=True)
         ],
     )
 
 
-def reinitialise(
+def reinitialize(
     init_fn: Callable[[RandomKey], Any],
     key: RandomKey,
     params: Params,
     prunable: Prunable | None = None,
 ) -> Params:
-    """Draw the prunable weights anew, so that a mask loses the weights it was made for.
+    """Redraw the prunable weights, so that a mask meets weights it was not chosen for.
 
     Args:
-        init_fn: `init_fn(key) -> params`, the network's own initialisation.
+        init_fn: `init_fn(key) -> params`, the network's own initialization.
         key: a key other than the one `params` came from.
         params: parameters.
-        prunable: the leaves to draw anew; by default those with ndim >= 2.
+        prunable: the leaves to redraw; by default those of `tree.prunable`.
 
     Returns:
         `params` with fresh prunable leaves.
 
     Example:
         >>> init = lambda key: {"bias": jnp.ones(1), "w": jax.random.normal(key, (1, 2))}
-        >>> fresh = reinitialise(init, jax.random.key(1), init(jax.random.key(0)))
+        >>> fresh = reinitialize(init, jax.random.key(1), init(jax.random.key(0)))
         >>> (fresh["w"] == init(jax.random.key(1))["w"]).all().item()
         True
     """
     return jax.tree.map(
-        lambda may, new, old: new if may else old,
-        tree.prunable(params, prunable),
+        lambda is_prunable, new, old: new if is_prunable else old,
+        tree.check_prunable(params, prunable),
         init_fn(key),
         params,
     )
 
 
 def invert(scores: Scores) -> Scores:
-    """Turn the order of the scores around: keep what the method would prune.
+    """Reverse the order of the scores: keep what the method would prune.
 
     Args:
         scores: scores of any method.
@@ -88,4 +90,4 @@ def invert(scores: Scores) -> Scores:
         >>> invert({"w": jnp.array([1.0, -2.0])})
         {'w': Array([-1.,  2.], dtype=float32)}
     """
-    return jax.tree.map(jnp.negative, scores)
+    return tree.map_floating(jnp.negative, scores)

@@ -1,4 +1,4 @@
-"""Health of a mask: empty layers, and the weights that lie on a live path."""
+"""Health of a mask: empty layers, and the weights on a live path."""
 
 import functools
 from collections.abc import Mapping
@@ -6,7 +6,8 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.tree_util import Partial
+from jaxtyping import Array, Shaped
 
 from jaxprune import tree
 from jaxprune.masks.apply import count, density
@@ -14,17 +15,17 @@ from jaxprune.types import ApplyFn, Mask, Prunable
 
 
 class Collapse(NamedTuple):
-    """A warning: nothing flows from input to output, so the network is a constant.
+    """A warning that nothing flows from input to output: the network is a constant.
 
-    layers: names of the empty leaves in network order; none if no layer is empty but
-    every path is cut all the same.
+    layers: names of the empty leaves in network order; empty if every path is cut although
+        no layer is empty.
     """
 
     layers: tuple[str, ...]
 
     @property
     def message(self) -> str:
-        """Say what happened and what to do about it."""
+        """Describe what happened and what to do about it."""
         where = f"layers without a weight: {', '.join(self.layers)}"
         cause = where if self.layers else "no path of kept weights"
         return (
@@ -34,12 +35,14 @@ class Collapse(NamedTuple):
 
 
 class Health(NamedTuple):
-    """What a mask leaves of each layer.
+    """The weights that a mask leaves in each layer.
 
-    densities: kept / size of each prunable leaf, in network order; effective: the same,
-    counting only weights on a live path; density and effective_density: the same of all
-    prunable weights together; empty: names of the leaves with nothing left; collapse: a
-    warning, or None while something flows.
+    densities: kept / size of each prunable leaf, in network order.
+    effective: the same, counting only weights on a live path.
+    density: kept / size of all prunable leaves together.
+    effective_density: the same, counting only weights on a live path.
+    empty: names of the leaves without a kept weight.
+    collapse: a warning, or None while something flows.
     """
 
     densities: Mapping[str, float]
@@ -53,48 +56,51 @@ class Health(NamedTuple):
 def health(
     mask: Mask,
     apply_fn: ApplyFn,
-    inputs: Float[Array, "..."],
+    inputs: Shaped[Array, "..."],
     *,
     prunable: Prunable | None = None,
 ) -> Health:
     """Measure each layer's density, and the density of weights on a live path.
 
     A weight is effective if it lies on a path of kept weights from input to output.
-    Those are the weights with a gradient in the network whose kept weights are all 1
-    and whose biases (leaves called bias, b, beta, offset or shift) are 0, taken in
-    float64, since the number of paths overflows float32. A path that loses every
-    max-pool on `inputs` counts as dead, so pass some dozens of examples.
+    These are the weights with a nonzero gradient in the network whose kept weights are 1
+    and whose biases (leaves named bias, b, beta, offset or shift) are 0. Gradients are
+    computed in float64, since the number of paths overflows float32. A path that loses
+    every max-pool on `inputs` counts as dead, so pass a few dozen examples.
 
     Args:
         mask: the mask.
-        apply_fn: `apply_fn(params, inputs) -> outputs`, normalisation made the
-            identity; pass the same function object each time, or it compiles again.
-        inputs: positive examples, such as uniform draws.
-        prunable: which leaves count; by default those with ndim >= 2.
+        apply_fn: `apply_fn(params, inputs) -> outputs`, with normalization layers as the
+            identity (`models.flow` does that). A `jax.tree_util.Partial` compiles once
+            per function and shapes; any other function compiles for each function object.
+        inputs: positive floats, such as uniform draws, or integers, such as tokens.
+        prunable: which leaves count; by default those of `tree.prunable`.
 
     Returns:
-        What the mask leaves; never an error for a mask that cuts the network.
+        The densities; a mask that cuts the network is not an error.
 
     Example:
-        >>> apply_fn = lambda params, x: x @ params["a"] @ params["b"]
-        >>> mask = {"a": jnp.array([[True, True]]), "b": jnp.array([[True], [False]])}
+        >>> apply_fn = lambda params, x: x @ params["in"] @ params["out"]
+        >>> mask = {"in": jnp.array([[True, True]]), "out": jnp.array([[True], [False]])}
         >>> health(mask, apply_fn, jnp.ones((1, 1))).effective
-        {'a': 0.5, 'b': 0.5}
+        {'in': 0.5, 'out': 0.5}
 
     References:
         Vysogorets and Kempe, Connectivity Matters: Neural Network Pruning Through the
         Lens of Effective Sparsity, https://arxiv.org/abs/2107.02306, JMLR 2023.
     """
     tree.check_bool(mask)
-    chosen = tree.prunable(mask, prunable)
+    chosen = tree.check_prunable(mask, prunable)
+    if not isinstance(apply_fn, Partial):
+        apply_fn = Partial(apply_fn)
     with jax.enable_x64(True):
         live = _live(mask, inputs, apply_fn, tuple(jax.tree.leaves(chosen)))
     densities, effective = {}, {}
-    may, alive = tree.by_name(chosen), tree.by_name(live)
+    is_prunable, live_leaves = tree.by_name(chosen), tree.by_name(live)
     for name, leaf in tree.by_name(mask).items():
-        if may[name]:
+        if is_prunable[name]:
             densities[name] = count([leaf], [True]) / leaf.size
-            effective[name] = count([alive[name]], [True]) / leaf.size
+            effective[name] = count([live_leaves[name]], [True]) / leaf.size
     empty = tuple(name for name, share in densities.items() if share == 0)
     effective_density = density(live, chosen)
     return Health(
@@ -107,23 +113,23 @@ def health(
     )
 
 
-@functools.partial(jax.jit, static_argnames=("apply_fn", "chosen"))
+@functools.partial(jax.jit, static_argnames="chosen")
 def _live(
     mask: Mask,
-    inputs: Float[Array, "..."],
+    inputs: Shaped[Array, "..."],
     apply_fn: ApplyFn,
     chosen: tuple[bool, ...],
 ) -> Mask:
-    def weights_of(name: str, kept: Array, may: bool) -> Array:
-        if not may:
-            bias = name.rsplit("/")[-1] in ("bias", "b", "beta", "offset", "shift")
-            return jnp.full(kept.shape, 0.0 if bias else 1.0, jnp.float64)
+    def weights_of(name: str, kept: Array, is_prunable: bool) -> Array:
+        if not is_prunable:
+            is_bias = name.rsplit("/")[-1] in ("bias", "b", "beta", "offset", "shift")
+            return jnp.full(kept.shape, 0.0 if is_bias else 1.0, jnp.float64)
         ones = kept.astype(jnp.float64)
         return ones / jnp.maximum(ones.sum() / ones.shape[-1], 1)
 
     whole = jax.tree.unflatten(jax.tree.structure(mask), chosen)
     weights = tree.map_named(weights_of, mask, whole)
-    paths = jax.grad(lambda w: jnp.sum(apply_fn(w, inputs.astype(jnp.float64))))(
-        weights
-    )
+    if jnp.issubdtype(inputs.dtype, jnp.floating):
+        inputs = inputs.astype(jnp.float64)
+    paths = jax.grad(lambda w: jnp.sum(apply_fn(w, inputs)))(weights)
     return jax.tree.map(lambda kept, flow: kept & (flow > 0), mask, paths)

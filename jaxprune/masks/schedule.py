@@ -1,18 +1,18 @@
-"""Densities: what is asked for, in whole weights and round by round."""
+"""Densities as whole numbers of weights, and the densities of successive rounds."""
 
 import math
-from typing import Any
+from typing import Any, get_args
 
-from jaxprune.types import Fraction
+from jaxprune.types import Fraction, Schedule
 
-SCHEDULES = ("exponential", "linear")
+SCHEDULES = get_args(Schedule)
 
 
 def check_density(density: Fraction) -> float:
     """Check that a density lies in (0, 1] and return it as a Python float.
 
     Raises:
-        ValueError: if it does not, or is no number.
+        ValueError: if it does not, or is not a number.
 
     Example:
         >>> check_density(1)
@@ -30,12 +30,12 @@ def check_density(density: Fraction) -> float:
     return value
 
 
-def kept(density: Fraction, size: int) -> int:
+def num_kept(density: Fraction, size: int) -> int:
     """Turn a density into a number of weights, `size - int((1 - density) * size)`.
 
-    In Python floats on the host: float32 is off by one for a network of millions. The
-    formula is the reference code's, rounding of 1 - density included: 0.9 of 10 keeps
-    10.
+    This uses Python floats on the host, because float32 is off by one for networks of
+    millions of weights. The formula is that of the reference code, including how it
+    rounds 1 - density: a density of 0.9 keeps 10 of 10 weights.
 
     Args:
         density: in (0, 1].
@@ -45,7 +45,7 @@ def kept(density: Fraction, size: int) -> int:
         ValueError: if the density is out of range, or so low that nothing is kept.
 
     Example:
-        >>> kept(10**-0.05, 14_715_584)
+        >>> num_kept(10**-0.05, 14_715_584)
         13115279
     """
     keep = size - int((1.0 - check_density(density)) * size)
@@ -57,12 +57,12 @@ def kept(density: Fraction, size: int) -> int:
 
 
 def densities(
-    density: Fraction, rounds: Any, schedule: str = "exponential"
+    density: Fraction, rounds: Any, schedule: Schedule | str = "exponential"
 ) -> list[float]:
-    """List the density to reach in each round, the last of which is `density`.
+    """List the density to reach in each round; the last one is `density`.
 
-    With d the density and n the rounds, round k reaches d^(k/n) when exponential and
-    1 - (1 - d) k/n when linear. All count against all prunable weights.
+    With density d and n rounds, round k reaches d^(k/n) for "exponential" and
+    1 - (1 - d) k/n for "linear". Each is relative to all prunable weights.
 
     Args:
         density: in (0, 1].
@@ -86,7 +86,7 @@ def densities(
         )
     if schedule not in SCHEDULES:
         raise ValueError(
-            f"schedule '{schedule}' is not known. Pass one of {', '.join(SCHEDULES)}."
+            f"schedule '{schedule}' is unknown. Pass one of {', '.join(SCHEDULES)}."
         )
     if schedule == "linear":
         return [1.0 - (1.0 - goal) * k / rounds for k in range(1, rounds)] + [goal]

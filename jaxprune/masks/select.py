@@ -1,12 +1,13 @@
-"""From scores to a mask with exactly the number of weights asked for, without sorting.
+"""Turn scores into a mask with exactly the requested number of weights, without sorting.
 
-The k-th highest score is found by bisection on the bit pattern of the floats, which
-orders like the floats do; only counts are needed, so sharded scores stay where they
-are. Ties at that score are broken by position, by the same bisection on positions.
+The k-th highest score is found by bisection on the bit pattern of the floats, which has
+the same order as the floats. Only counts are needed, so sharded scores stay in place.
+Ties at that score are broken by position, by the same bisection on positions.
 """
 
 import functools
 from collections.abc import Callable, Sequence
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +17,11 @@ from jaxtyping import Array, Bool, Float, UInt, UInt32
 
 from jaxprune import tree
 from jaxprune.masks.apply import count
-from jaxprune.masks.schedule import kept
-from jaxprune.types import Fraction, Mask, Prunable, Scores
+from jaxprune.masks.schedule import num_kept
+from jaxprune.types import Fraction, Mask, Prunable, Scope, Scores, Ties
 
-SCOPES = ("global", "layer")
-TIES = ("exact", "reference")
+SCOPES = get_args(Scope)
+TIES = get_args(Ties)
 
 
 def select(
@@ -29,33 +30,35 @@ def select(
     *,
     mask: Mask | None = None,
     prunable: Prunable | None = None,
-    scope: str = "global",
-    ties: str = "exact",
+    scope: Scope | str = "global",
+    ties: Ties | str = "exact",
 ) -> Mask:
-    """Keep the weights of highest score, `N - int((1 - density) * N)` out of N prunable.
+    """Keep the `N - int((1 - density) * N)` weights of highest score, of N prunable ones.
 
-    The number is an argument of the compiled program: a new density or mask compiles
-    nothing. Equal scores are broken by position, the earlier leaf and entry being kept.
+    The number is an argument of the compiled program: a new density or mask does not
+    recompile. Equal scores are broken by position: the earlier leaf and entry is kept.
 
     Args:
-        scores: higher means keep; floats.
-        density: kept / prunable, in (0, 1], a Python number; it counts against all
-            prunable weights, whatever `mask` has pruned already.
-        mask: weights still alive; a pruned weight stays pruned.
-        prunable: the leaves to prune; by default those with ndim >= 2. Others are
-            all True in the result.
-        scope: "global" ranks all weights together, "layer" each leaf by itself.
-        ties: "exact" keeps just the number asked for; "reference" keeps what is
+        scores: floats; higher means keep.
+        density: kept / prunable, in (0, 1], always relative to all prunable weights,
+            whatever `mask` has pruned already. A traced density (under `jit` or
+            `lax.scan`) is rounded to float32, so that its count may differ by one from that
+            of a Python float; at least one weight is kept, and at most what `mask` has.
+        mask: weights that may be kept; a pruned weight stays pruned.
+        prunable: the leaves to prune; by default those of `tree.prunable`. Other leaves
+            are all True in the result.
+        scope: "global" ranks all weights together, "layer" ranks each leaf by itself.
+        ties: "exact" keeps exactly the requested number; "reference" keeps what is
             strictly greater than the k-th smallest score, k = int((1 - density) * N),
-            as the SynFlow authors' code does: with ties it keeps fewer.
+            as the SynFlow authors' code does: it keeps fewer where scores are equal.
 
     Returns:
         A mask that mirrors `scores`.
 
     Raises:
         ValueError: if the density, scope or ties is out of range, `mask` does not
-            mirror `scores` or leaves fewer weights than the density asks for, a score
-            is not finite, or nothing is prunable.
+            mirror `scores` or leaves fewer weights than requested, a score is not
+            finite, or no leaf is prunable.
 
     Example:
         >>> select({"w": jnp.array([[3.0, 1.0], [2.0, 2.0]])}, 0.5)
@@ -64,22 +67,28 @@ def select(
 
     References:
         Threshold and count as in the code of Tanaka et al.,
-        https://arxiv.org/abs/2006.05467, 2020; it breaks no ties.
+        https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
     _check_option("scope", scope, SCOPES)
     _check_option("ties", ties, TIES)
-    chosen = tree.prunable(scores, prunable)
+    chosen = tree.check_prunable(scores, prunable)
     if mask is not None:
-        tree.check_mirrors(mask, scores, of="scores")
-    tree.check_finite(scores, "score again with finite params and loss.", chosen)
+        mask = tree.check_mirrors(mask, scores, of="scores")
+    tree.check_finite(
+        scores,
+        "check the parameters and the loss. If synflow overflowed, pass rescale=True, "
+        "which rescales the kernels or computes in float64.",
+        chosen,
+    )
     names = tree.names(scores)
     leaves, structure = jax.tree.flatten(scores)
     alive = [None] * len(leaves) if mask is None else jax.tree.leaves(mask)
-    indices = [i for i, may in enumerate(jax.tree.leaves(chosen)) if may]
+    indices = [i for i, yes in enumerate(jax.tree.leaves(chosen)) if yes]
     if not indices:
         raise ValueError(
-            "scores have no prunable leaf (none with two or more dimensions). Pass "
-            "prunable= with True at the leaves to prune."
+            "scores have no prunable leaf: none has two or more dimensions and a name that "
+            "is not of a bias, norm or embedding. Pass "
+            'prunable=tree.prunable(params, include="*"), with a pattern of your names.'
         )
     selected = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     for group in [indices] if scope == "global" else [[i] for i in indices]:
@@ -89,23 +98,36 @@ def select(
                 f"{size} weights are ranked together, but positions are counted in 32 "
                 'bits. Pass scope="layer".'
             )
-        keep = kept(density, size)
         members = [alive[i] for i in group]
-        if ties == "exact":
-            _check_enough(keep, size, members, [names[i] for i in group])
+        if isinstance(density, Tracer):
+            keep = _traced_count(density, size)
+        else:
+            keep = num_kept(density, size)
+            if ties == "exact":
+                _check_enough(keep, size, members, [names[i] for i in group])
         winners = _select(
-            [leaves[i] for i in group], members, np.uint32(keep), exact=ties == "exact"
+            [leaves[i] for i in group],
+            members,
+            jnp.asarray(keep, jnp.uint32),
+            exact=ties == "exact",
         )
         for i, leaf in zip(group, winners, strict=True):
             selected[i] = leaf
     return jax.tree.unflatten(structure, selected)
 
 
+def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
+    """Count on the device as `num_kept` does on the host."""
+    with jax.enable_x64(True):
+        wide = density.astype(jnp.float64)
+        pruned = ((1.0 - wide) * jnp.float64(size)).astype(jnp.int64)
+        keep = jnp.clip(jnp.int64(size) - pruned, 1, size)
+        return keep.astype(jnp.uint32)
+
+
 def _check_option(what: str, got: str, known: Sequence[str]) -> None:
     if got not in known:
-        raise ValueError(
-            f"{what} '{got}' is not known. Pass one of {', '.join(known)}."
-        )
+        raise ValueError(f"{what} '{got}' is unknown. Pass one of {', '.join(known)}.")
 
 
 def _check_enough(
@@ -131,7 +153,7 @@ def _select(
     *,
     exact: bool,
 ) -> list[Bool[Array, "..."]]:
-    """Select among all the leaves together; `keep` weights, fewer with ties."""
+    """Select `keep` weights among all leaves together; fewer with reference ties."""
     dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
     keys = [
         _ordered_bits(score.astype(dtype), member)
@@ -142,12 +164,12 @@ def _select(
     def at_least(thresholds: Sequence[Array]) -> list[Array]:
         return _count([[key >= t for t in thresholds] for key in keys])
 
-    if not exact:  # keep what is strictly greater than the highest score to go
+    if not exact:  # keep what is strictly greater than the highest pruned score
         size = sum(score.size for score in scores)
         threshold = _highest(at_least, keep + jnp.uint32(1), bits, keys[0].dtype)
         above = [key > threshold for key in keys]
-        dead = jnp.uint32(size) == keep  # nothing to prune: the mask stays as it was
-        return [(key > 0) & (dead | up) for key, up in zip(keys, above, strict=True)]
+        keeps_all = jnp.uint32(size) == keep
+        return [(key > 0) & (keeps_all | up) for key, up in zip(keys, above, strict=True)]
 
     threshold = _highest(at_least, keep, bits, keys[0].dtype)
     above, tied = _count([[key > threshold, key == threshold] for key in keys])
@@ -160,7 +182,7 @@ def _break_ties(
     wanted: UInt32[Array, ""],
     tied: UInt32[Array, ""],
 ) -> list[Bool[Array, "..."]]:
-    """Keep what is above the threshold, and the first `wanted` of those that equal it."""
+    """Keep what is above the threshold, and the first `wanted` entries that equal it."""
     size = sum(key.size for key in keys)
     starts = [sum(key.size for key in keys[:i]) for i in range(len(keys))]
 
@@ -190,7 +212,7 @@ def _break_ties(
         lambda: _highest(at_least, wanted, bits, np.dtype(np.uint32)),
     )
     return [
-        # 0 is the key of a weight that may not be kept, whatever the threshold.
+        # A key of 0 marks a weight that may not be kept.
         (key > 0)
         & (
             (key > threshold)
@@ -222,8 +244,8 @@ def _highest(
 ) -> UInt[Array, ""]:
     """Find the highest t with at_least(t) >= keep; 0 if there is none.
 
-    Two bits a pass: three counts are taken together, so that the keys are read half as
-    often as with one.
+    Each pass settles two bits: three counts are taken together, so that the keys are
+    read half as often as with one bit per pass.
     """
 
     def refine(i: Array, found: Array) -> Array:

@@ -20,13 +20,13 @@ from jaxprune.models.conv import (
 from jaxprune.models.wiring import (
     Layer as Layer,
     Product as Product,
-    at as at,
-    exchange as exchange,
     fold_batch_norm as fold_batch_norm,
+    get_path as get_path,
     input_shape as input_shape,
     on_host as on_host,
     products as products,
     rebuild as rebuild,
+    replace_modules as replace_modules,
     wiring as wiring,
 )
 from jaxprune.types import RandomKey
@@ -68,20 +68,20 @@ def create(
 ) -> Model:
     """Build a network and draw its weights.
 
-    Weights are drawn from an untruncated normal of variance 2 / fan_in (Flax's own
-    he_normal is truncated and gives other masks), biases are 0.
+    Weights are drawn from an untruncated normal distribution of variance 2 / fan_in
+    (Flax's own he_normal is truncated and leads to other masks); biases are 0.
 
     Args:
         name: one of `models.MODELS`.
         key: randomness of the weights.
-        input_shape: height, width and channels of a picture. VGG and conv-n leave out
+        input_shape: height, width and channels of an image. VGG and conv-n leave out
             the pools that would shrink a map below one pixel.
         num_classes: number of logits.
-        batch_norm: normalise before each ReLU; epsilon 1e-5, momentum 0.9.
-        width: factor on the number of channels and of hidden units.
+        batch_norm: add BatchNorm before each ReLU, with epsilon 1e-5 and momentum 0.9.
+        width: factor on the number of channels and hidden units.
 
     Returns:
-        `Model(params, state, apply, graph)`.
+        `Model(params, state, apply)`.
 
     Raises:
         ValueError: if the name is unknown, or a size is not positive.
@@ -100,12 +100,12 @@ def create(
     """
     if name not in MODELS:
         raise ValueError(
-            f"model '{name}' is not known. Pass one of {', '.join(MODELS)}."
+            f"model '{name}' is unknown. Pass one of {', '.join(MODELS)}."
         )
     if min(*input_shape, num_classes) < 1 or not 0 < width < float("inf"):
         raise ValueError(
             f"input_shape {input_shape}, num_classes {num_classes} and width {width} "
-            "must all be positive. Pass the height, width and channels of your pictures."
+            "must all be positive. Pass the height, width and channels of your images."
         )
     return functional(
         MODELS[name](

@@ -1,91 +1,193 @@
 """From a Flax NNX module to pure functions over plain dicts."""
 
-from collections.abc import Callable
-from typing import Any, NamedTuple, TypeAlias
+import dataclasses
+import inspect
+from typing import Any, Literal, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float, PyTree
+from jax.tree_util import Partial
+from jaxtyping import Array, PyTree, Shaped
 
-from jaxprune.models._layers import EPSILON
-from jaxprune.types import ApplyFn, Params
+from jaxprune import tree
+from jaxprune.types import Params
 
-FLOWS = ("identity", "absolute")
+NormFlow: TypeAlias = Literal["identity", "absolute"]
+FLOWS = get_args(NormFlow)
+
+_NORMS = (
+    nnx.BatchNorm,
+    nnx.LayerNorm,
+    nnx.GroupNorm,
+    nnx.InstanceNorm,
+    nnx.RMSNorm,
+)
+# Arguments of a module's call that select training mode, and their values in it.
+_TRAIN_ARGUMENTS = {
+    "train": True,
+    "training": True,
+    "is_training": True,
+    "deterministic": False,
+    "use_running_average": False,
+}
 
 
-# apply(params, state, x, *, train=False) -> (logits, state): the forward pass, and the
-# state with new statistics if training.
-Apply: TypeAlias = Callable[..., tuple[Array, Any]]
+@dataclasses.dataclass(frozen=True)
+class Apply:
+    """The forward pass of a network as a value: equal for equal networks, and hashable.
+
+    Call it as `apply(params, state, x, train=False) -> (outputs, state)`. In training mode
+    the returned state holds the new BatchNorm statistics and random number counters.
+
+    graphdef: the structure of the NNX module, without arrays.
+    """
+
+    graphdef: Any
+
+    def __call__(
+        self, params: Params, state: PyTree, x: Any, *, train: bool = False
+    ) -> tuple[Any, PyTree]:
+        """Run the network."""
+        module = self.module(params, state)
+        only = getattr(module, "only_shape", None)  # of a network compacted for one size
+        if only is not None and x.shape[1:] != only:
+            raise ValueError(
+                f"this network was compacted for images of {only}; got {x.shape[1:]}. "
+                "Compact a network of that input_shape."
+            )
+        outputs = _call(module, x, train)
+        nnx.pop(module, nnx.Intermediate)  # recorded by `sow`
+        return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))
+
+    def module(self, params: Params, state: PyTree) -> nnx.Module:
+        """Return the NNX module with these arrays."""
+        return nnx.merge(self.graphdef, nnx.State(params), nnx.State(state))
 
 
-class Model(NamedTuple):
-    """A network as data and one pure function.
+def _call(module: nnx.Module, x: Any, train: bool) -> Any:
+    """Set the mode both ways: as attributes, and as the argument that the call takes."""
+    (module.train if train else module.eval)()
+    accepted = inspect.signature(type(module).__call__).parameters
+    mode = {
+        name: value if train else not value
+        for name, value in _TRAIN_ARGUMENTS.items()
+        if name in accepted
+    }
+    return module(x, **mode)
 
-    params: trainable arrays, a dict of dicts; state: statistics of batch normalisation,
-    keyed like the layers, empty without it; apply: `apply(params, state, x,
-    train=False) -> (logits, state)`, x in (batch, height, width, channels); graph: what
-    `flax.nnx.merge` makes the module of again, or None.
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Model:
+    """A network as data and one pure function; a pytree whose leaves are its arrays.
+
+    params: trainable arrays, a dict of dicts.
+    state: other arrays, keyed by module: BatchNorm statistics, keys of Dropout.
+    apply: `apply(params, state, x, train=False) -> (outputs, state)`; a hashable value that
+        is no leaf of the tree.
     """
 
     params: Params
     state: PyTree
-    apply: Apply
-    graph: Any = None
+    apply: Apply = dataclasses.field(metadata={"static": True})
 
 
 def functional(module: nnx.Module) -> Model:
-    """Split an NNX module whose call is `module(x, train)` into a `Model`.
+    """Split any NNX module into a `Model`.
+
+    Training mode is selected by `.train()` and `.eval()`, and by an argument of the
+    module's call named `train`, `training`, `is_training`, `deterministic` or
+    `use_running_average` where it has one.
 
     Args:
-        module: a module that holds its weights in `nnx.Param`.
+        module: a module that holds its weights in `nnx.Param` and whose call takes one
+            input, besides that argument.
 
     Returns:
-        `Model(params, state, apply, graph)`; the module itself is not kept.
+        `Model(params, state, apply)`; the module itself is not changed and not kept.
+
+    Raises:
+        TypeError: if `module` is not an NNX module.
 
     Example:
         >>> class Double(nnx.Module):
         ...     def __init__(self):
         ...         self.factor = nnx.Param(jnp.array(2.0))
         ...
-        ...     def __call__(self, x, train):
+        ...     def __call__(self, x):
         ...         return self.factor * x
         >>> model = functional(Double())
         >>> model.apply(model.params, model.state, jnp.array(3.0))[0].item()
         6.0
     """
-    graph, params, state = nnx.split(module, nnx.Param, ...)
-
-    def apply(
-        params: Any, state: Any, x: Any, *, train: bool = False
-    ) -> tuple[Array, Any]:
-        whole = nnx.merge(graph, nnx.State(params), nnx.State(state))
-        only = getattr(whole, "only_shape", None)  # of what was rebuilt for one size
-        if only is not None and x.shape[1:] != only:
-            raise ValueError(
-                f"this network was compacted for pictures of {only}; got {x.shape[1:]}. "
-                "Compact it anew from a network of that input_shape."
-            )
-        logits = whole(x, train)
-        return logits, nnx.to_pure_dict(nnx.state(whole, nnx.Not(nnx.Param)))
-
-    return Model(nnx.to_pure_dict(params), nnx.to_pure_dict(state), apply, graph)
+    if not isinstance(module, nnx.Module):
+        raise TypeError(
+            f"models.functional takes a Flax NNX module; got a {type(module).__name__}. "
+            "Scores and masks also take any function and tree of arrays: of a Linen "
+            "module, pass variables['params']; of an Equinox module, "
+            "eqx.partition(module, eqx.is_inexact_array)."
+        )
+    module = nnx.clone(module)
+    module.eval()  # so that networks are equal whatever mode they were in
+    nnx.pop(module, nnx.Intermediate)
+    graphdef, params, state = nnx.split(module, nnx.Param, ...)
+    return Model(nnx.to_pure_dict(params), nnx.to_pure_dict(state), Apply(graphdef))
 
 
-def flow(model: Model, *, batch_norm: str = "identity") -> ApplyFn:
-    """Make the forward pass that `scores.synflow` and `masks.health` want.
+@dataclasses.dataclass(frozen=True)
+class _Flow:
+    """The forward pass with norm layers out of the way; compared by value."""
+
+    apply: Apply
+    batch_norm: NormFlow
+
+    def __call__(self, state: PyTree, params: Params, inputs: Any) -> Array:
+        if jnp.issubdtype(inputs.dtype, jnp.floating):
+            state = tree.map_floating(lambda leaf: leaf.astype(inputs.dtype), state)
+        if self.batch_norm == "absolute":
+            state = tree.map_floating(jnp.abs, state)
+            return self.apply(params, state, inputs)[0]
+        module = self.apply.module(params, state)
+        return _call(_without_norms(module), inputs, train=False)
+
+
+class Identity(nnx.Module):
+    """Stands in for a norm layer: returns its input."""
+
+    def __call__(self, x: Array, *args: Any, **options: Any) -> Array:
+        """Return `x`."""
+        del args, options
+        return x
+
+
+def _without_norms(module: nnx.Module) -> nnx.Module:
+    """Replace every norm layer of a module by the identity."""
+    if isinstance(module, _NORMS):
+        return Identity()
+    for _, node in list(nnx.iter_graph(module)):
+        if isinstance(node, nnx.Pytree):  # a module, or a list or dict of modules
+            for name, child in list(vars(node).items()):
+                if isinstance(child, _NORMS):
+                    setattr(node, name, Identity())
+    return module
+
+
+def flow(model: Model, *, batch_norm: NormFlow | str = "identity") -> Partial:
+    """Make the forward pass that `scores.synflow` and `masks.health` need.
 
     Args:
         model: the network.
-        batch_norm: "identity" leaves normalisation out, so that it cannot stop the
-            flow; "absolute" keeps it in evaluation mode with the absolute value of its
-            statistics, as the reference code does.
+        batch_norm: "identity" leaves out BatchNorm, LayerNorm, GroupNorm and RMSNorm, so
+            that they cannot stop the flow; "absolute" keeps BatchNorm in evaluation mode
+            with the absolute value of its statistics, as the reference code does.
 
     Returns:
-        `apply_fn(params, inputs) -> logits`, in the dtype of `inputs`.
+        `apply_fn(params, inputs) -> outputs`, in the dtype of `inputs`; a pytree, so that it
+        can be an argument of a jitted function.
 
     Raises:
-        ValueError: if `batch_norm` is not known.
+        ValueError: if `batch_norm` is unknown.
 
     Example:
         >>> from jaxprune import models
@@ -95,33 +197,6 @@ def flow(model: Model, *, batch_norm: str = "identity") -> ApplyFn:
     """
     if batch_norm not in FLOWS:
         raise ValueError(
-            f"batch_norm '{batch_norm}' is not known. Pass one of {', '.join(FLOWS)}."
+            f"batch_norm '{batch_norm}' is unknown. Pass one of {', '.join(FLOWS)}."
         )
-
-    def apply_fn(params: Params, inputs: Float[Array, "..."]) -> Array:
-        if batch_norm == "identity":
-            params, state = _identity_norms(params, model.state)
-        else:
-            state = jax.tree.map(jnp.abs, model.state)
-        state = jax.tree.map(lambda leaf: leaf.astype(inputs.dtype), state)
-        return model.apply(params, state, inputs)[0]
-
-    return apply_fn
-
-
-def _identity_norms(params: Any, state: Any) -> tuple[Any, Any]:
-    """Make every layer that has statistics the identity; `params` keeps its leaves."""
-    new_params, new_state = dict(params), {}
-    for layer, held in state.items():
-        if "mean" in held:
-            new_state[layer] = {
-                "mean": jnp.zeros_like(held["mean"]),
-                "var": jnp.full_like(held["var"], 1.0 - EPSILON),
-            }
-            new_params[layer] = {
-                "scale": jnp.ones_like(params[layer]["scale"]),
-                "bias": jnp.zeros_like(params[layer]["bias"]),
-            }
-        else:
-            new_params[layer], new_state[layer] = _identity_norms(params[layer], held)
-    return new_params, new_state
+    return Partial(_Flow(model.apply, batch_norm), model.state)

@@ -1,4 +1,4 @@
-"""Layers as the published study initialises them."""
+"""Layers as the published study initializes them."""
 
 import jax
 import jax.numpy as jnp
@@ -43,12 +43,12 @@ def dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 
 def norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Make a batch normalisation; momentum 0.9 in Flax's convention is torch's 0.1."""
+    """Make a batch normalization; momentum 0.9 in Flax's convention is torch's 0.1."""
     return nnx.BatchNorm(features, momentum=0.9, epsilon=EPSILON, rngs=rngs)
 
 
 class Folded(nnx.Module):
-    """What stands where a normalisation was: nothing happens."""
+    """What stands where a normalization was: nothing happens."""
 
     def __call__(self, x: Array, **options: bool) -> Array:
         """Return `x`."""
@@ -56,7 +56,7 @@ class Folded(nnx.Module):
         return x
 
 
-def normalise(
+def normalize(
     bn: nnx.BatchNorm | Folded | None, x: Float[Array, "..."], train: bool
 ) -> Float[Array, "..."]:
     """Normalise in float32 at least; running statistics in bfloat16 would stand still."""

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import conv, norm, normalise, scaled
+from jaxprune.models._layers import conv, norm, normalize, scaled
 from jaxprune.models.conv import max_pool
 from jaxprune.models.mlp import MLP
 from jaxprune.models.wiring import Layer, chain
@@ -52,7 +52,7 @@ class ConvN(nnx.Module):
         """Return the logits."""
         for i in range(1, self.layers + 1):
             x = getattr(self, f"conv{i}")(x)
-            x = jax.nn.relu(normalise(getattr(self, f"bn{i}"), x, train))
+            x = jax.nn.relu(normalize(getattr(self, f"bn{i}"), x, train))
             if i % 2 == 0 and min(x.shape[1:3]) >= 2:
                 x = max_pool(x)
         return self.dense(x, train)

@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import dense, norm, normalise, scaled
+from jaxprune.models._layers import dense, norm, normalize, scaled
 from jaxprune.models.wiring import Layer, chain
 
 
@@ -43,7 +43,7 @@ class MLP(nnx.Module):
         x = x.reshape(x.shape[0], -1)
         for i in range(1, self.hidden + 1):
             x = getattr(self, f"fc{i}")(x)
-            x = jax.nn.relu(normalise(getattr(self, f"bn{i}"), x, train))
+            x = jax.nn.relu(normalize(getattr(self, f"bn{i}"), x, train))
         return getattr(self, f"fc{self.hidden + 1}")(x)
 
     def wiring(self) -> list[Layer]:

@@ -6,12 +6,12 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import conv, dense, norm, normalise, scaled
+from jaxprune.models._layers import conv, dense, norm, normalize, scaled
 from jaxprune.models.wiring import Layer
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias and its normalisation; with bias if there is none."""
+    """A convolution without bias and its normalization; with bias if there is none."""
 
     def __init__(
         self,
@@ -32,8 +32,8 @@ class ConvNorm(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool
     ) -> Float[Array, "..."]:
-        """Return the normalised convolution."""
-        return normalise(self.bn, self.conv(x), train)
+        """Return the normalized convolution."""
+        return normalize(self.bn, self.conv(x), train)
 
     def wiring(self, name: str, reads: str, writes: str) -> Layer:
         """Describe it as one layer between two streams."""

@@ -6,7 +6,7 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
-from jaxprune.models._layers import conv, dense, norm, normalise, scaled
+from jaxprune.models._layers import conv, dense, norm, normalize, scaled
 from jaxprune.models.conv import max_pool
 from jaxprune.models.wiring import Layer, chain
 
@@ -50,7 +50,7 @@ class VGG(nnx.Module):
             for _ in range(depth):
                 i += 1
                 x = getattr(self, f"conv{i}")(x)
-                x = jax.nn.relu(normalise(getattr(self, f"bn{i}"), x, train))
+                x = jax.nn.relu(normalize(getattr(self, f"bn{i}"), x, train))
         return self.fc(x.mean((1, 2)))
 
     def wiring(self) -> list[Layer]:

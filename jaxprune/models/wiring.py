@@ -11,7 +11,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, PyTree
 
-from jaxprune.models._functional import Model, functional
+from jaxprune.models._functional import Apply, Model, functional
 from jaxprune.models._layers import Folded
 from jaxprune.types import Params
 
@@ -20,7 +20,7 @@ class Layer(NamedTuple):
     """A layer with a kernel, and the streams of channels between which it stands.
 
     name: path of what holds the kernel, such as "block1/layer1/conv"; norm: path of the
-    normalisation behind it, or None; reads, writes: names of streams. The pictures are the
+    normalization behind it, or None; reads, writes: names of streams. The pictures are the
     stream "input", the result is "logits". Several layers that write one stream add to it,
     as a residual block and its shortcut do. A dense layer may read a stream of maps, their
     pixels one after another, the channels of each together.
@@ -37,7 +37,7 @@ def chain(module: Any, names: Sequence[tuple[str, str]], reads: str) -> list[Lay
 
     Args:
         module: what holds them.
-        names: of each layer and of the normalisation behind it, which may be None.
+        names: of each layer and of the normalization behind it, which may be None.
         reads: the stream that the first reads; each writes one of its own name.
 
     Returns:
@@ -76,7 +76,7 @@ def wiring(model: Model) -> tuple[Layer, ...]:
 
     Raises:
         ValueError: if the module of `model` says nothing of its wiring, names what is not
-            there, convolves groups of channels, or normalises by anything but
+            there, convolves groups of channels, or normalizes by anything but
             `nnx.BatchNorm` with scale and bias.
 
     Example:
@@ -90,12 +90,12 @@ def wiring(model: Model) -> tuple[Layer, ...]:
 
 
 def _module(model: Model) -> Any:
-    if model.graph is None:
+    if not isinstance(model.apply, Apply):
         raise ValueError(
-            "model has no graph, which says what it is made of. Make it with models.create "
-            "or models.functional."
+            "model.apply is not of an NNX module. Make the model with models.create or "
+            "models.functional."
         )
-    module = nnx.merge(model.graph, nnx.State(model.params), nnx.State(model.state))
+    module: Any = model.apply.module(model.params, model.state)
     if not (hasattr(module, "wiring") and hasattr(module, "input_shape")):
         raise ValueError(
             f"{type(module).__name__} does not say which layer feeds which. Give it an "
@@ -111,7 +111,7 @@ def _module(model: Model) -> Any:
 
 
 def _layers(module: Any) -> list[Layer]:
-    """List the layers as the module does, without normalisations that were folded."""
+    """List the layers as the module does, without normalizations that were folded."""
     return [
         layer._replace(norm=None)
         if layer.norm is not None and isinstance(_find(module, layer.norm), Folded)
@@ -211,7 +211,7 @@ def products(model: Model) -> dict[str, Product]:
     return seen
 
 
-def exchange(
+def replace_modules(
     model: Model,
     multiply: Mapping[str, Callable[..., Array]],
     kernels: Mapping[str, Array],
@@ -232,7 +232,7 @@ def exchange(
         >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
         >>> network = models.create("lenet-300-100", key=jax.random.key(0), **shape)
         >>> ones = lambda x, kernel, *args, **options: jnp.ones((len(x), 10)) * kernel
-        >>> odd = exchange(network, {"fc3": ones}, {"fc3": jnp.float32(7)})
+        >>> odd = replace_modules(network, {"fc3": ones}, {"fc3": jnp.float32(7)})
         >>> odd.apply(odd.params, {}, jnp.ones((1, 2, 2, 1)))[0][0, 0].item()
         7.0
     """
@@ -255,8 +255,8 @@ def rebuild(model: Model, params: Params, state: PyTree) -> Model:
         model: the network as it was, as in `wiring`.
         params: kernels with fewer channels; a bias may be there that was not, of shape
             (channels,) or (height, width, channels); without the arrays of a
-            normalisation there is none.
-        state: statistics of the normalisations that are left.
+            normalization there is none.
+        state: statistics of the normalizations that are left.
 
     Returns:
         The network, `params` and `state` in it.
@@ -276,7 +276,7 @@ def rebuild(model: Model, params: Params, state: PyTree) -> Model:
     module = _module(model)
     module.only_shape = tuple(module.input_shape)
     for layer in _layers(module):
-        part, held = _at(module, layer.name), at(params, layer.name)
+        part, held = _at(module, layer.name), get_path(params, layer.name)
         part.kernel = nnx.Param(held["kernel"])
         part.in_features, part.out_features = held["kernel"].shape[-2:]
         if isinstance(part, nnx.Conv):
@@ -291,23 +291,23 @@ def rebuild(model: Model, params: Params, state: PyTree) -> Model:
 def _set_norm(module: Any, name: str, params: Params, state: PyTree) -> None:
     *parents, last = name.split("/")
     parent = _at(module, "/".join(parents))
-    if last not in at(params, "/".join(parents)):
+    if last not in get_path(params, "/".join(parents)):
         setattr(parent, last, Folded())
         return
-    norm, held, seen = getattr(parent, last), at(params, name), at(state, name)
+    norm, held, seen = getattr(parent, last), get_path(params, name), get_path(state, name)
     norm.scale, norm.bias = nnx.Param(held["scale"]), nnx.Param(held["bias"])
     norm.mean, norm.var = nnx.BatchStat(seen["mean"]), nnx.BatchStat(seen["var"])
     (norm.num_features,) = held["scale"].shape
 
 
 def fold_batch_norm(model: Model) -> Model:
-    """Put each batch normalisation, as it is in evaluation, into the layer before it.
+    """Put each batch normalization, as it is in evaluation, into the layer before it.
 
     Args:
         model: as in `wiring`, with trained params and statistics in it.
 
     Returns:
-        A network of the same logits without normalisation.
+        A network of the same logits without normalization.
 
     Example:
         >>> from jaxprune import models
@@ -322,9 +322,9 @@ def fold_batch_norm(model: Model) -> Model:
         if layer.norm is None:
             continue
         *parents, last = layer.norm.split("/")
-        norm = at(params, "/".join(parents)).pop(last)
-        seen = at(state, "/".join(parents)).pop(last)
-        held = at(params, layer.name)
+        norm = get_path(params, "/".join(parents)).pop(last)
+        seen = get_path(state, "/".join(parents)).pop(last)
+        held = get_path(params, layer.name)
         factor = norm["scale"] / np.sqrt(seen["var"] + _at(module, layer.norm).epsilon)
         shift = norm["bias"] - seen["mean"] * factor
         bias = held["bias"] * factor + shift if "bias" in held else shift
@@ -346,7 +346,7 @@ def on_host(arrays: PyTree) -> Any:
     )
 
 
-def at(tree: Any, name: str) -> Any:
+def get_path(tree: Any, name: str) -> Any:
     """Return what lies at a path of a dict of dicts, such as "block1/layer1/conv"."""
     return functools.reduce(operator.getitem, filter(None, name.split("/")), tree)
 

@@ -2,21 +2,21 @@
 
 from jaxprune.profiling.device import (
     DeviceMemory as DeviceMemory,
-    Sample as Sample,
+    MemorySample as MemorySample,
     describe as describe,
     device_memory as device_memory,
-    highest as highest,
-    sample as sample,
+    maximum as maximum,
+    sample_memory as sample_memory,
 )
 from jaxprune.profiling.flops import kept_macs as kept_macs, macs as macs
 from jaxprune.profiling.latency import (
     Latency as Latency,
-    in_turn as in_turn,
+    interleaved as interleaved,
     latency as latency,
     seconds as seconds,
 )
 from jaxprune.profiling.memory import (
     Memory as Memory,
     measure as measure,
-    start as start,
+    start_measure as start_measure,
 )

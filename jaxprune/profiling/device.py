@@ -20,7 +20,7 @@ class DeviceMemory(NamedTuple):
     reserved: float | None
 
 
-class Sample(NamedTuple):
+class MemorySample(NamedTuple):
     """Memory at one moment; None where the backend is silent.
 
     device_in_use, device_reserved: as in DeviceMemory, megabytes; machine_percent: share of
@@ -32,31 +32,31 @@ class Sample(NamedTuple):
     machine_percent: float
 
 
-def sample() -> Sample:
+def sample_memory() -> MemorySample:
     """Read the memory in use at this moment, as the published study did between epochs.
 
     Returns:
         Megabytes (1e6 bytes) of the first device, and the machine's share.
 
     Example:
-        >>> 0 < sample().machine_percent <= 100
+        >>> 0 < sample_memory().machine_percent <= 100
         True
     """
     held = device_memory()
-    return Sample(held.in_use, held.reserved, psutil.virtual_memory().percent)
+    return MemorySample(held.in_use, held.reserved, psutil.virtual_memory().percent)
 
 
-def highest(samples: Sequence[Sample]) -> dict[str, float | None]:
+def maximum(samples: Sequence[MemorySample]) -> dict[str, float | None]:
     """Take the highest of each figure.
 
     Args:
         samples: at least one.
 
     Returns:
-        The highest by the names of Sample; None where the backend is silent.
+        The highest by the names of MemorySample; None where the backend is silent.
 
     Example:
-        >>> highest([Sample(1.0, None, 5.0), Sample(2.0, None, 4.0)])
+        >>> maximum([MemorySample(1.0, None, 5.0), MemorySample(2.0, None, 4.0)])
         {'device_in_use': 2.0, 'device_reserved': None, 'machine_percent': 5.0}
     """
 
@@ -64,7 +64,7 @@ def highest(samples: Sequence[Sample]) -> dict[str, float | None]:
         values = [getattr(one, name) for one in samples]
         return None if None in values else max(values)
 
-    return {name: most(name) for name in Sample._fields}
+    return {name: most(name) for name in MemorySample._fields}
 
 
 def describe() -> dict[str, str | int]:

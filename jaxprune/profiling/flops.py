@@ -27,7 +27,7 @@ def macs(fn: Callable[..., Any], params: Params, *args: Any) -> PyTree:
     A product counts its multiply-accumulates for the kernel in it; an addition or
     multiplication of a bias or scale counts one for each number it makes. Pooling and
     activations count nothing, as in the published study. Constants that `fn` closes
-    over (statistics of batch normalisation) may be folded into a leaf; what depends on
+    over (statistics of batch normalization) may be folded into a leaf; what depends on
     `args` is data. Loops count their length, branches the most expensive one, and a
     `while` one turn, since its length is not known.
 
@@ -48,7 +48,7 @@ def macs(fn: Callable[..., Any], params: Params, *args: Any) -> PyTree:
     References:
         The counting of Tanaka et al.'s code, https://arxiv.org/abs/2006.05467, 2020:
         convolution Cin Cout kh kw Hout Wout, its bias Cout Hout Wout, linear in out,
-        batch normalisation 2 C H W.
+        batch normalization 2 C H W.
     """
     closed = jax.make_jaxpr(fn)(params, *args)
     leaves, structure = jax.tree.flatten(params)

@@ -40,10 +40,10 @@ def latency(
     # A function that is jitted already compiles once for all calls of `latency`.
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
     compiled = jitted.lower(*args).compile()
-    return in_turn(lambda: compiled(*args), calls=calls, warmup=warmup)[0]
+    return interleaved(lambda: compiled(*args), calls=calls, warmup=warmup)[0]
 
 
-def in_turn(
+def interleaved(
     *runs: Callable[[], Any], calls: int = 30, warmup: int = 3
 ) -> list[Latency]:
     """Time several things beside each other, one call of each after another.
@@ -63,7 +63,7 @@ def in_turn(
         ValueError: if there is no call to time.
 
     Example:
-        >>> quick, slow = in_turn(lambda: None, lambda: time.sleep(0.01), calls=3)
+        >>> quick, slow = interleaved(lambda: None, lambda: time.sleep(0.01), calls=3)
         >>> quick.p50 < slow.p50
         True
     """

@@ -61,10 +61,10 @@ def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
         >>> measure(lambda x: x @ x, jax.numpy.ones((64, 64))).peak_rss > 0
         True
     """
-    return start(fn, *args, calls=calls)()
+    return start_measure(fn, *args, calls=calls)()
 
 
-def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Memory]:
+def start_measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Memory]:
     """Begin to measure, so that this process may go on with work that is not timed.
 
     Args:
@@ -76,7 +76,7 @@ def start(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Me
         A function that waits for the other process and returns the figures.
 
     Example:
-        >>> wait = start(lambda x: x + 1, jax.numpy.ones(8))
+        >>> wait = start_measure(lambda x: x + 1, jax.numpy.ones(8))
         >>> wait().peak_rss > 0
         True
     """

@@ -60,7 +60,7 @@ def write(folder: Path, published: Published | None = None) -> Path:
     place = folder / "report"
     # All of it is there before the first file of an earlier one is replaced.
     with (
-        files.room(place),
+        files.disk_errors(place),
         tempfile.TemporaryDirectory(
             prefix=".report.", suffix=".part", dir=folder
         ) as partial,

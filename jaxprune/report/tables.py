@@ -52,7 +52,7 @@ TABLES: Mapping[str, Quantity] = {
         flop_ratio,
         4,
         "What the mask leaves of each layer's multiply-accumulates, biases and "
-        "normalisation in full; what a perfect sparse machine would do.",
+        "normalization in full; what a perfect sparse machine would do.",
     ),
     "cpu_memory": Quantity(
         "Process memory at its peak (MB)",
@@ -96,7 +96,7 @@ TABLES: Mapping[str, Quantity] = {
         "Inference time with data feed (images a second)",
         lambda record: record.latency.get("pass_images_per_s"),
         0,
-        "Median pass over the test set, pictures copied from the host and normalised.",
+        "Median pass over the test set, pictures copied from the host and normalized.",
     ),
     "machine_memory": Quantity(
         "Memory of the whole machine in use (%)",

@@ -1,12 +1,12 @@
-"""Scoring functions: how much a network wants to keep each weight.
+"""Scoring functions: how much each weight matters to a network.
 
-Every method is one pure function from parameters to scores of the same tree; higher
-means keep. They know no neural network library and run under `jax.jit` with the
-callable bound by `functools.partial`.
+Every method is one pure function from parameters to scores of the same tree; a higher
+score means keep. The functions use no neural network library and run under `jax.jit`,
+with the loss or forward function bound by `functools.partial`.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxprune.scores.grasp import grasp as grasp
 from jaxprune.scores.magnitude import magnitude as magnitude
@@ -16,15 +16,16 @@ from jaxprune.scores.synflow import synflow as synflow
 
 
 class Scorer(NamedTuple):
-    """A scoring function and what it needs beside the parameters.
+    """A scoring function and what it needs besides the parameters.
 
-    score: the function; needs: "nothing", "key", "batches" (and a loss) or "inputs"
-    (and a forward function); rounds: how often its paper scores before the density is
-    reached.
+    score: the function.
+    needs: "nothing"; "key", a random key; "batches", and a loss; or "inputs", and a
+        forward function.
+    rounds: how often its paper scores before the density is reached.
     """
 
     score: Callable[..., Any]
-    needs: str
+    needs: Literal["nothing", "key", "batches", "inputs"]
     rounds: int
 
 

@@ -1,7 +1,10 @@
-"""GraSP: what pruning a weight does to the gradient flow, from one Hessian product."""
+"""GraSP: the effect of a weight on the gradient flow, from one Hessian product."""
+
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxprune import tree
 from jaxprune.types import Batches, LossFn, Mask, Params, Prunable, Scores
@@ -15,29 +18,33 @@ def grasp(
     mask: Mask | None = None,
     prunable: Prunable | None = None,
 ) -> Scores:
-    r"""Score a weight by `w * (H g)`: how much the gradient norm owes to it.
+    r"""Score each weight by `w * (H g)`, its contribution to the gradient flow.
 
     `g` is the gradient of the losses summed over `batches` and `H` their Hessian, both
-    restricted to the living prunable weights. `H g` is one forward-mode derivative
-    of the gradient: no Hessian is built. The paper divides the logits by a temperature
-    of 200; that belongs in `loss_fn`.
+    restricted to the kept prunable weights. `H g` is one forward-mode derivative of the
+    gradient, so no Hessian is built. The authors run BatchNorm in training mode, which
+    decides the accuracy of the pruned network, and divide the logits by a temperature of
+    200: do both in `loss_fn`, or use `train.loss_function(model, train=True,
+    temperature=200.0)`.
 
     Args:
-        loss_fn: `loss_fn(params, batch)`, mean loss in nats per example.
-        params: parameters.
-        batches: batches whose losses are summed.
-        mask: where given, derivatives are taken at and along the masked weights, and
-            a pruned weight scores 0.
-        prunable: the leaves along which the gradient flows; by default those
-            with ndim >= 2.
+        loss_fn: `loss_fn(params, batch)`, the mean loss in nats per example.
+        params: parameters; leaves that are not floating get the score False.
+        batches: a list of batches whose losses are summed.
+        mask: if given, derivatives are taken at and along the masked weights, and a
+            pruned weight scores 0.
+        prunable: the leaves along which the gradient flows; by default those of
+            `tree.prunable`.
 
     Returns:
-        Scores that mirror `params`; a low score marks a weight whose removal leaves the
-        gradient flow highest. Not normalised.
+        Scores that mirror `params`, not normalized. Removing the weights of lowest score
+        leaves the gradient flow highest.
 
     Raises:
-        ValueError: if `batches` is empty, `mask` or `prunable` does not mirror
-            `params`, or a score is not finite.
+        ValueError: if `batches` is empty or a single batch, `params` holds BatchNorm
+            statistics, `mask` or `prunable` does not mirror `params`, or a score is not
+            finite.
+        TypeError: if `params` holds something other than arrays.
 
     Example:
         >>> loss = lambda params, x: (x * params["w"] ** 2).sum()
@@ -50,18 +57,25 @@ def grasp(
         the opposite sign and prunes the highest.
     """
     tree.check_batches(batches)
-    chosen = tree.prunable(params, prunable)
-    masked = tree.apply_mask(params, mask)
+    tree.check_trainable(params)
+    chosen = tree.check_prunable(params, prunable)
+    weights, merge = tree.split_floating(tree.apply_mask(params, mask))
 
-    def gradient(weights: Params) -> Params:
-        gradients = [jax.grad(loss_fn)(weights, batch) for batch in batches]
+    def gradient(weights: Sequence[Array]) -> list[Array]:
+        gradients = [
+            jax.grad(lambda w, batch=batch: loss_fn(merge(w), batch))(weights)
+            for batch in batches
+        ]
         return jax.tree.map(lambda *g: sum(g), *gradients)
 
     with jax.default_matmul_precision("highest"):
-        flow = tree.apply_mask(gradient(masked), mask)
-        flow = jax.tree.map(lambda g, may: jnp.where(may, g, 0 * g), flow, chosen)
-        _, product = jax.jvp(gradient, (masked,), (flow,))
-    scores = jax.tree.map(jnp.multiply, masked, product)
+        flow = tree.apply_mask(merge(gradient(weights)), mask)
+        flow = tree.map_floating(
+            lambda g, is_prunable: jnp.where(is_prunable, g, 0 * g), flow, chosen
+        )
+        direction, _ = tree.split_floating(flow)
+        _, product = jax.jvp(gradient, (weights,), (direction,))
+    scores = tree.unscored_to_false(merge(jax.tree.map(jnp.multiply, weights, product)))
     tree.check_finite(
         scores, "check the loss on this batch, and that params are finite."
     )

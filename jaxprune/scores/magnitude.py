@@ -1,6 +1,5 @@
-"""Magnitude: the oldest score, and with training before it still hard to beat."""
+"""Magnitude: the oldest score, and after training still hard to beat."""
 
-import jax
 import jax.numpy as jnp
 
 from jaxprune import tree
@@ -8,19 +7,20 @@ from jaxprune.types import Mask, Params, Scores
 
 
 def magnitude(params: Params, *, mask: Mask | None = None) -> Scores:
-    """Score a weight by its absolute value, `|m * w|`.
+    """Score each weight by its absolute value, `|m * w|`.
 
-    A pruned weight scores 0: its stale value does not compete with living weights.
+    A pruned weight scores 0: its stale value does not compete with the kept weights.
 
     Args:
-        params: parameters.
-        mask: weights still alive; None means all.
+        params: parameters; leaves that are not floating get the score False.
+        mask: weights that are kept; None means all.
 
     Returns:
         Scores that mirror `params`, in the unit of the weights.
 
     Raises:
         ValueError: if `mask` does not mirror `params`.
+        TypeError: if `params` holds something other than arrays.
 
     Example:
         >>> magnitude({"w": jnp.array([-3.0, 2.0])})
@@ -31,4 +31,6 @@ def magnitude(params: Params, *, mask: Mask | None = None) -> Scores:
         https://arxiv.org/abs/1506.02626, NeurIPS 2015, section 3. The SynFlow authors'
         code scores the unmasked weight; leave `mask` out for that.
     """
-    return jax.tree.map(jnp.abs, tree.apply_mask(params, mask))
+    tree.check_arrays(params)
+    masked = tree.apply_mask(params, mask)
+    return tree.unscored_to_false(tree.map_floating(jnp.abs, masked))

@@ -2,18 +2,24 @@
 
 import jax
 
-from jaxprune.types import Params, RandomKey, Scores
+from jaxprune import tree
+from jaxprune.types import Mask, Params, RandomKey, Scores
 
 
-def random(key: RandomKey, params: Params) -> Scores:
-    """Score every weight by one draw of N(0, 1), whatever its value.
+def random(key: RandomKey, params: Params, *, mask: Mask | None = None) -> Scores:
+    """Score each weight by one draw of N(0, 1), whatever its value.
 
     Args:
-        key: used once; another key gives another pruning.
-        params: parameters; only their shapes and dtypes matter.
+        key: one key gives one ranking, at every mask.
+        params: parameters; only their shapes and dtypes matter. Leaves that are not
+            floating get the score False.
+        mask: not used; accepted so that all scoring functions are called alike.
 
     Returns:
         Scores that mirror `params`, without a unit.
+
+    Raises:
+        TypeError: if `params` holds something other than arrays.
 
     Example:
         >>> scored = random(jax.random.key(0), {"w": jax.numpy.ones((2, 3))})
@@ -24,11 +30,13 @@ def random(key: RandomKey, params: Params) -> Scores:
         The baseline of Tanaka et al., Pruning neural networks without any data by
         iteratively conserving synaptic flow, https://arxiv.org/abs/2006.05467, 2020.
     """
+    del mask
+    tree.check_arrays(params)
     leaves, structure = jax.tree.flatten(params)
-    draws = [
-        jax.random.normal(leaf_key, leaf.shape, leaf.dtype)
-        for leaf_key, leaf in zip(
-            jax.random.split(key, len(leaves)), leaves, strict=True
-        )
-    ]
-    return jax.tree.unflatten(structure, draws)
+    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    draws = tree.map_floating(
+        lambda leaf, leaf_key: jax.random.normal(leaf_key, leaf.shape, leaf.dtype),
+        params,
+        keys,
+    )
+    return tree.unscored_to_false(draws)

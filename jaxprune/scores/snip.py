@@ -10,25 +10,27 @@ from jaxprune.types import Batches, LossFn, Mask, Params, Scores
 def snip(
     loss_fn: LossFn, params: Params, batches: Batches, *, mask: Mask | None = None
 ) -> Scores:
-    r"""Score a weight by its connection sensitivity, `|w * dL/dw|`, at `mask * params`.
+    r"""Score each weight by its connection sensitivity, `|w * dL/dw|`, at `mask * params`.
 
-    The paper divides by the sum over all weights; the order does not change, so scores
-    compare within one call only. Gradients are taken with matrix products of the
-    highest precision, since bfloat16 or TF32 would move the scores.
+    The paper normalizes by the sum over all weights. That does not change the ranking, so
+    it is omitted; compare scores within one call only. Matrix products run at the highest
+    precision, since bfloat16 or TF32 would change the scores.
 
     Args:
-        loss_fn: `loss_fn(params, batch)`, mean loss in nats per example.
-        params: parameters.
-        batches: batches whose losses are summed before the absolute value is taken.
-        mask: where given, gradients are taken at the masked weights, and a pruned
-            weight still gets the score of bringing it back.
+        loss_fn: `loss_fn(params, batch)`, the mean loss in nats per example.
+        params: parameters; leaves that are not floating get the score False.
+        batches: a list of batches. Their losses are summed before the absolute value is
+            taken.
+        mask: if given, gradients are taken at the masked weights, and a pruned weight is
+            scored by the effect of restoring it.
 
     Returns:
         Scores that mirror `params`, in nats.
 
     Raises:
-        ValueError: if `batches` is empty, `mask` does not mirror `params`, or a score
-            is not finite.
+        ValueError: if `batches` is empty or a single batch, `params` holds BatchNorm
+            statistics, `mask` does not mirror `params`, or a score is not finite.
+        TypeError: if `params` holds something other than arrays.
 
     Example:
         >>> loss = lambda params, x: ((x @ params["w"]) ** 2).mean()
@@ -40,10 +42,16 @@ def snip(
         https://arxiv.org/abs/1810.02340, ICLR 2019, eq. 5.
     """
     tree.check_batches(batches)
-    masked = tree.apply_mask(params, mask)
+    tree.check_trainable(params)
+    weights, merge = tree.split_floating(params)
+    masked, merge_masked = tree.split_floating(tree.apply_mask(params, mask))
     with jax.default_matmul_precision("highest"):
-        gradients = [jax.grad(loss_fn)(masked, batch) for batch in batches]
-    scores = jax.tree.map(lambda w, *g: jnp.abs(w * sum(g)), params, *gradients)
+        gradients = [
+            jax.grad(lambda w, batch=batch: loss_fn(merge_masked(w), batch))(masked)
+            for batch in batches
+        ]
+    scored = jax.tree.map(lambda w, *g: jnp.abs(w * sum(g)), weights, *gradients)
+    scores = tree.unscored_to_false(merge(scored))
     tree.check_finite(
         scores, "check the loss on this batch, and that params are finite."
     )

@@ -1,42 +1,54 @@
 """SynFlow: synaptic flow, a score without data that conserves its total in each layer."""
 
+from collections.abc import Sequence
+
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jax.core import Tracer
+from jaxtyping import Array, Bool, Shaped
 
 from jaxprune import tree
 from jaxprune.types import ApplyFn, Mask, Params, Scores
+
+# The gain that rescaled kernels get. At 1, x + W W x would look like a chain.
+_GAIN = 1.25
 
 
 def synflow(
     apply_fn: ApplyFn,
     params: Params,
-    inputs: Float[Array, "..."],
+    inputs: Shaped[Array, "..."],
     *,
     mask: Mask | None = None,
     rescale: bool = False,
 ) -> Scores:
-    r"""Score a weight by its synaptic flow, `|w * dR/dw|`, R the sum of the outputs.
+    r"""Score each weight by its synaptic flow, `|w * dR/dw|`, R the sum of the outputs.
 
-    R is taken of the network whose every parameter is replaced by its absolute value.
-    Keep nonlinear normalisation out of `apply_fn`: a batch normalisation with
-    statistics of real data stops the flow (`models.flow` makes it the identity).
+    R is computed with every parameter replaced by its absolute value. Leave nonlinear
+    normalization out of `apply_fn`: BatchNorm with statistics of real data stops the flow
+    (`models.flow` makes norm layers the identity). In float32, the order of the last few
+    percent of the weights is decided by rounding: on VGG-16 at a density of 0.01 after
+    100 rounds, masks in float32 and float64 share 85 to 91 % of their weights.
 
     Args:
         apply_fn: `apply_fn(params, inputs) -> outputs`.
-        params: parameters.
+        params: parameters; leaves that are not floating get the score False.
         inputs: one example of ones, with its batch dimension.
-        mask: weights still alive; a pruned weight scores 0.
-        rescale: divide each kernel by its mean gain, since R grows by the gain of every
-            layer and overflows float32 in deep networks. In a chain of layers without
-            biases this multiplies all scores by one factor and so changes
-            no mask; across a residual connection it weighs long paths less.
+        mask: weights that are kept; a pruned weight scores 0.
+        rescale: avoid overflow. R grows by the gain of every layer and overflows float32
+            in deep networks. If every kernel lies on every path, as in a chain of layers
+            without biases, each kernel is divided by its mean gain, which multiplies all
+            scores by one factor. Otherwise, as with residual connections, that would
+            change the ranking, so R is computed in float64 and the scores are divided
+            by R.
 
     Returns:
         Scores that mirror `params`.
 
     Raises:
-        ValueError: if `mask` does not mirror `params`, or a score is not finite.
+        ValueError: if `params` holds BatchNorm statistics, `mask` does not mirror
+            `params`, or a score is not finite.
+        TypeError: if `params` holds something other than arrays.
 
     Example:
         >>> apply_fn = lambda params, x: x @ params["w"]
@@ -49,23 +61,58 @@ def synflow(
         conserving synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020,
         algorithm 1.
     """
-    weights = jax.tree.map(jnp.abs, tree.apply_mask(params, mask))
+    tree.check_trainable(params)
+    magnitudes = tree.map_floating(jnp.abs, tree.apply_mask(params, mask))
+    weights, merge = tree.split_floating(magnitudes)
+
+    def flow(weights: Sequence[Array], inputs: Array) -> tuple[Array, list[Array]]:
+        with jax.default_matmul_precision("highest"):
+            total, gradients = jax.value_and_grad(
+                lambda w: jnp.sum(apply_fn(merge(w), inputs))
+            )(weights)
+        return total, jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradients)
+
+    def in_float64() -> list[Array]:
+        with jax.enable_x64(True):
+            wide = [w.astype(jnp.float64) for w in weights]
+            ones = tree.map_floating(lambda x: x.astype(jnp.float64), inputs)
+            total, scored = flow(wide, ones)
+            total = jnp.where(total > 0, total, jnp.ones_like(total))
+            return [
+                (s / total).astype(w.dtype)
+                for s, w in zip(scored, weights, strict=True)
+            ]
+
     if rescale:
-        weights = jax.tree.map(_unit_gain, weights)
-    with jax.default_matmul_precision("highest"):
-        flow = jax.grad(lambda w: jnp.sum(apply_fn(w, inputs)))(weights)
-    scores = jax.tree.map(lambda w, g: jnp.abs(w * g), weights, flow)
-    repair = "rescaled weights still overflow; score in float64."
+        total, scored = flow([_rescaled(w) for w in weights], inputs)
+        is_exact = _is_chain(total, scored)
+        if isinstance(is_exact, Tracer):
+            scored = jax.lax.cond(is_exact, lambda: scored, in_float64)
+        elif not is_exact:
+            scored = in_float64()
+    else:
+        _, scored = flow(weights, inputs)
+    scores = tree.unscored_to_false(merge(scored))
     tree.check_finite(
         scores,
-        repair if rescale else f"synflow overflowed {inputs.dtype}; pass rescale=True.",
+        f"synflow overflowed {inputs.dtype}; pass rescale=True, which rescales the kernels "
+        "where that is exact and computes in float64 elsewhere."
+        if not rescale
+        else "even float64 overflowed; check that params and inputs are finite.",
     )
     return scores
 
 
-def _unit_gain(weight: Float[Array, "..."]) -> Float[Array, "..."]:
-    """Divide a kernel by the mean of its outputs for an input of ones."""
+def _rescaled(weight: Array) -> Array:
+    """Give a kernel the mean gain `_GAIN` for an input of ones."""
     if weight.ndim < 2:
         return weight
-    gain = jnp.sum(weight) / weight.shape[-1]
+    gain = jnp.sum(weight) / (weight.shape[-1] * _GAIN)
     return weight / jnp.where(gain > 0, gain, jnp.ones_like(gain))
+
+
+def _is_chain(total: Array, scored: Sequence[Array]) -> Bool[Array, ""]:
+    """Return whether R is linear in each kernel: its scores then add up to R."""
+    shares = [jnp.sum(leaf) / total for leaf in scored if leaf.ndim >= 2]
+    linear = [(jnp.abs(share - 1) < 1e-3) | (share == 0) for share in shares]
+    return jnp.all(jnp.stack(linear)) | (total == 0)

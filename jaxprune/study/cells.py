@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jaxprune import checkpoint, disk, sharding, tree
-from jaxprune.disk import DamagedError
+from jaxprune.disk import CorruptFileError
 from jaxprune.study import (
     config,
     executors,
@@ -35,7 +35,7 @@ def _read_whole(place: Path, cell: Cell) -> Record | None:
                 "folder and run again; finished stages are not repeated."
             )
         records.check_files(place, record)
-    except (DamagedError, FileNotFoundError):
+    except (CorruptFileError, FileNotFoundError):
         return None
     return record
 
@@ -45,17 +45,17 @@ def _recorded(folder: Path, cell: Cell) -> Record | None:
     place = folder / config.cell_id(cell)
 
     def read() -> tuple[Record | None, bool]:
-        is_there = sharding.agreed((place / "record.json").exists())
+        is_there = sharding.broadcast_from_first((place / "record.json").exists())
         record = _read_whole(place, cell) if is_there else None
-        whole = sharding.agreed(record is not None)  # others may see a file later
+        whole = sharding.broadcast_from_first(record is not None)  # others may see a file later
         return record if whole else None, is_there and not whole
 
     record, is_damaged = read()
     if is_damaged:
-        with files.room(folder), locks.held(folder, place.name):
+        with files.disk_errors(folder), locks.held(folder, place.name):
             record, is_damaged = read()  # another process may have moved it, or made it
             if is_damaged:
-                checkpoint.set_aside(place)
+                checkpoint.quarantine(place)
     return record
 
 
@@ -137,7 +137,7 @@ def _write_mask(path: Path, mask: Any) -> str:
     named = {  # '/' can't be in the name of a zip member
         name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
     }
-    with disk.replacing(path) as file:
+    with disk.atomic_write(path) as file:
         np.savez_compressed(file, allow_pickle=False, **named)
     return disk.checksum(path)
 
@@ -189,8 +189,8 @@ def begin(
             sealed = None if mask is None else _write_mask(place / "mask.npz", mask)
             records.write(place, dataclasses.replace(record, mask_sha256=sealed))
 
-        with files.room(place), files.unstopped(), sharding.together():
-            if sharding.is_first():
+        with files.disk_errors(place), files.defer_signals(), sharding.fail_together():
+            if sharding.is_first_process():
                 with locks.held(kept.folder, place.name):
                     write_files()
         return records.read(place / "record.json")

@@ -99,7 +99,7 @@ class Recipe:
     iteration lies; ties, regrow: as in masks.select and prune; synflow_rounds,
     synflow_rescale: its rounds of scoring, and whether kernels are scaled against
     overflow; score_examples: pictures that SNIP and GraSP see, in one batch;
-    grasp_temperature: divides its logits; norm_flow: what batch normalisation is for
+    grasp_temperature: divides its logits; norm_flow: what batch normalization is for
     SynFlow, "identity" or "absolute"; dense_epochs: of the training that Mag prunes after;
     level_epochs: of each level of IMP; grasp_epochs: of training after GraSP; None where
     training is as long as any other; epochs_scale: what `reduced` multiplied all epochs by.
@@ -205,9 +205,9 @@ class Study(NamedTuple):
     notes: Sequence[str] = ()
 
 
-def pictures(found: data.Found) -> dict[str, Any]:
+def pictures(found: data.DatasetFiles) -> dict[str, Any]:
     """Return the fields of a cell that a data set settles."""
-    source = data.SOURCES[found.name]
+    source = data.DATASETS[found.name]
     return {
         "dataset": found.name,
         "data_version": found.version,

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune import disk
-from jaxprune.disk import DamagedError
+from jaxprune.disk import CorruptFileError
 
 
 class RunsError(Exception):
@@ -18,7 +18,7 @@ class RunsError(Exception):
 
 
 @contextlib.contextmanager
-def room(folder: Path) -> Iterator[None]:
+def disk_errors(folder: Path) -> Iterator[None]:
     """Say what to do where the disk does not take what is written to a folder.
 
     Raises:
@@ -37,7 +37,7 @@ def room(folder: Path) -> Iterator[None]:
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON with its checksum, whole or not at all."""
     held = json.loads(json.dumps(value, allow_nan=False))
-    with disk.replacing(path) as file:
+    with disk.atomic_write(path) as file:
         file.write(json.dumps({**held, "checksum": _seal(held)}, indent=1).encode())
 
 
@@ -45,14 +45,14 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read what `write_json` wrote, its checksum left out.
 
     Raises:
-        DamagedError: if it is not what was written.
+        CorruptFileError: if it is not what was written.
     """
     try:
         held = json.loads(path.read_bytes())
     except (ValueError, IsADirectoryError) as error:
-        raise DamagedError(path, "it is no JSON") from error
+        raise CorruptFileError(path, "it is no JSON") from error
     if not isinstance(held, dict) or held.pop("checksum", None) != _seal(held):
-        raise DamagedError(path, "its checksum is another")
+        raise CorruptFileError(path, "its checksum is another")
     return held
 
 
@@ -73,7 +73,7 @@ def stop_handlers() -> dict[int, Any]:
 
 
 @contextlib.contextmanager
-def unstopped() -> Iterator[None]:
+def defer_signals() -> Iterator[None]:
     """Put off signals that stop this process until what is begun here is written."""
     came: list[int] = []
     handlers = stop_handlers()

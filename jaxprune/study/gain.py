@@ -1,5 +1,6 @@
 """What a mask bought: the masked network beside the compacted one, dense and sparse."""
 
+import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -48,7 +49,7 @@ def measure(
     Raises:
         ValueError: if the wiring of the network is not known.
     """
-    model = model._replace(params=masks.apply(model.params, mask))
+    model = dataclasses.replace(model, params=masks.apply(model.params, mask))
     small = compact.compact(model, model.params, model.state, mask).model
     networks = {"masked": model, "compacted": small}
     chosen = tree.by_name(tree.prunable(mask))
@@ -84,7 +85,7 @@ def measure(
         for logits in others:
             apart = float(jnp.abs(masked - logits).max()) / most
             found["difference"] = max(apart, found.get("difference") or 0.0)
-        latencies = profiling.in_turn(*runs.values(), calls=calls, warmup=2)
+        latencies = profiling.interleaved(*runs.values(), calls=calls, warmup=2)
         timed = dict(zip(runs, latencies, strict=True))
         if batch <= MOST_SPARSE:
             timed.setdefault("sparse", timed["compacted"])
@@ -93,7 +94,7 @@ def measure(
             found[f"{side}_{batch}_p95_s"] = latency.p95
     x = jnp.ones((batches[-1], *input_shape))
     for side, network in networks.items():
-        waits[side] = profiling.start(_call(network), network.params, network.state, x)
+        waits[side] = profiling.start_measure(_call(network), network.params, network.state, x)
 
     def wait() -> dict[str, float | None]:
         peaks = {f"{side}_peak_mb": end().peak_rss for side, end in waits.items()}

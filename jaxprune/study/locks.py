@@ -51,7 +51,7 @@ def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
         OSError: if the folder can't be written.
         RunsError: if its disk has no locks.
     """
-    if not sharding.is_first():
+    if not sharding.is_first_process():
         return lambda: None
     place = folder / "locks"
     owner = place / f"{name}.owner"

@@ -107,7 +107,7 @@ def profile(
         ]
 
     fed = float(np.median(profiling.seconds(fed_pass, calls=3, warmup=1)))
-    memory = profiling.start(call, params, state, first)
+    memory = profiling.start_measure(call, params, state, first)
     latency = {
         "batch": PROFILE_BATCH,
         "call_p50_s": alone.p50,
@@ -160,7 +160,7 @@ def epoch_time(
     """
     network, pictures = workbench.network(settings), workbench.train_set(settings, at)
     training = workbench.training(settings)
-    params, state = network.init(workbench.key_for(settings, "initialise"))
+    params, state = network.init(workbench.key_for(settings, "initialize"))
     steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
     total = round(training.epochs * steps)
     timed = min(steps, total, most or steps)

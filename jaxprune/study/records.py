@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune import disk
-from jaxprune.disk import DamagedError
+from jaxprune.disk import CorruptFileError
 from jaxprune.study import files
 from jaxprune.study.files import RunsError as RunsError
 
@@ -92,7 +92,7 @@ def read(path: Path) -> Record:
     """Read one record.
 
     Raises:
-        DamagedError: if it is not what was written.
+        CorruptFileError: if it is not what was written.
         RunsError: if another version wrote it.
     """
     held = files.read_json(path)
@@ -114,14 +114,14 @@ def check_files(folder: Path, record: Record) -> None:
         record: of the cell.
 
     Raises:
-        DamagedError: if the config or the mask is not what was written.
+        CorruptFileError: if the config or the mask is not what was written.
     """
     config, mask = folder / "config.json", folder / "mask.npz"
     if not config.exists() or files.read_json(config) != record.cell:
-        raise DamagedError(config, "it is not the cell of the record")
+        raise CorruptFileError(config, "it is not the cell of the record")
     found = disk.checksum(mask) if mask.exists() else None
     if found != record.mask_sha256:
-        raise DamagedError(mask, "its checksum is another")
+        raise CorruptFileError(mask, "its checksum is another")
 
 
 _NAME = re.compile(r"\w[\w.+-]*")  # of cells: no separator, and no dot in front
@@ -142,7 +142,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     """Read `study.json`.
 
     Raises:
-        DamagedError: if it is not what was written.
+        CorruptFileError: if it is not what was written.
         RunsError: if there is none, or it belongs to another version.
     """
     path = folder / "study.json"
@@ -176,9 +176,9 @@ def _on_disk(folder: Path) -> list[dict[str, Any]]:
     """List the cells whose folders are there, where the list is lost."""
     found = []
     for path in sorted(folder.glob("*/config.json")):
-        if ".damaged" in path.parent.name:
+        if ".corrupt" in path.parent.name:
             continue
-        with contextlib.suppress(DamagedError):
+        with contextlib.suppress(CorruptFileError):
             found.append({"id": path.parent.name, "cell": files.read_json(path)})
     return found
 
@@ -204,7 +204,7 @@ def open_runs(
         methods: the order of the columns, whichever cells are run first.
 
     Raises:
-        DamagedError: if `study.json` is not what was written.
+        CorruptFileError: if `study.json` is not what was written.
         RunsError: if it belongs to another version.
         OSError: if it can't be written.
     """
@@ -237,7 +237,7 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     recipes = [_recipe(cell) for cell in cells]
     try:
         listed = read_study(folder)["cells"] if (folder / "study.json").exists() else []
-    except DamagedError:  # a run makes it anew
+    except CorruptFileError:  # a run makes it anew
         return 0
     held = [c for c in listed if _recipe(c["cell"]) not in recipes]
     return sum((folder / cell["id"] / "record.json").exists() for cell in held)
@@ -259,7 +259,7 @@ def read_all(folder: Path) -> list[Record]:
             check_files(place, record)
         except FileNotFoundError:
             continue
-        except DamagedError as damage:
+        except CorruptFileError as damage:
             warnings.warn(f"a cell is left out: {damage}", stacklevel=1)
             continue
         found.append(record)

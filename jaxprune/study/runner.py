@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from jaxprune import data, disk, profiling, sharding
-from jaxprune.disk import DamagedError
+from jaxprune.disk import CorruptFileError
 from jaxprune.study import (
     cells,
     config,
@@ -89,7 +89,7 @@ def plan(study: Study, folder: Path) -> Plan:
     return Plan(tuple(unique.values()), done, left, unshared, saved, recorded, unlisted)
 
 
-def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
+def epoch_time(study: Study, found: data.DatasetFiles) -> measure.EpochTime:
     """Time an epoch of training on this machine; on a CPU some steps stand for it.
 
     Args:
@@ -107,7 +107,7 @@ def epoch_time(study: Study, found: data.Found) -> measure.EpochTime:
 
 
 def check(
-    planned: Plan, found: data.Found, mesh: tuple[int, int] | None = None
+    planned: Plan, found: data.DatasetFiles, mesh: tuple[int, int] | None = None
 ) -> None:
     """Refuse what would fail only after hours, such as a stage with no step to train.
 
@@ -122,7 +122,7 @@ def check(
     """
     parts = 1
     if mesh is not None:
-        parts = sharding.make(data=mesh[0], model=mesh[1]).shape["data"]
+        parts = sharding.make_mesh(data=mesh[0], model=mesh[1]).shape["data"]
     bench = workbench.Bench(found, lambda history: None)
     for stage in planned.stages:
         if stages.epochs(stage) and stage.id not in planned.finished:
@@ -147,15 +147,15 @@ def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> No
     with locks.held(folder, "study"):
         try:
             records.open_runs(folder, study.name, listed, study.notes, names)
-        except DamagedError as damage:
-            disk.set_aside(damage.path)
+        except CorruptFileError as damage:
+            disk.quarantine(damage.path)
             records.open_runs(folder, study.name, listed, study.notes, names)
 
 
 def run(
     study: Study,
     runs_dir: Path,
-    found: data.Found,
+    found: data.DatasetFiles,
     progress: Callable[[Progress], None] = lambda progress: None,
     executor: executors.Executor = executors.local,
     mesh: tuple[int, int] | None = None,
@@ -172,7 +172,7 @@ def run(
         found: where the data set lies.
         progress: called when a stage begins and after every epoch.
         executor: where cells run.
-        mesh: devices that share the work of each stage, as `sharding.make(data=, model=)`
+        mesh: devices that share the work of each stage, as `sharding.make_mesh(data=, model=)`
             counts them; None for one. They add in another order, so that a last bit may
             differ.
 
@@ -191,8 +191,8 @@ def run(
         {"id": name, "cell": config.as_json(cell)}
         for name, cell in zip(ids, study.cells, strict=True)
     ]
-    with files.room(folder), sharding.together():
-        if sharding.is_first():
+    with files.disk_errors(folder), sharding.fail_together():
+        if sharding.is_first_process():
             _open(folder, study, listed)
     spent: dict[str, float] = {}  # epochs, by stage
 

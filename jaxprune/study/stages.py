@@ -72,7 +72,7 @@ def chain(cell: Cell) -> list[Stage]:
         own = {"early": None, "start": 0, **own}
         return "train", {**pictures, **own, "training": config.as_json(held)}
 
-    plan: list[_Step] = [("initialise", network)]
+    plan: list[_Step] = [("initialize", network)]
     if method.pretrained:
         # The early iteration is kept for every dense network, so that Mag and IMP share
         # it.

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxprune import checkpoint, data, sharding
-from jaxprune.disk import DamagedError
+from jaxprune.disk import CorruptFileError
 from jaxprune.study import files, locks, work, workbench
 from jaxprune.study.files import RunsError
 from jaxprune.study.stages import Stage
@@ -29,7 +29,7 @@ from jaxprune.study.stages import Stage
 Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
 
 TIMED = ("profile", "compact")  # nothing else may run beside them
-ON_ONE_DEVICE = ("initialise", "inspect", *TIMED)
+ON_ONE_DEVICE = ("initialize", "inspect", *TIMED)
 
 HELD = 12  # stages kept in memory: the initial and the dense weights stay, old cells go
 
@@ -43,7 +43,7 @@ class Store(NamedTuple):
     """
 
     folder: Path
-    found: data.Found
+    found: data.DatasetFiles
     held: OrderedDict[str, dict[str, Any]]
     mesh: tuple[int, int] | None = None
 
@@ -82,7 +82,7 @@ def _is_told(stage: Stage, noted: Mapping[str, Any]) -> bool:
 
 
 def _hold(stage: Stage, arrays: dict[str, Any], store: Store) -> dict[str, Any]:
-    held = store.held[stage.id] = sharding.on_host(arrays)
+    held = store.held[stage.id] = sharding.gather_to_host(arrays)
     store.held.move_to_end(stage.id)
     while len(store.held) > HELD:
         store.held.popitem(last=False)
@@ -93,10 +93,10 @@ def _read(stage: Stage, inputs: dict[str, Any], store: Store) -> Ran | None:
     """Read a stage; None if it is not there, or not whole."""
     path = _path(store.folder, stage.id)
     noted = None
-    if sharding.agreed(path.exists()):
-        with contextlib.suppress(DamagedError, FileNotFoundError):  # or being set aside
+    if sharding.broadcast_from_first(path.exists()):
+        with contextlib.suppress(CorruptFileError, FileNotFoundError):  # or being set aside
             noted = files.read_json(path)
-    whole = sharding.all_agree(noted is not None)
+    whole = sharding.all_hosts_agree(noted is not None)
     if noted is None or not whole:
         return None
     repair = f"Delete the folder {path.parent} and run again."
@@ -111,7 +111,7 @@ def _read(stage: Stage, inputs: dict[str, Any], store: Store) -> Ran | None:
     if arrays is None:
         try:
             stored = checkpoint.load(path.parent / "arrays") if noted["arrays"] else {}
-        except (DamagedError, FileNotFoundError):
+        except (CorruptFileError, FileNotFoundError):
             return None
         arrays = {**inputs, **stored}
     return Ran(_hold(stage, arrays, store), noted["facts"], lambda: noted)
@@ -136,11 +136,11 @@ def _make(
     began = time.perf_counter()
     mesh = None
     if store.mesh is not None and stage.kind not in ON_ONE_DEVICE:
-        mesh = sharding.make(data=store.mesh[0], model=store.mesh[1])
+        mesh = sharding.make_mesh(data=store.mesh[0], model=store.mesh[1])
     on_device = (
-        sharding.spread(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
+        sharding.shard_params(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
     )
-    if stage.kind in TIMED and not sharding.is_first():
+    if stage.kind in TIMED and not sharding.is_first_process():
         made = workbench.Output({}, {}, dict)  # the first process measures, undisturbed
     else:
         made = work.run(stage, on_device, workbench.Bench(store.found, on_epoch, mesh))
@@ -164,14 +164,14 @@ def _make(
             "facts": {**made.facts, **late},
             "seconds": spent,
         }
-        with sharding.together():
-            if sharding.is_first():
+        with sharding.fail_together():
+            if sharding.is_first_process():
                 files.write_json(path, noted)
             release()
         return noted
 
     noted = None
-    with files.room(path.parent), files.unstopped():
+    with files.disk_errors(path.parent), files.defer_signals():
         write_arrays()
         if made.late is None:
             noted = write_note({})
@@ -181,7 +181,7 @@ def _make(
             return noted
         try:
             late = made.late() if made.late is not None else {}
-            with files.room(path.parent), files.unstopped():
+            with files.disk_errors(path.parent), files.defer_signals():
                 return write_note(late)
         finally:
             release()
@@ -218,14 +218,14 @@ def run_stage(
     ran = _read(stage, inputs, store)
     if ran is not None:
         return ran
-    with files.room(store.folder), sharding.together():
+    with files.disk_errors(store.folder), sharding.fail_together():
         release = locks.take(store.folder, stage.id, wait=wait)
     try:
         ran = _read(stage, inputs, store)  # made meanwhile?
         if ran is None:
             path = _path(store.folder, stage.id)
-            if sharding.agreed(path.exists()):  # only who has the lock moves it
-                checkpoint.set_aside(path.parent)
+            if sharding.broadcast_from_first(path.exists()):  # only who has the lock moves it
+                checkpoint.quarantine(path.parent)
             return _make(stage, inputs, store, tell, release)
     except BaseException:
         release()

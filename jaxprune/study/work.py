@@ -40,7 +40,7 @@ def run(
 
 
 def _initial(settings: workbench.Settings) -> tuple[Any, Any]:
-    return workbench.network(settings).init(workbench.key_for(settings, "initialise"))
+    return workbench.network(settings).init(workbench.key_for(settings, "initialize"))
 
 
 def _initialise(
@@ -57,7 +57,7 @@ def _fit(
     mask: Any,
     at: workbench.Bench,
     noise: str = "train",
-) -> train.Fitted:
+) -> train.FitResult:
     """Train as the settings say; `noise` names the order of the data and augmentation."""
     pictures = workbench.train_set(settings, at)
     training = workbench.training(settings)
@@ -102,10 +102,10 @@ def _train(
 ) -> workbench.Output:
     params = inputs["params"]
     mask = workbench.mask_of(inputs)
-    samples: list[profiling.Sample] = []
+    samples: list[profiling.MemorySample] = []
 
     def on_epoch(history: Mapping[str, float]) -> None:
-        samples.append(profiling.sample())
+        samples.append(profiling.sample_memory())
         at.on_epoch(history)
 
     fitted = _fit(settings, inputs, mask, at._replace(on_epoch=on_epoch))
@@ -118,7 +118,7 @@ def _train(
     facts = {
         "history": _finite(fitted.history),
         "diverged": fitted.diverged,
-        "training_memory": profiling.highest(samples),
+        "training_memory": profiling.maximum(samples),
     }
     return workbench.Output(arrays, facts)
 
@@ -156,13 +156,13 @@ def _scorer(
         return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
     pictures = workbench.train_set(settings, at)
     key, augment_key = jax.random.split(workbench.key_for(settings, "examples"))
-    chosen = data.choose(key, pictures.images.shape[0], settings["score_examples"])
+    chosen = data.sample_examples(key, pictures.images.shape[0], settings["score_examples"])
     batch = (
         data.preprocess(pictures.images[chosen], pictures.how, augment_key),
         pictures.labels[chosen],
     )
     if at.mesh is not None and len(chosen) % at.mesh.shape["data"] == 0:
-        batch = sharding.split(batch, at.mesh)
+        batch = sharding.shard_batch(batch, at.mesh)
     return lambda mask: _data_scores(
         params,
         inputs["state"],
@@ -267,7 +267,7 @@ def _connect(
         workbench.test_set(at),
         settings["points"],
     )
-    found = {"errors": errors, "barrier": train.barrier(errors)}
+    found = {"errors": errors, "barrier": train.error_barrier(errors)}
     return workbench.Output({}, {"connectivity": found})
 
 
@@ -277,7 +277,7 @@ RUN: Mapping[
         [workbench.Settings, Mapping[str, Any], workbench.Bench], workbench.Output
     ],
 ] = {
-    "initialise": _initialise,
+    "initialize": _initialise,
     "train": _train,
     "score": _score,
     "select": _select,

@@ -33,14 +33,14 @@ class Bench(NamedTuple):
     devices that share the work, or None for one.
     """
 
-    found: data.Found
+    found: data.DatasetFiles
     on_epoch: Callable[[Mapping[str, float]], None]
     mesh: Mesh | None = None
 
 
 def key_for(settings: Settings, purpose: str) -> RandomKey:
     """Give each purpose its own key of the seed, so that none is used twice."""
-    purposes = ("initialise", "train", "score", "examples", "inputs", "noise")
+    purposes = ("initialize", "train", "score", "examples", "inputs", "noise")
     return jax.random.fold_in(jax.random.key(settings["seed"]), purposes.index(purpose))
 
 
@@ -107,21 +107,21 @@ def mask_of(inputs: Mapping[str, Any]) -> Mask:
     return inputs.get("mask") or masks.ones_like(inputs["params"])
 
 
-def train_set(settings: Settings, bench: Bench) -> train.Pictures:
+def train_set(settings: Settings, bench: Bench) -> train.ImageSet:
     """Put the training set on the device, or as many pictures as the settings say."""
     return _pictures(bench.found, "train", settings["train_examples"], bench.mesh)
 
 
-def test_set(bench: Bench) -> train.Pictures:
+def test_set(bench: Bench) -> train.ImageSet:
     """Put the test set on the device."""
     return _pictures(bench.found, "test", None, bench.mesh)
 
 
 @functools.lru_cache(maxsize=2)
 def _pictures(
-    found: data.Found, split: str, examples: int | None, mesh: Mesh | None
-) -> train.Pictures:
-    source, dataset = data.SOURCES[found.name], _loaded(found)
+    found: data.DatasetFiles, split: str, examples: int | None, mesh: Mesh | None
+) -> train.ImageSet:
+    source, dataset = data.DATASETS[found.name], _loaded(found)
     how = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
     images, labels = (
         (dataset.train_images, dataset.train_labels)
@@ -135,10 +135,10 @@ def _pictures(
         )
     images, labels = images[:examples], labels[:examples]
     if mesh is not None:
-        images, labels = sharding.copy((images, labels), mesh)
-    return train.Pictures(jnp.asarray(images), jnp.asarray(labels), how)
+        images, labels = sharding.replicate((images, labels), mesh)
+    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), how)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(found: data.Found) -> data.Dataset:
+def _loaded(found: data.DatasetFiles) -> data.Dataset:
     return data.load(found)

@@ -1,13 +1,13 @@
 """Training and evaluating networks under a mask."""
 
 from jaxprune.train.connectivity import (
-    barrier as barrier,
+    error_barrier as error_barrier,
     errors_between as errors_between,
 )
 from jaxprune.train.loop import (
-    Evaluation as Evaluation,
-    Fitted as Fitted,
-    Pictures as Pictures,
+    EvaluationResult as EvaluationResult,
+    FitResult as FitResult,
+    ImageSet as ImageSet,
     evaluate as evaluate,
     fit as fit,
 )

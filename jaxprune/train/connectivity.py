@@ -1,33 +1,26 @@
-"""Linear mode connectivity: whether two trained networks lie in one valley."""
+"""Linear mode connectivity: whether two trained networks lie in one basin of the loss."""
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
-from jaxtyping import PyTree
 
-from jaxprune.train.loop import Pictures, evaluate
-from jaxprune.types import Params
+from jaxprune import tree
+from jaxprune.models import Model
+from jaxprune.train.loop import ImageSet, evaluate
 
 
 def errors_between(
-    apply: Callable[..., Any],
-    first: tuple[Params, PyTree],
-    second: tuple[Params, PyTree],
-    pictures: Pictures,
-    points: int = 30,
+    first: Model, second: Model, image_set: ImageSet, *, points: int = 30
 ) -> list[float]:
     """Measure the error at evenly spaced points on the line between two networks.
 
-    Weights and statistics of batch normalisation are interpolated alike.
+    Weights and BatchNorm statistics are interpolated alike.
 
     Args:
-        apply: `Model.apply`; the same function object each time, or it compiles again.
-        first: params, masked already, and state at one end.
-        second: params and state at the other.
-        pictures: what the error is measured on.
-        points: how many, both ends among them.
+        first: one end, its parameters masked already.
+        second: the other end, a network of the same tree.
+        image_set: the images that the error is measured on.
+        points: how many, both ends included.
 
     Returns:
         Top-1 error in percent at each point.
@@ -37,13 +30,13 @@ def errors_between(
 
     Example:
         >>> from jaxprune.data import Preprocessing
-        >>> how = Preprocessing(mean=(0.0,), std=(1.0,))
         >>> white = jnp.full((1, 1, 1, 1), 255, jnp.uint8)
-        >>> pictures = Pictures(white, jnp.zeros(1, jnp.int32), how)
+        >>> preprocessing = Preprocessing(mean=(0.0,), std=(1.0,))
+        >>> image_set = ImageSet(white, jnp.zeros(1, jnp.int32), preprocessing)
         >>> apply = lambda params, state, x: (x[:, 0, 0] * params["w"], state)
-        >>> right = {"w": jnp.array([[1.0, 0.0]])}, {}
-        >>> wrong = {"w": jnp.array([[0.0, 1.0]])}, {}
-        >>> errors_between(apply, right, wrong, pictures, points=4)
+        >>> right = Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply)
+        >>> wrong = Model({"w": jnp.array([[0.0, 1.0]])}, {}, apply)
+        >>> errors_between(right, wrong, image_set, points=4)
         [0.0, 0.0, 100.0, 100.0]
 
     References:
@@ -52,29 +45,29 @@ def errors_between(
     """
     if points < 2:
         raise ValueError(
-            f"points is how many points to measure, both ends among them; got {points}. "
+            f"points is how many points to measure, both ends included; got {points}. "
             "Pass 2 or more."
         )
     errors = []
     for share in jnp.linspace(0.0, 1.0, points, dtype=jnp.float32):
-        params, state = jax.tree.map(
+        between = tree.map_floating(
             lambda a, b, share=share: a + share.astype(a.dtype) * (b - a), first, second
         )
-        errors.append(100.0 - evaluate(apply, params, state, pictures).accuracy)
+        errors.append(100.0 - evaluate(between, image_set).accuracy)
     return errors
 
 
-def barrier(errors: Sequence[float]) -> float:
+def error_barrier(errors: Sequence[float]) -> float:
     """Return the height of the error barrier: the highest error above the mean of both ends.
 
     Args:
-        errors: what `errors_between` returns.
+        errors: the result of `errors_between`.
 
     Returns:
         Percentage points; below 2 the two networks count as connected.
 
     Example:
-        >>> barrier([8.0, 20.0, 10.0])
+        >>> error_barrier([8.0, 20.0, 10.0])
         11.0
     """
     return max(errors) - (errors[0] + errors[-1]) / 2

@@ -4,6 +4,7 @@ On a CPU the steps are called from Python, since XLA's convolution gradients ins
 scan are many times slower there; on an accelerator an epoch is one scan.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping
@@ -11,36 +12,43 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, PyTree, UInt8
 
-from jaxprune import data, masks, sharding
+from jaxprune import data, masks, sharding, tree
 from jaxprune.data import Preprocessing
+from jaxprune.models import Model
 from jaxprune.train import objective
 from jaxprune.train.optimizer import learning_rate, optimizer
 from jaxprune.train.recipe import Training
 from jaxprune.types import Mask, Params, RandomKey
 
 
-class Pictures(NamedTuple):
-    """Examples on the device, and how to prepare them."""
+class ImageSet(NamedTuple):
+    """Labeled images on the device.
+
+    images: uint8 pixels of 0 to 255, (examples, height, width, channels).
+    labels: int32 from 0, (examples,).
+    preprocessing: how images become inputs.
+    """
 
     images: UInt8[Array, "examples height width channels"]
     labels: Int32[Array, " examples"]
-    how: Preprocessing
+    preprocessing: Preprocessing
 
 
-class Fitted(NamedTuple):
-    """Where training ended.
+class FitResult(NamedTuple):
+    """The end of a training.
 
-    params, state: at the end; early: params and state after the iteration asked for, or
-    None; history: loss (nats), accuracy (%) and learning rate of each epoch;
-    diverged: the loss was not finite, and training
-    ended with that epoch, or a weight is not.
+    model: the trained network.
+    rewind_point: the network after the iteration asked for, or None. Both fit
+        `imp.Trained(result.model, rewind_point=result.rewind_point)`.
+    history: of each epoch: loss (nats), accuracy (%) and learning rate.
+    diverged: whether a loss or a weight is not finite; training then ended with that epoch.
     """
 
-    params: Params
-    state: PyTree
-    early: tuple[Params, PyTree] | None
+    model: Model
+    rewind_point: Model | None
     history: list[dict[str, float]]
     diverged: bool
 
@@ -61,52 +69,62 @@ class _Totals(NamedTuple):
     seen: Int32[Array, ""]
 
 
+class _Job(NamedTuple):
+    """What a compiled step depends on."""
+
+    apply: Any
+    preprocessing: Preprocessing
+    training: Training
+    steps_per_epoch: int
+    mesh: Mesh | None
+
+
 def _no_totals() -> _Totals:
     return _Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0))
 
 
 def fit(
-    apply: Callable[..., Any],
-    params: Params,
-    state: PyTree,
+    model: Model,
     mask: Mask,
-    pictures: Pictures,
+    image_set: ImageSet,
     training: Training,
     key: RandomKey,
     *,
     start: int = 0,
-    early: int | None = None,
+    rewind_iteration: int | None = None,
     on_epoch: Callable[[Mapping[str, float]], None] | None = None,
-) -> Fitted:
+) -> FitResult:
     """Train from iteration `start` to the end of the schedule, pruned weights at zero.
 
     The same key gives the same order of data and the same augmentation at an iteration,
-    wherever training starts: it continues, with a fresh optimiser.
+    wherever training starts: it continues there, with a fresh optimizer. The last batch of
+    an epoch is as small as what is left. BatchNorm keeps the biased running variance, as
+    Flax does (PyTorch's is unbiased).
 
-    Pictures that lie on a mesh (`sharding.copy`) are split into its parts step by step;
-    params, state and mask then lie on it too, by `sharding.copy` or `sharding.spread`.
+    Images that lie on a mesh (`sharding.replicate`) are sharded step by step; the model and
+    the mask then lie on it too, by `sharding.replicate` or `sharding.shard_params`.
 
     Args:
-        apply: `Model.apply`; the same function object each time, or it compiles again.
-        params: weights at `start`; left as they are.
-        state: statistics of batch normalisation at `start`.
-        mask: which weights to train.
-        pictures: the training set.
+        model: the network at iteration `start`; it is not changed.
+        mask: True keeps; a mask of `model.params`.
+        image_set: the training set.
         training: the recipe.
         key: order of the data and augmentation.
         start: iteration to continue from.
-        early: also return the weights after this iteration, if it is reached.
+        rewind_iteration: also return the network after this iteration, if it is reached.
         on_epoch: called with each entry of the history.
 
     Returns:
-        Where training ended.
+        The trained network and the history.
 
     Raises:
-        ValueError: if `mask` does not mirror `params`, `start` is not an iteration of the
-            schedule, the parts of a mesh do not divide a batch, or float64 is asked of a
-            JAX that is set to 32 bits.
+        TypeError: if `image_set` is not an `ImageSet` or its images are not uint8.
+        ValueError: if `mask` does not mirror the parameters, `start` is not an iteration of
+            the schedule, the parts of a mesh do not divide a batch, or float64 is asked of
+            a JAX that is set to 32 bits.
     """
-    examples = pictures.images.shape[0]
+    _check_images(image_set)
+    examples = image_set.images.shape[0]
     steps = data.steps_per_epoch(examples, training.batch_size)
     total = round(training.epochs * steps)
     if not 0 <= start <= total:
@@ -114,235 +132,228 @@ def fit(
             f"start is iteration {start}, but training has {total}. Pass an iteration "
             "of the schedule."
         )
-    order_key, augment_key = jax.random.split(key)
     if training.precision != jax.dtypes.canonicalize_dtype(training.precision):
         raise ValueError(
             'precision="float64" takes jax_enable_x64. Set it, or train in float32.'
         )
-    mesh = sharding.mesh_of(pictures.images)
+    mesh = sharding.mesh_of(image_set.images)
+    if mesh is not None:
+        sharding.check_divides(mesh, training.batch_size)
 
     def place(arrays: Any) -> Any:
-        return arrays if mesh is None else sharding.copy(arrays, mesh)
+        return arrays if mesh is None else sharding.replicate(arrays, mesh)
 
-    params = masks.apply(params, mask)  # new buffers, which the steps may donate
-    carry = _Carry(
-        params,
-        jax.tree.map(jnp.copy, state),
-        optimizer(training).init(params),
-        place(jnp.int32(start)),
-        place(_no_totals()),
-    )
+    # Copies, which the steps may donate.
+    params, state = _copy((masks.apply(model.params, mask), model.state))
+    held = optimizer(training).init(params)._replace(mask=_copy(mask))
+    carry = _Carry(params, state, held, place(jnp.int32(start)), place(_no_totals()))
+    job = _Job(model.apply, image_set.preprocessing, training, steps, mesh)
+    order_key, augment_key = jax.random.split(key)
     augment_key = place(augment_key)
-    captured = _copy(carry) if early == start else None
+
+    def trained(carry: _Carry) -> Model:
+        return dataclasses.replace(model, params=carry.params, state=carry.state)
+
+    rewind_point = trained(_copy(carry)) if rewind_iteration == start else None
     history: list[dict[str, float]] = []
     now = start
     while now < total:
         epoch = now // steps
-        ordered = data.order(order_key, examples, training.batch_size, epoch)
-        if mesh is not None:
-            ordered = sharding.split(ordered, mesh, axis=1)
+        order = place(data.epoch_order(order_key, examples, epoch))
         end = min((epoch + 1) * steps, total)
-        stops = [end] if early is None or not now < early < end else [early, end]
+        stops = [end]
+        if rewind_iteration is not None and now < rewind_iteration < end:
+            stops = [rewind_iteration, end]
         for stop in stops:
-            carry = _advance(
-                carry, mask, pictures, ordered, augment_key, stop - now, apply, training
-            )
+            carry = _advance(carry, image_set, order, augment_key, (now, stop), job)
             now = stop
-            if now == early:
-                captured = _copy(carry)
-        history.append(_summary(carry, epoch, training, steps))
+            if now == rewind_iteration:
+                rewind_point = trained(_copy(carry))
+        history.append(_summary(carry, epoch, job))
         if on_epoch is not None:
             on_epoch(history[-1])
         if not math.isfinite(history[-1]["loss"]):
-            return Fitted(carry.params, carry.state, captured, history, True)
+            return FitResult(trained(carry), rewind_point, history, True)
         carry = carry._replace(totals=place(_no_totals()))
-    whole = all(
+    is_finite = all(
         bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(carry.params)
     )
-    return Fitted(carry.params, carry.state, captured, history, not whole)
+    return FitResult(trained(carry), rewind_point, history, not is_finite)
 
 
-def _copy(carry: _Carry) -> tuple[Params, PyTree]:
-    return jax.tree.map(jnp.copy, (carry.params, carry.state))
+def _check_images(image_set: Any) -> None:
+    """Refuse what is not a set of uint8 images."""
+    if not isinstance(image_set, ImageSet):
+        raise TypeError(
+            f"image_set is a {type(image_set).__name__}. Pass train.ImageSet(images, "
+            "labels, data.Preprocessing(mean, std))."
+        )
+    if image_set.images.dtype != jnp.uint8:
+        raise TypeError(
+            f"images are {image_set.images.dtype}, where uint8 pixels of 0 to 255 are "
+            "expected; preprocessing scales them. For images in 0..1, pass "
+            "(255 * images).round().astype('uint8')."
+        )
 
 
-def _summary(
-    carry: _Carry, epoch: int, training: Training, steps: int
-) -> dict[str, float]:
+def _copy(arrays: Any) -> Any:
+    return jax.tree.map(lambda leaf: leaf.copy(), arrays)
+
+
+def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
     """Fetch the epoch's sums: the only time the host waits for the device."""
     loss, correct, seen = jax.device_get(carry.totals)
+    rate = learning_rate(job.training, job.steps_per_epoch)
     return {
         "epoch": epoch + 1,
         "loss": float(loss) / int(seen),
         "accuracy": 100.0 * int(correct) / int(seen),
-        "learning_rate": float(learning_rate(training, steps)(carry.iteration - 1)),
+        "learning_rate": float(rate(carry.iteration - 1)),
     }
 
 
 def _advance(
     carry: _Carry,
-    mask: Mask,
-    pictures: Pictures,
-    ordered: Array,
+    image_set: ImageSet,
+    order: Array,
     key: RandomKey,
-    steps: int,
-    apply: Callable[..., Any],
-    training: Training,
+    between: tuple[int, int],
+    job: _Job,
 ) -> _Carry:
-    """Take `steps` steps within one epoch."""
-    arrays = (mask, pictures.images, pictures.labels, ordered, key)
+    """Take the steps from one iteration to another of the same epoch."""
+    now, stop = between
+    batch, examples = job.training.batch_size, image_set.images.shape[0]
+    row = now % job.steps_per_epoch
+    whole = min(row + stop - now, examples // batch) - row  # batches of full size
+    arrays = (image_set.images, image_set.labels, order, key)
     if jax.default_backend() == "cpu":
-        for _ in range(steps):
-            carry = _step(carry, *arrays, pictures.how, apply, training)
-        return carry
-    return _scan(carry, *arrays, pictures.how, apply, training, steps)
+        for _ in range(whole):
+            carry = _step(carry, arrays, batch, job)
+    elif whole:
+        carry = _scan(carry, arrays, whole, job)
+    if whole < stop - now:
+        carry = _step(carry, arrays, examples % batch, job)
+    return carry
 
 
 @functools.partial(
-    jax.jit, static_argnames=("how", "apply", "training"), donate_argnames="carry"
+    jax.jit, static_argnames=("size", "job"), donate_argnames="carry"
 )
-def _step(
-    carry: _Carry,
-    mask: Mask,
-    images: Array,
-    labels: Array,
-    ordered: Array,
-    key: RandomKey,
-    how: Preprocessing,
-    apply: Callable[..., Any],
-    training: Training,
-) -> _Carry:
-    steps, batch = ordered.shape
-    row = carry.iteration % steps
-    indices = ordered[row]
-    counts = row * batch + jnp.arange(batch, dtype=jnp.int32) < images.shape[0]
+def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
+    """Train on the next `size` examples of the epoch."""
+    images, labels, order, key = arrays
+    training = job.training
+    row = carry.iteration % job.steps_per_epoch
+    first = row * training.batch_size
+    indices = jax.lax.dynamic_slice(order, (first,), (size,))
+    if job.mesh is not None and size % job.mesh.shape["data"] == 0:
+        indices = jax.lax.with_sharding_constraint(
+            indices, NamedSharding(job.mesh, PartitionSpec("data"))
+        )
     dtype = jnp.dtype(training.precision)
-    inputs = data.preprocess(
-        images[indices], how, jax.random.fold_in(key, carry.iteration)
-    ).astype(dtype)
+    augment_key = jax.random.fold_in(key, carry.iteration)
+    inputs = data.preprocess(images[indices], job.preprocessing, augment_key)
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Array, PyTree]]:
-        cast = jax.tree.map(lambda leaf: leaf.astype(dtype), params)
-        logits, state = apply(cast, carry.state, inputs, train=True)
+        cast = tree.map_floating(lambda leaf: leaf.astype(dtype), params)
+        logits, state = job.apply(cast, carry.state, inputs.astype(dtype), train=True)
         loss = objective.cross_entropy(
-            logits, labels[indices], counts, training.smoothing
+            logits, labels[indices], smoothing=training.label_smoothing
         )
         return loss, (logits, state)
 
     (loss, (logits, state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
         carry.params
     )
+    rate = learning_rate(training, job.steps_per_epoch)(carry.iteration)
     # optax raises a float to an int32 power, which strict promotion (a user's choice)
     # refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, moments = optimizer(training).update(
-            gradients, carry.optimizer, carry.params, mask=mask
+        updates, held = optimizer(training).update(
+            gradients, carry.optimizer, carry.params, learning_rate=rate
         )
-    rate = learning_rate(training, steps)(carry.iteration)
-    params = jax.tree.map(
-        lambda w, u: w - rate.astype(u.dtype) * u, carry.params, updates
-    )
-    seen = counts.sum(dtype=jnp.int32)
+    totals = carry.totals
     return _Carry(
-        params,
-        jax.tree.map(lambda new, old: new.astype(old.dtype), state, carry.state),
-        moments,
+        jax.tree.map(jnp.add, carry.params, updates),
+        tree.map_floating(lambda new, old: new.astype(old.dtype), state, carry.state),
+        held,
         carry.iteration + 1,
         _Totals(
-            carry.totals.loss + loss.astype(jnp.float32) * seen.astype(jnp.float32),
-            carry.totals.correct + objective.correct(logits, labels[indices], counts),
-            carry.totals.seen + seen,
+            totals.loss + loss.astype(jnp.float32) * jnp.float32(size),
+            totals.correct + objective.correct(logits, labels[indices]),
+            totals.seen + jnp.int32(size),
         ),
     )
 
 
 @functools.partial(
-    jax.jit,
-    static_argnames=("how", "apply", "training", "steps"),
-    donate_argnames="carry",
+    jax.jit, static_argnames=("steps", "job"), donate_argnames="carry"
 )
-def _scan(
-    carry: _Carry,
-    mask: Mask,
-    images: Array,
-    labels: Array,
-    ordered: Array,
-    key: RandomKey,
-    how: Preprocessing,
-    apply: Callable[..., Any],
-    training: Training,
-    steps: int,
-) -> _Carry:
+def _scan(carry: _Carry, arrays: tuple, steps: int, job: _Job) -> _Carry:
     def body(carry: _Carry, _: None) -> tuple[_Carry, None]:
-        stepped = _step(carry, mask, images, labels, ordered, key, how, apply, training)
-        return stepped, None
+        return _step(carry, arrays, job.training.batch_size, job), None
 
     return jax.lax.scan(body, carry, None, length=steps)[0]
 
 
-class Evaluation(NamedTuple):
-    """Loss in nats per example and accuracy in percent, over all examples."""
+class EvaluationResult(NamedTuple):
+    """Averages over all examples.
+
+    loss: nats per example.
+    accuracy: percent.
+    """
 
     loss: float
     accuracy: float
 
 
 def evaluate(
-    apply: Callable[..., Any],
-    params: Params,
-    state: PyTree,
-    pictures: Pictures,
-    batch_size: int = 256,
-) -> Evaluation:
+    model: Model, image_set: ImageSet, *, batch_size: int = 256
+) -> EvaluationResult:
     """Evaluate a network on every example, each counted once.
 
     Args:
-        apply: `Model.apply`; the same function object each time, or it compiles again.
-        params: weights, masked already.
-        state: statistics of batch normalisation.
-        pictures: the test set.
-        batch_size: examples a call, and as many more as fill the parts of a mesh; the
-            last batch is filled up and the filling ignored.
+        model: the network, its parameters masked already.
+        image_set: the test set.
+        batch_size: examples per call, rounded up to a multiple of the parts of a mesh; the
+            last batch is filled up and the filling is not counted.
 
     Returns:
         Mean loss and accuracy.
+
+    Raises:
+        TypeError: if `image_set` is not an `ImageSet` or its images are not uint8.
     """
-    examples, mesh = pictures.images.shape[0], sharding.mesh_of(pictures.images)
+    _check_images(image_set)
+    examples, mesh = image_set.images.shape[0], sharding.mesh_of(image_set.images)
     batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
+    arrays = (image_set.images, image_set.labels)
     loss, hits = 0.0, 0
     for first in range(0, examples, batch_size):
         number = min(batch_size, examples - first)
         indices = (jnp.arange(batch_size) + first) % examples
         counts = jnp.arange(batch_size) < number
         if mesh is not None:
-            indices, counts = sharding.split((indices, counts), mesh)
+            indices, counts = sharding.shard_batch((indices, counts), mesh)
         batch_loss, batch_hits = _evaluate(
-            params,
-            state,
-            pictures.images,
-            pictures.labels,
-            indices,
-            counts,
-            pictures.how,
-            apply,
+            model, arrays, indices, counts, image_set.preprocessing
         )
         loss += float(batch_loss) * number
         hits += int(batch_hits)
-    return Evaluation(loss / examples, 100.0 * hits / examples)
+    return EvaluationResult(loss / examples, 100.0 * hits / examples)
 
 
-@functools.partial(jax.jit, static_argnames=("how", "apply"))
+@functools.partial(jax.jit, static_argnames="preprocessing")
 def _evaluate(
-    params: Params,
-    state: PyTree,
-    images: Array,
-    labels: Array,
+    model: Model,
+    arrays: tuple,
     indices: Array,
     counts: Array,
-    how: Preprocessing,
-    apply: Callable[..., Any],
+    preprocessing: Preprocessing,
 ) -> tuple[Array, Array]:
-    logits = apply(params, state, data.preprocess(images[indices], how))[0]
+    images, labels = arrays
+    inputs = data.preprocess(images[indices], preprocessing)
+    logits = model.apply(model.params, model.state, inputs)[0]
     return (
         objective.cross_entropy(logits, labels[indices], counts),
         objective.correct(logits, labels[indices], counts),

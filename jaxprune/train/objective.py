@@ -1,13 +1,15 @@
-"""What is minimised, and what is counted."""
+"""The loss that is minimized, and the hits that are counted."""
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Int32
 
-from jaxprune.types import LossFn
+from jaxprune.models import Model
 
 
 def cross_entropy(
@@ -19,10 +21,10 @@ def cross_entropy(
     """Average the cross-entropy, in nats per example.
 
     Args:
-        logits: in any floating dtype; the loss is taken in float32, of float64 in that.
+        logits: any floating dtype; the loss is float32, or float64 for float64 logits.
         labels: from 0.
         counts: the examples to average over; None for all.
-        smoothing: share of the target spread evenly over the classes.
+        smoothing: share of the target that is spread evenly over the classes.
 
     Returns:
         The mean loss.
@@ -44,45 +46,57 @@ def cross_entropy(
 def correct(
     logits: Float[Array, "batch classes"],
     labels: Int32[Array, " batch"],
-    counts: Bool[Array, " batch"],
+    counts: Bool[Array, " batch"] | None = None,
 ) -> Int32[Array, ""]:
     """Count the examples whose highest logit is their label.
 
     Args:
-        logits: in any floating dtype.
+        logits: any floating dtype.
         labels: from 0.
-        counts: the examples to look at.
+        counts: the examples to look at; None for all.
 
     Example:
         >>> correct(jnp.eye(2), jnp.array([0, 0]), jnp.array([True, True])).item()
         1
     """
-    return ((logits.argmax(-1) == labels) & counts).sum(dtype=jnp.int32)
+    hits = logits.argmax(-1) == labels
+    return (hits if counts is None else hits & counts).sum(dtype=jnp.int32)
 
 
-def loss_function(apply: Any, state: Any, temperature: float = 1.0) -> LossFn:
+@dataclasses.dataclass(frozen=True)
+class _Loss:
+    """The loss of a network in one mode; compared by value."""
+
+    apply: Any
+    train: bool
+    temperature: float
+
+    def __call__(self, state: Any, params: Any, batch: Any) -> Array:
+        inputs, labels = batch
+        logits = self.apply(params, state, inputs, train=self.train)[0]
+        return cross_entropy(logits / self.temperature, labels)
+
+
+def loss_function(
+    model: Model, *, train: bool = False, temperature: float = 1.0
+) -> Partial:
     """Make the loss that `scores.snip` and `scores.grasp` differentiate.
 
-    The network is in evaluation mode, as in the reference code.
-
     Args:
-        apply: `Model.apply`.
-        state: `Model.state`.
+        model: the network.
+        train: run BatchNorm and Dropout in training mode, as GraSP's authors do. On
+            BatchNorm networks that decides GraSP's result (experiments/README.md).
         temperature: divides the logits; GraSP uses 200.
 
     Returns:
-        `loss_fn(params, (inputs, labels))`, in nats per example.
+        `loss_fn(params, (inputs, labels))`, in nats per example; a pytree, so that it can be
+        an argument of a jitted function.
 
     Example:
-        >>> apply = lambda params, state, x: (x @ params["w"], state)
-        >>> loss_fn = loss_function(apply, {})
-        >>> loss_fn({"w": jnp.zeros((4, 2))}, (jnp.ones((1, 4)), jnp.array([1])))
+        >>> apply = lambda params, state, x, train: (x @ params["w"], state)
+        >>> params = {"w": jnp.zeros((4, 2))}
+        >>> loss_fn = loss_function(Model(params, {}, apply))
+        >>> loss_fn(params, (jnp.ones((1, 4)), jnp.array([1])))
         Array(0.6931472, dtype=float32)
     """
-
-    def loss_fn(params: Any, batch: Any) -> Array:
-        inputs, labels = batch
-        logits = apply(params, state, inputs)[0]
-        return cross_entropy(logits / temperature, labels)
-
-    return loss_fn
+    return Partial(_Loss(model.apply, train, temperature), model.state)

@@ -1,40 +1,56 @@
-"""How weights are updated: the optimiser without its learning rate, and the rate."""
+"""How weights are updated: the optimizer, and its learning rate as a function."""
 
 from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float32, Int32
 
-from jaxprune import masks, tree
+from jaxprune import sparse_training, tree
 from jaxprune.train.recipe import Training
 
 
 def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
-    """Make the update without its learning rate; it takes `mask=` and freezes by it.
+    """Make the optimizer, which holds pruned weights at zero.
 
-    The rate is left to `learning_rate`, a function of the iteration, so that training
-    continues from iteration k with a fresh optimiser.
+    Its `update` takes `learning_rate=`, so that training continues from iteration k with a
+    fresh optimizer.
 
     Args:
         training: the recipe.
 
     Returns:
-        A transformation; subtract the rate times its updates.
+        An optax transformation with the state of `sparse_training.hold_pruned`.
 
     Example:
-        >>> update = optimizer(Training(epochs=1, batch_size=1, learning_rate=0.1)).update
+        >>> recipe = Training(epochs=1, batch_size=1, learning_rate=0.1)
+        >>> state = optimizer(recipe).init({"w": jnp.ones(2)})
     """
-    decayed = tree.prunable if training.decay == "kernels" else None
+    decayed = tree.prunable if training.decay_mask == "kernels" else None
     rule = (
         optax.scale_by_adam()
         if training.optimizer == "adam"
         else optax.trace(training.momentum, nesterov=training.momentum > 0)
     )
-    return optax.chain(
-        optax.add_decayed_weights(training.weight_decay, decayed), rule, masks.freeze()
+    return sparse_training.hold_pruned(
+        optax.chain(
+            optax.add_decayed_weights(training.weight_decay, decayed),
+            rule,
+            optax.GradientTransformationExtraArgs(
+                optax.init_empty_state, cast(Any, _scale_by_learning_rate)
+            ),
+        )
     )
+
+
+def _scale_by_learning_rate(
+    updates: Any, state: Any, params: Any = None, *, learning_rate: Array, **extra: Any
+) -> tuple[Any, Any]:
+    del params, extra
+    scaled = jax.tree.map(lambda u: -learning_rate.astype(u.dtype) * u, updates)
+    return scaled, state
 
 
 def learning_rate(
@@ -44,14 +60,14 @@ def learning_rate(
 
     Args:
         training: the recipe.
-        steps_per_epoch: iterations an epoch.
+        steps_per_epoch: iterations per epoch.
 
     Returns:
         A function of the iteration that may be traced.
 
     Example:
         >>> recipe = Training(
-        ...     epochs=9, batch_size=1, learning_rate=1.0, rate="steps", drop_epochs=(5,)
+        ...     epochs=9, batch_size=1, learning_rate=1.0, schedule="steps", drop_epochs=(5,)
         ... )
         >>> learning_rate(recipe, 10)(jnp.int32(49)).item()
         1.0
@@ -68,11 +84,11 @@ def learning_rate(
     def rate(iteration: Array) -> Array:
         now = jnp.asarray(iteration, jnp.float32)
         value = jnp.full((), peak, jnp.float32)
-        if training.rate == "steps":
-            value = value * jnp.float32(training.drop) ** (now >= drops).sum(
+        if training.schedule == "steps":
+            value = value * jnp.float32(training.drop_factor) ** (now >= drops).sum(
                 dtype=jnp.float32
             )
-        elif training.rate == "cosine":
+        elif training.schedule == "cosine":
             done = jnp.clip((now - warmup) / max(total - warmup, 1), 0, 1)
             value = value * 0.5 * (1 + jnp.cos(jnp.pi * done))
         if warmup:

@@ -1,5 +1,6 @@
 """A compacted network computes what the masked one computes, whatever the mask left."""
 
+import dataclasses
 import functools
 import json
 import subprocess
@@ -33,7 +34,7 @@ def trained_like(name: str, dtype, batch_norm: bool = True) -> models.Model:
         shifted = signs * (np.asarray(leaf) + draw.uniform(0.1, 0.5, leaf.shape))
         return jnp.asarray(shifted if leaf.ndim == 1 else leaf, dtype)
 
-    return model._replace(
+    return dataclasses.replace(model, 
         params=tree.map_named(moved, model.params),
         state=tree.map_named(moved, model.state),
     )
@@ -69,7 +70,7 @@ def test_a_trained_network_keeps_its_logits():
     )
     mask = masks.select(scores.random(jax.random.key(1), model.params), 0.05)
     digits = data.load(data.find("digits"))
-    pictures = train.Pictures(
+    pictures = train.ImageSet(
         jnp.asarray(digits.train_images),
         jnp.asarray(digits.train_labels),
         data.Preprocessing((0.287,), (0.353,), 0, False),
@@ -258,7 +259,7 @@ def by_weights(model: models.Model, shape: tuple[int, ...]) -> None:
     layers = [layer.name for layer in models.wiring(model)]
     few = compact.sparse(model, layers)
     for name in layers:
-        kernel, left = (models.at(one.params, name)["kernel"] for one in (model, few))
+        kernel, left = (models.get_path(one.params, name)["kernel"] for one in (model, few))
         assert left.shape == (int((kernel != 0).sum()),)
     x = jnp.asarray(np.random.default_rng(1).uniform(-2, 2, (3, *shape)))
     want, got = (one.apply(one.params, one.state, x)[0] for one in (model, few))
@@ -279,19 +280,19 @@ def test_the_kept_weights_alone_give_the_logits(name, density):
 def test_the_kept_weights_alone_give_the_logits_of_any_convolution():
     with jax.enable_x64(True):
         model = models.functional(Odd())
-        model = model._replace(
+        model = dataclasses.replace(model, 
             params=jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.params)
         )
         mask = masks.select(scores.random(jax.random.key(0), model.params), 0.3)
         by_weights(
-            model._replace(params=masks.apply(model.params, mask)), Odd.input_shape
+            dataclasses.replace(model, params=masks.apply(model.params, mask)), Odd.input_shape
         )
 
 
 def test_the_fastest_network_gives_the_same_logits():
     model = trained_like("mlp", jnp.float32)
     mask = masks.select(scores.random(jax.random.key(1), model.params), 0.05)
-    model = model._replace(params=masks.apply(model.params, mask))
+    model = dataclasses.replace(model, params=masks.apply(model.params, mask))
     x = jnp.ones((1, 8, 8, 2))
     made = compact.fastest(model, x, calls=2)
     assert set(made.layers) < {layer.name for layer in models.wiring(model)}
@@ -305,7 +306,7 @@ def test_layers_that_cannot_be_sparse_are_refused(tmp_path):
         ValueError, match="layer 'conv9' is not there. Pass some of conv1"
     ):
         compact.sparse(model, ["conv9"])
-    cut = model._replace(params=jax.tree.map(jnp.zeros_like, model.params))
+    cut = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
     with pytest.raises(ValueError, match="calls is how many calls to time; got 0"):
         compact.fastest(cut, jnp.ones((1, 8, 8, 2)), calls=0)
     with pytest.raises(
@@ -347,7 +348,7 @@ def test_what_cannot_be_read_back_says_so(tmp_path):
     with pytest.raises(ValueError, match="config makes another network"):
         compact.save(tmp_path / "c", model, **CONFIG | {"name": "resnet20"})
     for change, words in (
-        ({"batch_norm": False}, "without the normalisation 'bn1' that the one to save"),
+        ({"batch_norm": False}, "without the normalization 'bn1' that the one to save"),
         (
             {"input_shape": (9, 9, 2)},
             r"input_shape \(9, 9, 2\), but the network to save",

@@ -68,7 +68,7 @@ def test_digits_come_with_the_package():
     dataset = data.load(data.find("digits"))
     assert dataset.train_images.shape == (1437, 8, 8, 1)
     assert dataset.test_images.shape == (360, 8, 8, 1)
-    source = data.SOURCES["digits"]
+    source = data.DATASETS["digits"]
     assert dataset.train_images.mean() / 255 == pytest.approx(source.mean[0], abs=1e-3)
     assert dataset.train_images.std() / 255 == pytest.approx(source.std[0], abs=1e-3)
     counts = np.bincount(dataset.test_labels)
@@ -115,7 +115,7 @@ def test_damaged_and_missing_data_are_named_with_their_repair(tmp_path):
         with pytest.warns(UserWarning, match="was damaged; it is kept as cifar10-3"):
             data.load(found)
         assert found.cache.read_bytes() == whole
-        assert found.cache.with_name(f"{found.cache.name}.damaged").exists()
+        assert found.cache.with_name(f"{found.cache.name}.corrupt").exists()
     found.cache.unlink()
     (found.folder / "cifar10-test.array_record-00000-of-00001").unlink()
     with pytest.raises(
@@ -156,8 +156,8 @@ def test_another_version_and_other_pictures_are_refused(tmp_path):
 def test_labels_out_of_range_are_refused(tmp_path):
     write_tfds(tmp_path, labels=(0, 9, 9))
     found = data.find("cifar10", data_dir=tmp_path)
-    source = data.SOURCES["cifar10"]
-    narrowed = {**data.SOURCES, "cifar10": source._replace(num_classes=5)}
+    source = data.DATASETS["cifar10"]
+    narrowed = {**data.DATASETS, "cifar10": source._replace(num_classes=5)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("jaxprune.data.sources.SOURCES", narrowed)
         with pytest.raises(data.DatasetError, match="labels of 0 to 9, where 0 to 4"):
@@ -183,20 +183,20 @@ def test_preparing_without_tensorflow_names_the_command(monkeypatch):
 
 def test_epochs_are_permutations_and_batches_are_full():
     key = jax.random.key(0)
-    first = data.order(jax.random.clone(key), 10, 4, 0)
-    second = data.order(jax.random.clone(key), 10, 4, 1)
+    first = data.epoch_order(jax.random.clone(key), 10, 4, 0)
+    second = data.epoch_order(jax.random.clone(key), 10, 4, 1)
     assert first.shape == (3, 4)
     assert sorted(first.ravel()[:10].tolist()) == list(range(10))
     assert first.ravel()[10:].tolist() == first.ravel()[:2].tolist()
     assert first.tolist() != second.tolist()
-    assert data.order(key, 10, 4, 0).tolist() == first.tolist()
+    assert data.epoch_order(key, 10, 4, 0).tolist() == first.tolist()
 
 
 def test_examples_for_scoring_are_distinct_and_not_too_many():
-    chosen = data.choose(jax.random.key(0), 20, 10)
+    chosen = data.sample_examples(jax.random.key(0), 20, 10)
     assert len(set(chosen.tolist())) == 10
     with pytest.raises(ValueError, match="scoring wants 21 examples.*has 20"):
-        data.choose(jax.random.key(0), 20, 21)
+        data.sample_examples(jax.random.key(0), 20, 21)
 
 
 HOW = data.Preprocessing((0.0,), (1.0,), pad=2, flip=True)

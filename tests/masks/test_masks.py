@@ -114,7 +114,7 @@ def test_reinitialising_draws_kernels_anew_and_nothing_else():
         }
 
     params = init(jax.random.key(0))
-    fresh = masks.reinitialise(init, jax.random.key(1), params)
+    fresh = masks.reinitialize(init, jax.random.key(1), params)
     assert bool((fresh["bias"] == params["bias"]).all())
     assert not bool((fresh["w"] == params["w"]).any())
 

@@ -32,7 +32,7 @@ def test_keeps_exactly_the_number_asked_for(keep, distinct, seed):
     # Few distinct values: ties are what a threshold gets wrong. Shapes stay fixed: each
     # new one compiles.
     mask = masks.select(drawn(seed, distinct), keep / 23)
-    assert masks.count(mask) == masks.kept(keep / 23, 23)
+    assert masks.count(mask) == masks.num_kept(keep / 23, 23)
     assert bool(mask["bias"].all())
 
 
@@ -41,7 +41,7 @@ def test_keeps_exactly_the_number_asked_for(keep, distinct, seed):
 )
 def test_keeps_what_a_stable_sort_would(keep, distinct, seed):
     scores = drawn(seed, distinct)
-    best = np.argsort(-flat(scores), kind="stable")[: masks.kept(keep / 23, 23)]
+    best = np.argsort(-flat(scores), kind="stable")[: masks.num_kept(keep / 23, 23)]
     expected = np.zeros(23, bool)
     expected[best] = True
     np.testing.assert_array_equal(flat(masks.select(scores, keep / 23)), expected)
@@ -71,14 +71,14 @@ def test_pruned_weights_stay_pruned(first, share, seed, ties):
     after = masks.select(drawn(seed + 1, 5), share / 23, mask=before, ties=ties)
     assert not (flat(after) & ~flat(before)).any()
     if ties == "exact":
-        assert masks.count(after) == masks.kept(share / 23, 23)
+        assert masks.count(after) == masks.num_kept(share / 23, 23)
 
 
 @given(keep=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
 def test_layer_scope_counts_each_layer_by_itself(keep, seed):
     mask = masks.select(drawn(seed, 3), keep / 8, scope="layer")
-    assert int(mask["a"].sum()) == masks.kept(keep / 8, 15)
-    assert int(mask["b"].sum()) == masks.kept(keep / 8, 8)
+    assert int(mask["a"].sum()) == masks.num_kept(keep / 8, 15)
+    assert int(mask["b"].sum()) == masks.num_kept(keep / 8, 8)
 
 
 @pytest.mark.parametrize("dtype", [jnp.float16, jnp.bfloat16, jnp.float32, jnp.float64])
@@ -99,7 +99,7 @@ def test_float64_scores_are_told_apart_below_float32():
 
 def test_counts_of_vgg16_are_the_published_ones():
     """Kept weights at c = 0.05 .. 2 out of 14,715,584; float32 is off by one at c = .05."""
-    counts = [masks.kept(10**-c, 14_715_584) for c in (0.05, 0.1, 0.2, 0.5, 1, 2)]
+    counts = [masks.num_kept(10**-c, 14_715_584) for c in (0.05, 0.1, 0.2, 0.5, 1, 2)]
     assert counts == [13115279, 11689004, 9284906, 4653477, 1471559, 147156]
 
 

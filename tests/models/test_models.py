@@ -1,5 +1,6 @@
-"""The networks: sizes, initialisation, and what their functions owe."""
+"""The networks: sizes, initialization, and what their functions owe."""
 
+import dataclasses
 import functools
 
 import chex
@@ -97,12 +98,12 @@ def without_norms(params):
     }
 
 
-def test_flow_leaves_normalisation_out_whatever_was_trained():
+def test_flow_leaves_normalization_out_whatever_was_trained():
     build = functools.partial(
         models.create, "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.1
     )
     model, plain = build(), build(batch_norm=False)
-    trained = model._replace(state=jax.tree.map(lambda s: s + 3.0, model.state))
+    trained = dataclasses.replace(model, state=jax.tree.map(lambda s: s + 3.0, model.state))
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
     chex.assert_trees_all_close(
         models.flow(trained)(model.params, x),

@@ -1,7 +1,7 @@
 """Scores against the reference code's, on the golden network, in both precisions.
 
 tests/golden/reference_scores.json was computed with the SynFlow authors' PyTorch code,
-normalised as it normalises: SNIP by the sum over the prunable weights, GraSP by the
+normalized as it normalizes: SNIP by the sum over the prunable weights, GraSP by the
 absolute value of the sum (plus 1e-10).
 """
 
@@ -36,7 +36,7 @@ def scored(method, dtype):
     return flow(params, jnp.ones((1, 8, 8, 3), dtype))
 
 
-def normalised(method, flat):
+def normalized(method, flat):
     total = sum(layer.sum() for layer in flat)
     if method == "snip":
         return [layer / total for layer in flat]
@@ -55,7 +55,7 @@ def test_scores_and_counts_are_the_reference_codes(case):
         flat = [net.to_theirs(ours[name]["kernel"]) for name in LAYERS]
         theirs = [np.asarray(layer) for layer in case["scores"]]
         largest = max(np.abs(layer).max() for layer in theirs)
-        for mine, other in zip(normalised(case["score"], flat), theirs, strict=True):
+        for mine, other in zip(normalized(case["score"], flat), theirs, strict=True):
             error = np.abs(mine - other).max() / largest
             assert error < (1e-12 if double else 1e-6)
         for compression, kept in case["kept"].items():

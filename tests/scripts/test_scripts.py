@@ -68,7 +68,7 @@ def test_a_plan_prints_cells_stages_savings_and_hours_and_writes_nothing(tmp_pat
     assert "48 cells in 350 stages" in done.stdout
     assert "sharing saves 240 of 810" in " ".join(done.stdout.split())
     assert "timed on 20 of its 23 steps" in " ".join(done.stdout.split())
-    assert done.stdout.count("initialise-") == 48
+    assert done.stdout.count("initialize-") == 48
     assert not (tmp_path / "runs").exists()
 
 

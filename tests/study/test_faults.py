@@ -99,7 +99,7 @@ def test_what_is_damaged_is_named_set_aside_and_made_anew(what, how, runs, whole
     DAMAGE[how](damaged)
     with pytest.warns(UserWarning, match=f"{aside.name} was damaged; it is kept as"):
         list(runner.run(study(*CELLS), runs, FOUND))
-    assert aside.with_name(f"{aside.name}.damaged").exists()
+    assert aside.with_name(f"{aside.name}.corrupt").exists()
     assert results(folder) == results(whole[0] / "tiny")
 
 
@@ -168,7 +168,7 @@ def test_a_flipped_bit_of_a_file_is_seen(runs):
         path.write_bytes(flipped)
         try:
             assert files.read_json(path) == value
-        except disk.DamagedError:
+        except disk.CorruptFileError:
             continue
 
 
@@ -205,7 +205,7 @@ def test_a_folder_of_another_version_is_refused(runs):
 def test_a_stage_of_other_settings_under_the_same_name_is_refused(runs):
     folder = runs / "tiny"
     (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
-    path = newest(folder, "initialise") / "stage.json"
+    path = newest(folder, "initialize") / "stage.json"
     held = files.read_json(path)
     files.write_json(path, {**held, "settings": {**held["settings"], "width": 9.0}})
     with pytest.raises(records.RunsError, match="other settings than its name says"):
@@ -294,13 +294,13 @@ def test_several_processes_make_every_stage_once(tmp_path, whole):
     for process in running:
         told, said = process.communicate(timeout=300)
         assert (process.returncode, told) == (0, ""), said
-    assert len(list(folder.glob("*.damaged*"))) == 1
+    assert len(list(folder.glob("*.corrupt*"))) == 1
     assert results(folder) == results(whole[0] / "tiny")
 
 
 def test_a_write_goes_to_its_end_however_often_it_is_stopped(tmp_path):
     def write() -> None:
-        with files.unstopped():
+        with files.defer_signals():
             for _ in range(3):
                 signal.raise_signal(signal.SIGINT)
             (tmp_path / "written").write_text("whole")

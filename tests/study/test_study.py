@@ -88,7 +88,7 @@ def test_ids_and_defaults_are_pinned():
 PINNED = {
     "cell": "imp4-c2-s0-bb65a9cf",
     "stages": [
-        "initialise-c70bcaa22d59ec0e",
+        "initialize-c70bcaa22d59ec0e",
         "train-ae4b00f620ffe287",
         "level-7008d389da788997",
         "train-f0b31e84c5839c44",

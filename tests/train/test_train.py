@@ -16,7 +16,7 @@ def pictures():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 70).astype(np.int32)
     images = generator.integers(0, 60, (70, 4, 4, 1)) + 60 * labels.reshape(-1, 1, 1, 1)
-    return train.Pictures(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), HOW)
+    return train.ImageSet(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), HOW)
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_every_example_counts_once_an_epoch(model, pictures):
 
 
 def test_the_filling_of_the_last_batch_has_no_gradient(pictures):
-    """Full batch of 70, or 70 filled up to 96: without normalisation the same step."""
+    """Full batch of 70, or 70 filled up to 96: without normalization the same step."""
     plain = models.create(
         "mlp", key=jax.random.key(0), input_shape=(4, 4, 1), num_classes=3, width=0.05,
         batch_norm=False,
