@@ -21,11 +21,12 @@ RECIPES = {
             batch_size=64,
             learning_rate=0.1,
             optimizer="sgd",
-            rate="cosine",
+            schedule="cosine",
             weight_decay=1e-4,
         ),
         rewind="early",
         rewind_epochs=1.0,
+        train_mode_scores=("grasp",),
     )
 }
 
@@ -34,7 +35,7 @@ def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -
     """List the cells of the study, seed by seed."""
     cells = [
         Cell(
-            **config.pictures(found),
+            **config.dataset_fields(found),
             model="conv2",
             method=method,
             compression=compression,

@@ -46,7 +46,7 @@ RATIO_TOLERANCE = 0.002
 ACCURACY_TOLERANCE = {"grasp": 6.0}
 USUAL_TOLERANCE = 2.0
 # Half-collapsed networks, of which a second run would tell something else.
-SCATTERED = {("mag", 2.0), ("imp2", 2.0), ("imp3", 2.0), ("imp4", 2.0)}
+SCATTERED = {("magnitude", 2.0), ("imp2", 2.0), ("imp3", 2.0), ("imp4", 2.0)}
 
 
 class Finding(NamedTuple):
@@ -104,19 +104,19 @@ def masks_without_data(seed: int = 0) -> Iterator[Finding]:
     flow = models.flow(model)
 
     @jax.jit
-    def synflow(params: Params, mask: Mask, key: None = None) -> Scores:
+    def synflow(params: Params, *, mask: Mask) -> Scores:
         return scores.synflow(flow, params, picture, mask=mask)
 
     table = published.table("table3_flop_ratio")
     random = scores.random(score_key, model.params)
-    once = synflow(model.params, masks.ones_like(model.params))
+    once = synflow(model.params, mask=masks.ones_like(model.params))
     magnitude = scores.magnitude(model.params)
     for c, kept in KEPT.items():
         select = functools.partial(masks.select, density=10.0**-c)
         mask = select(random)
         yield Finding(f"weights kept at c = {c:g}", masks.count(mask), kept, 0)
         pairs = (
-            ("Rand", ratio(mask), table["rand", c]),
+            ("Rand", ratio(mask), table["random", c]),
             ("SynFlow, one round", ratio(select(once)), table["synflow", c]),
             ("Mag at initialization", ratio(select(magnitude)), MAGNITUDE_AT_INIT[c]),
         )
@@ -170,7 +170,7 @@ def _published(recipe: str) -> Mapping[tuple[str, float], float]:
     # Of the SynFlow paper, its Figure 6: the same recipe, mean of three runs. Its Mag prunes
     # at initialization, which ours does not.
     paper = published.table("synflow_paper_vgg16bn")
-    ours = {"rand": "rand", "snip": "snip", "grasp": "grasp", "synflow100": "synflow"}
+    ours = {"random": "random", "snip": "snip", "grasp": "grasp", "synflow100": "synflow"}
     return {(ours[m], c): value for (m, c), value in paper.items() if m in ours}
 
 

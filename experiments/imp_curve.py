@@ -20,7 +20,7 @@ from jaxprune.study.config import METHODS, Cell, Study
 
 RECIPES = {"corrected": poster.RECIPES["corrected"]}
 REWINDS = ("imp_late", "imp_rate", "imp_finetune")
-_LEVEL = -math.log10(METHODS["imp_late"].keeps or 1)
+_LEVEL = -math.log10(METHODS["imp_late"].keep_fraction or 1)
 
 # 20 levels, and 1 % sharp.
 COMPRESSIONS = (*(round(level * _LEVEL, 12) for level in range(1, 21)), 2.0)
@@ -34,7 +34,7 @@ def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -
     points += [(method, c) for c in COMPRESSIONS for method in REWINDS]
     cells = [
         Cell(
-            **config.pictures(found),
+            **config.dataset_fields(found),
             model="vgg16",
             method=method,
             compression=compression,

@@ -34,7 +34,7 @@ RECIPES = {
             batch_size=128,
             learning_rate=0.1,
             optimizer="sgd",
-            rate="steps",
+            schedule="steps",
             drop_epochs=(60, 120),
             weight_decay=1e-4,
         ),
@@ -42,6 +42,8 @@ RECIPES = {
         # (https://arxiv.org/abs/1912.05671, ICML 2020, section 3).
         rewind="early",
         rewind_epochs=2.5,
+        # As its authors score. In evaluation mode GraSP does not learn on BatchNorm networks.
+        train_mode_scores=("grasp",),
     ),
     "as_run": Recipe(
         name="as_run",
@@ -79,7 +81,7 @@ def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -
     points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in COMPARED)]
     cells = [
         Cell(
-            **config.pictures(found),
+            **config.dataset_fields(found),
             model="vgg16",
             method=method,
             compression=compression,

@@ -1,7 +1,7 @@
 """Type aliases of the library. Parameters, masks and scores are trees of one structure."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Protocol, SupportsFloat, TypeAlias
+from typing import Any, Literal, SupportsFloat, TypeAlias
 
 from jax import Array
 from jaxtyping import Key, PyTree
@@ -32,10 +32,5 @@ RewindTo: TypeAlias = Literal["init", "early", "weights_kept"]
 LossFn: TypeAlias = Callable[[Any, Any], Array]
 ApplyFn: TypeAlias = Callable[[Any, Any], Array]
 
-
-class ScoreFn(Protocol):
-    """A scoring function with everything but the parameters and the mask bound."""
-
-    def __call__(self, params: Any, /, *, mask: Any) -> Any:
-        """Score the parameters at a mask."""
-        ...
+# score_fn(params, mask=mask) -> scores: a scoring function with everything else bound.
+ScoreFn: TypeAlias = Callable[..., Any]

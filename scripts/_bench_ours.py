@@ -22,7 +22,7 @@ LEVEL_BATCH, LEVEL_EPOCHS = 64, 8.0
 Call = Callable[[], Any]
 
 
-def _how(name: str) -> data.Preprocessing:
+def _preprocessing(name: str) -> data.Preprocessing:
     source = data.DATASETS[name]
     return data.Preprocessing(source.mean, source.std, source.pad, source.flip)
 
@@ -48,7 +48,7 @@ def pictures(number: int) -> train.ImageSet:
     draw = np.random.default_rng(0)
     images = draw.integers(0, 256, (number, 32, 32, 3), np.uint8)
     labels = draw.integers(0, 10, number, np.int32)
-    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), _how("cifar10"))
+    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), _preprocessing("cifar10"))
 
 
 def snip(network: models.Model) -> Call:
@@ -126,7 +126,7 @@ def _digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Train
     )
     digits = data.load(data.find("digits"))
     sets = [
-        train.ImageSet(jnp.asarray(images), jnp.asarray(labels), _how("digits"))
+        train.ImageSet(jnp.asarray(images), jnp.asarray(labels), _preprocessing("digits"))
         for images, labels in (
             (digits.train_images, digits.train_labels),
             (digits.test_images, digits.test_labels),
@@ -136,7 +136,7 @@ def _digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Train
         epochs=LEVEL_EPOCHS,
         batch_size=LEVEL_BATCH,
         learning_rate=0.1,
-        rate="cosine",
+        schedule="cosine",
         weight_decay=1e-4,
     )
     train_set, test_set = sets

@@ -149,7 +149,7 @@ def _cells() -> list[dict[str, Any]]:
             began = time.perf_counter()
             subprocess.run(
                 [
-                    *(sys.executable, script, "run", "digits", "--only", "method=rand"),
+                    *(sys.executable, script, "run", "digits", "--only", "method=random"),
                     *("--seeds", str(seeds), "--runs-dir", runs),
                 ],
                 check=True,

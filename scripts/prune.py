@@ -70,12 +70,12 @@ def prune(
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=optimizer,
-        rate=rate,
+        schedule=rate,
         weight_decay=weight_decay,
         precision=precision,
     )
     cell = Cell(
-        **config.pictures(found),
+        **config.dataset_fields(found),
         model=model,
         method=method,
         compression=c,

@@ -27,7 +27,7 @@ def full(method, c, accuracy, recipe="as_run", **changes):
 
 
 def test_accuracies_are_compared_within_the_stated_tolerance():
-    found = [full("snip", 0.5, 88.0), full("snip", 1, 60.0), full("rand", 2, 10.0)]
+    found = [full("snip", 0.5, 88.0), full("snip", 1, 60.0), full("random", 2, 10.0)]
     assert [finding.holds for finding in fidelity.accuracies(found)] == [
         True,
         False,
@@ -39,19 +39,19 @@ def test_accuracies_are_compared_within_the_stated_tolerance():
 
 def test_what_can_not_be_compared_is_left_out():
     reduced = full("snip", 0.5, 50.0, width=0.25)
-    scattered, unpublished = full("mag", 2, 80.0), full("snip", 0.3, 50.0)
+    scattered, unpublished = full("magnitude", 2, 80.0), full("snip", 0.3, 50.0)
     assert not list(fidelity.accuracies([reduced, scattered, unpublished]))
 
 
 def test_the_corrected_recipe_is_compared_with_the_synflow_paper():
     (finding,) = fidelity.accuracies([full("synflow", 2, 89.0, "corrected")])
     assert (finding.expected, finding.holds) == (90.08, True)
-    assert not list(fidelity.accuracies([full("mag", 1, 93.0, "corrected")]))
+    assert not list(fidelity.accuracies([full("magnitude", 1, 93.0, "corrected")]))
 
 
 @pytest.mark.parametrize(("got", "code"), [(10.0, None), (13.0, 1)])
 def test_check_exits_1_with_what_differs(got, code, tmp_path, monkeypatch, capsys):
-    one = full("rand", 2, got)
+    one = full("random", 2, got)
     folder = tmp_path / "poster-as_run"
     records.open_runs(folder, "poster-as_run", [{"id": one.id, "cell": one.cell}], [])
     (folder / one.id).mkdir()

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxprune"
 CORE = {"jax", "numpy", "jaxtyping"}
 BELOW_STUDY = {
     "types", "tree", "scores", "masks", "prune", "imp", "checkpoint", "models", "data",
-    "train", "compact", "profiling", "sharding", "disk",
+    "train", "compact", "profiling", "sharding", "disk", "sparse_training",
 }  # fmt: skip
 # part: what it may import from jaxprune, and besides the core and the standard library
 ALLOWED = {
@@ -20,7 +20,7 @@ ALLOWED = {
     "disk": (set(), set()),
     "sharding": ({"types"}, set()),
     "scores": ({"types", "tree"}, set()),
-    "masks": ({"types", "tree"}, {"optax"}),
+    "masks": ({"types", "tree"}, set()),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
     "checkpoint": ({"types", "tree", "imp", "sharding", "disk"}, {"orbax"}),
@@ -29,7 +29,11 @@ ALLOWED = {
         {"tensorflow_datasets", "sklearn", "tensorflow"},
     ),
     "models": ({"types", "tree"}, {"flax"}),
-    "train": ({"types", "tree", "masks", "data", "sharding"}, {"optax"}),
+    "sparse_training": ({"types", "tree", "masks"}, {"optax"}),
+    "train": (
+        {"types", "tree", "masks", "data", "models", "sharding", "sparse_training"},
+        {"optax"},
+    ),
     "compact": (
         {"types", "tree", "masks", "models", "checkpoint", "profiling"},
         set(),

@@ -10,6 +10,9 @@ from jaxprune.report import Comparison, Published, Quantity, flop_ratio
 
 FOLDER = Path(__file__).parent
 
+# The columns of the files whose methods have other names here.
+_METHODS = {"rand": "random", "mag": "magnitude"}
+
 # file, what of ours belongs beside it
 _TABLES = (
     (
@@ -99,7 +102,10 @@ def load() -> Published:
         "Y. Zhao, Enhancing Network Pruning Method Evaluation and Integration, Princeton; "
         "VGG-16 without BatchNorm on CIFAR-10.",
         tables,
-        {method: [float(row[method]) for row in rows] for method in methods},
+        {
+            _METHODS.get(name, name): [float(row[name]) for row in rows]
+            for name in methods
+        },
         [float(row["dense"]) for row in rows],
     )
 
@@ -114,7 +120,7 @@ def table(name: str) -> dict[tuple[str, float], float]:
         The figures by (method, c).
     """
     return {
-        (method, float(row["c"])): float(value)
+        (_METHODS.get(method, method), float(row["c"])): float(value)
         for row in _rows(name)
         for method, value in row.items()
         if method != "c" and value

@@ -1,10 +1,10 @@
-"""What a study is made of: frozen, hashable, and named by its content."""
+"""The parts of a study: frozen, hashable, and named by their content."""
 
 import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune import data
@@ -14,18 +14,21 @@ from jaxprune.train import Training
 class Method(NamedTuple):
     """A column of the study's tables.
 
-    score: name in scores.SCORERS, empty for the dense network itself; levels: of iterative
-    magnitude pruning, 0 for methods that prune once; keeps: instead of a number of levels,
-    the share of the remaining weights that each keeps; rewind: a key of REWINDS where it is
-    the method that says so and not the recipe; pretrained: whether the dense network is
-    trained before scoring; points: where the network is trained once more from the early
-    iteration, with other noise, at how many points between the two the error is measured.
+    title: its name in tables and figures.
+    score: a name in scores.SCORERS; empty for the dense network itself.
+    levels: levels of iterative magnitude pruning; 0 for methods that prune once.
+    keep_fraction: instead of a number of levels, the fraction of the remaining weights that
+        each level keeps.
+    rewind: a key of REWINDS, where the method decides it and not the recipe.
+    pretrained: whether the dense network is trained before scoring.
+    points: if not 0, the network is trained a second time from the rewind point with other
+        noise, and the error is measured at this many points between the two.
     """
 
     title: str
     score: str
     levels: int = 0
-    keeps: float | None = None
+    keep_fraction: float | None = None
     rewind: str | None = None
     pretrained: bool = False
     points: int = 0
@@ -33,8 +36,8 @@ class Method(NamedTuple):
 
 METHODS: Mapping[str, Method] = {
     "dense": Method("Dense", "", pretrained=True),
-    "rand": Method("Rand", "random"),
-    "mag": Method("Mag", "magnitude", pretrained=True),
+    "random": Method("Rand", "random"),
+    "magnitude": Method("Mag", "magnitude", pretrained=True),
     "snip": Method("SNIP", "snip"),
     "grasp": Method("GraSP", "grasp"),
     "synflow": Method("SynFlow", "synflow"),
@@ -42,22 +45,22 @@ METHODS: Mapping[str, Method] = {
     "imp3": Method("IMP-3", "magnitude", levels=3, pretrained=True),
     "imp4": Method("IMP-4", "magnitude", levels=4, pretrained=True),
     "imp_late": Method(
-        "IMP-late", "magnitude", keeps=0.8, rewind="early", pretrained=True
+        "IMP-late", "magnitude", keep_fraction=0.8, rewind="early", pretrained=True
     ),
     "imp_rate": Method(
         "IMP-rate",
         "magnitude",
-        keeps=0.8,
+        keep_fraction=0.8,
         rewind="learning_rate",
         pretrained=True,
     ),
     "imp_finetune": Method(
-        "IMP-tune", "magnitude", keeps=0.8, rewind="finetune", pretrained=True
+        "IMP-tune", "magnitude", keep_fraction=0.8, rewind="finetune", pretrained=True
     ),
     "imp_connect": Method(
         "IMP-twice",
         "magnitude",
-        keeps=0.8,
+        keep_fraction=0.8,
         rewind="early",
         pretrained=True,
         points=30,
@@ -65,14 +68,15 @@ METHODS: Mapping[str, Method] = {
 }
 
 # The columns of the published tables.
-COMPARED = ("rand", "mag", "snip", "grasp", "synflow", "imp2", "imp3", "imp4")
+COMPARED = ("random", "magnitude", "snip", "grasp", "synflow", "imp2", "imp3", "imp4")
 
 
 class Rewind(NamedTuple):
     """What a level of IMP restarts from.
 
-    weights: as in imp.step; continues: whether training goes on from the early iteration and
-    not from 0; constant: whether it does so at the last learning rate of the schedule.
+    weights: the `rewind` option of imp.step.
+    continues: whether training continues at the rewind point instead of iteration 0.
+    constant: whether it continues at the last learning rate of the schedule.
     """
 
     weights: str
@@ -94,15 +98,24 @@ REWINDS: Mapping[str, Rewind] = {
 class Recipe:
     """How the networks of a study are trained and pruned.
 
-    name: for people; training: the schedule of every network, dense or pruned;
-    rewind: of IMP, a key of REWINDS; rewind_epochs: where the early
-    iteration lies; ties, regrow: as in masks.select and prune; synflow_rounds,
-    synflow_rescale: its rounds of scoring, and whether kernels are scaled against
-    overflow; score_examples: pictures that SNIP and GraSP see, in one batch;
-    grasp_temperature: divides its logits; norm_flow: what batch normalization is for
-    SynFlow, "identity" or "absolute"; dense_epochs: of the training that Mag prunes after;
-    level_epochs: of each level of IMP; grasp_epochs: of training after GraSP; None where
-    training is as long as any other; epochs_scale: what `reduced` multiplied all epochs by.
+    name: shown in reports.
+    training: the schedule of every network, dense or pruned.
+    rewind: of IMP, a key of REWINDS.
+    rewind_epochs: the epoch of the rewind point.
+    ties: as in masks.select.
+    regrow: as in prune.prune.
+    synflow_rounds: rounds of scoring of SynFlow.
+    synflow_rescale: as `rescale` in scores.synflow.
+    score_examples: images that SNIP and GraSP score with, in one batch.
+    train_mode_scores: names of the scores that run the network in training mode: BatchNorm
+        uses the statistics of the batch.
+    grasp_temperature: divides the logits of GraSP.
+    norm_flow: BatchNorm in SynFlow, as in models.flow.
+    dense_epochs: length of the training before magnitude pruning.
+    level_epochs: length of each level of IMP.
+    grasp_epochs: length of the training after GraSP. All three are those of `training` where
+        they are None.
+    epochs_scale: the factor that `reduced` applied to all epochs.
     """
 
     name: str
@@ -114,6 +127,7 @@ class Recipe:
     synflow_rounds: int = 100
     synflow_rescale: bool = False
     score_examples: int = 100
+    train_mode_scores: tuple[str, ...] = ()
     grasp_temperature: float = 200.0
     norm_flow: str = "identity"
     dense_epochs: float | None = None
@@ -124,10 +138,20 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One row of a study. density = 10 ** -compression of the prunable weights are kept.
+    """One row of a study, which keeps 10 ** -compression of the prunable weights.
 
-    data_version: names the exact pictures; train_examples: how many of them, None for
-    all; seed: of the weights, the order of the data and the scores.
+    dataset: a name in data.DATASETS.
+    data_version: identifies the exact images.
+    input_shape: height, width and channels of an image.
+    num_classes: number of labels.
+    model: a name in models.MODELS.
+    method: a key of METHODS.
+    compression: c; the density is 10 ** -c.
+    seed: of the weights, the order of the data and the scores.
+    recipe: how the network is trained and pruned.
+    width: factor on the number of channels.
+    batch_norm: whether the network has BatchNorm.
+    train_examples: number of training images, None for all.
     """
 
     dataset: str
@@ -144,10 +168,10 @@ class Cell:
     train_examples: int | None = None
 
     def __post_init__(self) -> None:
-        """Refuse an unknown method and a compression that is no number."""
+        """Check the values."""
         if self.method not in METHODS:
             raise ValueError(
-                f"method '{self.method}' is not known. Pass one of {', '.join(METHODS)}."
+                f"method '{self.method}' is unknown. Pass one of {', '.join(METHODS)}."
             )
         if not 0.0 <= self.compression < 300.0:
             raise ValueError(
@@ -166,7 +190,7 @@ class Cell:
         recipe = self.recipe
         if rewind_of(self) not in REWINDS:
             raise ValueError(
-                f"rewind '{recipe.rewind}' is not known. Pass one of {', '.join(REWINDS)}."
+                f"rewind '{recipe.rewind}' is unknown. Pass one of {', '.join(REWINDS)}."
             )
         method, rewind = METHODS[self.method], REWINDS[rewind_of(self)]
         least = min(e for e in _lengths(recipe) if e is not None)
@@ -176,48 +200,53 @@ class Cell:
             and not 0 <= recipe.rewind_epochs < least
         ):
             raise ValueError(
-                f"rewind_epochs is the early iteration, before the end of training at "
-                f"{least}; got {recipe.rewind_epochs}. Pass less."
+                f"rewind_epochs must be less than the length of training, {least}; got "
+                f"{recipe.rewind_epochs}. Pass less."
             )
-        if rewind.constant and recipe.training.rate == "cosine":
+        if rewind.constant and recipe.training.schedule == "cosine":
             raise ValueError(
-                "fine-tuning goes on at the last learning rate, which is 0 with "
-                'rate="cosine". Pass rate="steps" or "constant".'
+                "fine-tuning continues at the last learning rate, which is 0 with "
+                'schedule="cosine". Pass schedule="steps" or "constant".'
             )
         if self.train_examples is not None and self.train_examples < 1:
             raise ValueError(
-                f"train_examples is how many pictures to train on; got "
+                f"train_examples is the number of images to train on; got "
                 f"{self.train_examples}. Pass 1 or more, or leave it out for all."
             )
-        wants = recipe.score_examples if method.score in ("snip", "grasp") else 0
-        if self.train_examples is not None and self.train_examples < wants:
+        needed = recipe.score_examples if method.score in ("snip", "grasp") else 0
+        if self.train_examples is not None and self.train_examples < needed:
             raise ValueError(
-                f"{method.title} scores with {wants} pictures, but train_examples is "
-                f"{self.train_examples}. Train on {wants} or more."
+                f"{method.title} scores with {needed} images, but train_examples is "
+                f"{self.train_examples}. Train on {needed} or more."
             )
 
 
 class Study(NamedTuple):
-    """A named set of cells; notes are printed above every table."""
+    """A named set of cells.
+
+    name: of the study.
+    cells: in the order in which they run.
+    notes: printed above every table.
+    """
 
     name: str
     cells: Sequence[Cell]
     notes: Sequence[str] = ()
 
 
-def pictures(found: data.DatasetFiles) -> dict[str, Any]:
-    """Return the fields of a cell that a data set settles."""
-    source = data.DATASETS[found.name]
+def dataset_fields(files: data.DatasetFiles) -> dict[str, Any]:
+    """Return the fields of a cell that a data set determines."""
+    spec = data.DATASETS[files.name]
     return {
-        "dataset": found.name,
-        "data_version": found.version,
-        "input_shape": source.shape,
-        "num_classes": source.num_classes,
+        "dataset": files.name,
+        "data_version": files.version,
+        "input_shape": spec.shape,
+        "num_classes": spec.num_classes,
     }
 
 
 def density(cell: Cell) -> float:
-    """Return the density a cell asks for, in (0, 1]."""
+    """Return the requested density of a cell, in (0, 1]."""
     return 10.0**-cell.compression
 
 
@@ -227,30 +256,30 @@ def rewind_of(cell: Cell) -> str:
 
 
 def is_iterative(cell: Cell) -> bool:
-    """Tell whether a cell prunes in levels, with training between them."""
+    """Return whether a cell prunes in levels, with training between them."""
     method = METHODS[cell.method]
-    return method.levels > 0 or method.keeps is not None
+    return method.levels > 0 or method.keep_fraction is not None
 
 
 def level_densities(cell: Cell) -> list[float]:
     """Return the density after each level of IMP; none for methods that prune once.
 
-    They are computed so that chains with a common beginning share it to the last bit.
+    Chains with a common beginning share its densities to the last bit.
     """
     method = METHODS[cell.method]
-    if method.keeps is None:
+    if method.keep_fraction is None:
         steps = [
             cell.compression * (k + 1) / method.levels for k in range(method.levels)
         ]
     else:
-        each = -math.log10(method.keeps)
+        each = -math.log10(method.keep_fraction)
         whole = math.ceil(round(cell.compression / each, 6))
         steps = [*(each * (k + 1) for k in range(whole - 1)), cell.compression]
     return [10.0 ** -round(step, 12) for step in steps]
 
 
 def _lengths(recipe: Recipe) -> list[float | None]:
-    """Return the lengths of all that is trained, in epochs."""
+    """Return the lengths of all trainings, in epochs."""
     others = [recipe.dense_epochs, recipe.level_epochs, recipe.grasp_epochs]
     return [recipe.training.epochs, *others]
 
@@ -262,13 +291,13 @@ def reduced(
     width: float | None = None,
     train_examples: int | None = None,
 ) -> Study:
-    """Run a study at another size; every cell and a note above every table say how.
+    """Change the size of a study; every cell and a note above every table record it.
 
     Args:
         study: at full size.
-        epochs_scale: factor on every number of epochs, also those of the schedule.
-        width: of the networks, instead of the study's own.
-        train_examples: pictures to train on; None for the study's own.
+        epochs_scale: factor on every number of epochs, including those of the schedule.
+        width: factor on the number of channels, instead of the study's own.
+        train_examples: number of training images; None for the study's own.
 
     Returns:
         The same cells at that size.
@@ -286,23 +315,22 @@ def reduced(
                 f"{what} multiplies all {'epochs' if what != 'width' else 'channels'}; got "
                 f"{factor}. Pass a number from 0.0001 to 100, such as 0.25."
             )
-    said = [] if epochs_scale == 1.0 else [f"epochs x {epochs_scale:g}"]
+    changed = [] if epochs_scale == 1.0 else [f"epochs x {epochs_scale:g}"]
     changes: dict[str, Any] = {}
     if width is not None and any(cell.width != width for cell in study.cells):
         changes["width"] = width
-        said.append(f"width {width:g}")
+        changed.append(f"width {width:g}")
     if train_examples is not None:
         changes["train_examples"] = train_examples
-        said.append(f"{train_examples} training pictures")
-    if not said:
+        changed.append(f"{train_examples} training images")
+    if not changed:
         return study
     cells = [
         dataclasses.replace(cell, recipe=_scaled(cell.recipe, epochs_scale), **changes)
         for cell in study.cells
     ]
     note = (
-        f"Run at another size than the study's own: {', '.join(said)}. Its figures are not "
-        "those of the full study."
+        f"Reduced study: {', '.join(changed)}. The results are not those of the full study."
     )
     return study._replace(cells=cells, notes=(*study.notes, note))
 
@@ -324,22 +352,22 @@ def _scaled(recipe: Recipe, by: float) -> Recipe:
 
 
 def as_json(config: Any) -> dict[str, Any]:
-    """Turn a config into JSON values, defaults included: a new default is a new id."""
+    """Turn a config into JSON values, including defaults: a new default is a new id."""
     return json.loads(canonical(dataclasses.asdict(config)))
 
 
 def canonical(value: Any) -> str:
-    """Write JSON in the one way that ids are made of."""
+    """Write JSON in the canonical form that ids are computed from."""
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 def content_id(value: Any) -> str:
-    """Name a JSON value by its content."""
+    """Return the content hash of a JSON value."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
 def cell_id(cell: Cell) -> str:
-    """Name a cell by its content, readable at the front; safe as a folder name."""
+    """Return the id of a cell: readable at the front, then a content hash; a folder name."""
     return f"{cell.method}-c{cell.compression:g}-s{cell.seed}-{content_id(as_json(cell))[:8]}"
 
 
@@ -348,36 +376,44 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
     Args:
         cells: all cells.
-        only: conditions such as "method=snip,synflow", "c=1" or "seed=0".
+        only: conditions such as "method=snip,synflow", "c=1", "density=0.1" or "seed=0".
 
     Raises:
-        ValueError: if a condition is not understood or matches no cell.
+        ValueError: if a condition is invalid or matches no cell.
 
     Example:
         >>> select_cells([], [])
         []
     """
-    fields = {"method": "method", "c": "compression", "seed": "seed", "model": "model"}
+    fields: Mapping[str, Callable[[Cell], Any]] = {
+        "method": lambda cell: cell.method,
+        "c": lambda cell: cell.compression,
+        "density": density,
+        "seed": lambda cell: cell.seed,
+        "model": lambda cell: cell.model,
+    }
     chosen = list(cells)
     for condition in only:
-        name, found, values = condition.partition("=")
-        if name not in fields or not found or not values:
+        name, equals, values = condition.partition("=")
+        if name not in fields or not equals or not values:
             raise ValueError(
-                f"--only '{condition}' is not understood. Write conditions such as "
+                f"--only '{condition}' is invalid. Write conditions such as "
                 f"method=snip,synflow or c=1; known names are {', '.join(fields)}."
             )
-        there = sorted({getattr(cell, fields[name]) for cell in cells})
+        field = fields[name]
+        there = sorted({field(cell) for cell in cells})
         for value in values.split(","):
             if not any(_equal(value, have) for have in there):
                 more = ", or more --seeds" if name == "seed" else ""
+                shown = [have if isinstance(have, str) else f"{have:g}" for have in there]
                 raise ValueError(
                     f"--only '{condition}' matches no cell: there is no {name} {value}. "
-                    f"Pass some of {', '.join(f'{have}' for have in there)}{more}."
+                    f"Pass some of {', '.join(shown)}{more}."
                 )
         chosen = [
             cell
             for cell in chosen
-            if any(_equal(v, getattr(cell, fields[name])) for v in values.split(","))
+            if any(_equal(value, field(cell)) for value in values.split(","))
         ]
     if only and not chosen:
         raise ValueError(
@@ -387,11 +423,11 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
 
 
 def _equal(text: str, value: Any) -> bool:
-    """Compare a word of the command line; a method may be called as tables call it."""
+    """Compare a command-line value; a method matches by its title in tables too."""
     if isinstance(value, str):
         names = [value, METHODS[value].title] if value in METHODS else [value]
         return text.casefold() in [name.casefold() for name in names]
     try:
-        return float(text) == value
+        return math.isclose(float(text), value, rel_tol=1e-3)  # 0.316 for 10**-0.5
     except ValueError:
         return False

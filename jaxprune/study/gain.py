@@ -119,7 +119,7 @@ def _macs(network: models.Model, x: jax.Array) -> Any:
 
 
 def _bytes(network: models.Model) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(network[:2]))
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(network))
 
 
 def _file_size(network: models.Model) -> int | None:

@@ -1,5 +1,6 @@
 """The stages that measure something: masks, accuracy, time and memory."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -19,9 +20,9 @@ def inspect(
 ) -> workbench.Output:
     """Say what the mask leaves, which no training changes."""
     del at
-    network, mask = workbench.network(settings), workbench.mask_of(inputs)
+    model, mask = workbench.model(settings, inputs), workbench.mask_of(inputs)
     dense = profiling.macs(
-        lambda params, x: network.apply(params, inputs["state"], x)[0],
+        lambda params, x: model.apply(params, model.state, x)[0],
         inputs["params"],
         jnp.ones((1, *settings["input_shape"])),
     )
@@ -31,7 +32,7 @@ def inspect(
         minval=0.5,
         maxval=1.5,
     )
-    health = masks.health(mask, network.flows["identity"], examples)
+    health = masks.health(mask, models.flow(model), examples)
     macs, kept = tree.by_name(dense), tree.by_name(mask)
     layers = [
         {
@@ -58,10 +59,10 @@ def evaluate(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
     """Evaluate on the test set, and bin the kept weights of each layer."""
-    network, mask = workbench.network(settings), workbench.mask_of(inputs)
-    params = masks.apply(inputs["params"], mask)
-    test = workbench.test_set(at)
-    found = train.evaluate(network.apply, params, inputs["state"], test)
+    model, mask = workbench.model(settings, inputs), workbench.mask_of(inputs)
+    params = masks.apply(model.params, mask)
+    model = dataclasses.replace(model, params=params)
+    found = train.evaluate(model, workbench.test_set(at))
     if not np.isfinite(found.loss):  # finite weights may still overflow on new pictures
         return workbench.Output({}, {"diverged": True})
     prunable = tree.by_name(tree.prunable(mask))
@@ -91,8 +92,9 @@ def profile(
     network, state = workbench.network(settings), inputs["state"]
     params = masks.apply(inputs["params"], workbench.mask_of(inputs))
     test = workbench.test_set(at)
-    host, how = np.asarray(test.images), test.how
-    first = data.preprocess(test.images[jnp.arange(PROFILE_BATCH) % len(host)], how)
+    host, preprocessing = np.asarray(test.images), test.preprocessing
+    chosen = test.images[jnp.arange(PROFILE_BATCH) % len(host)]
+    first = data.preprocess(chosen, preprocessing)
     call = _inference(network.apply)
     alone = profiling.latency(call, params, state, first)
 
@@ -101,7 +103,7 @@ def profile(
             call(
                 params,
                 state,
-                data.preprocess(jnp.asarray(host[i : i + PROFILE_BATCH]), how),
+                data.preprocess(jnp.asarray(host[i : i + PROFILE_BATCH]), preprocessing),
             )
             for i in range(0, len(host), PROFILE_BATCH)
         ]
@@ -127,12 +129,7 @@ def compacted(
 ) -> workbench.Output:
     """Set the masked network beside the smaller one that computes the same."""
     del at
-    network, params, state = (
-        workbench.network(settings),
-        inputs["params"],
-        inputs["state"],
-    )
-    model = models.Model(params, state, network.apply, network.graph)
+    model = workbench.model(settings, inputs)
     wait = gain.measure(model, workbench.mask_of(inputs), settings["input_shape"])
     return workbench.Output({}, {}, lambda: {"compaction": wait()})
 
@@ -160,17 +157,15 @@ def epoch_time(
     """
     network, pictures = workbench.network(settings), workbench.train_set(settings, at)
     training = workbench.training(settings)
-    params, state = network.init(workbench.key_for(settings, "initialize"))
+    model = network.init(workbench.key_for(settings, "initialize"))
     steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
     total = round(training.epochs * steps)
     timed = min(steps, total, most or steps)
 
     def train_a_bit() -> Any:
-        key, mask = workbench.key_for(settings, "train"), masks.ones_like(params)
+        key, mask = workbench.key_for(settings, "train"), masks.ones_like(model.params)
         start = total - timed
-        return train.fit(
-            network.apply, params, state, mask, pictures, training, key, start=start
-        ).params
+        return train.fit(model, mask, pictures, training, key, start=start).model
 
     (taken,) = profiling.seconds(train_a_bit, calls=1, warmup=1)
     return EpochTime(taken * steps / timed, timed, steps)

@@ -20,7 +20,7 @@ from jaxprune.disk import CorruptFileError
 from jaxprune.study import files
 from jaxprune.study.files import RunsError as RunsError
 
-FORMAT = 2  # since then files have checksums
+FORMAT = 3  # with version 0.2.0, names of methods, stages and settings changed
 
 # What the report names of the versions and the machine.
 MADE = ("kind", "devices", "processor", "cores", "ram_gb", "jax", "flax", "jaxprune")

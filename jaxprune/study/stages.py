@@ -69,18 +69,18 @@ def chain(cell: Cell) -> list[Stage]:
             held = dataclasses.replace(held, epochs=epochs)
         if "start" in own and rewind.constant:
             held = _at_last_rate(held)
-        own = {"early": None, "start": 0, **own}
+        own = {"rewind_epochs": None, "start": 0, **own}
         return "train", {**pictures, **own, "training": config.as_json(held)}
 
     plan: list[_Step] = [("initialize", network)]
     if method.pretrained:
-        # The early iteration is kept for every dense network, so that Mag and IMP share
+        # The rewind point is kept for every dense network, so that magnitude and IMP share
         # it.
-        early = recipe.rewind_epochs if rewind.continues else None
+        rewind_epochs = recipe.rewind_epochs if rewind.continues else None
         epochs = (
             recipe.level_epochs if config.is_iterative(cell) else recipe.dense_epochs
         )
-        plan.append(training(epochs, early=early))
+        plan.append(training(epochs, rewind_epochs=rewind_epochs))
     if config.is_iterative(cell):
         start = recipe.rewind_epochs if rewind.continues else 0
         restart = {"rewind": rewind.weights, "regrow": recipe.regrow}
@@ -123,10 +123,10 @@ def chain(cell: Cell) -> list[Stage]:
 
 def _at_last_rate(training: Training) -> Training:
     """Go on at the learning rate that the schedule ends with."""
-    drops = len(training.drop_epochs) if training.rate == "steps" else 0
-    rate = training.learning_rate * training.drop**drops
+    drops = len(training.drop_epochs) if training.schedule == "steps" else 0
+    rate = training.learning_rate * training.drop_factor**drops
     return dataclasses.replace(
-        training, learning_rate=rate, rate="constant", drop_epochs=(), warmup_epochs=0.0
+        training, learning_rate=rate, schedule="constant", drop_epochs=(), warmup_epochs=0.0
     )
 
 
@@ -138,7 +138,11 @@ def _scoring(cell: Cell, score: str, pictures: dict[str, Any]) -> dict[str, Any]
         return {"norm_flow": recipe.norm_flow, "rescale": recipe.synflow_rescale}
     if needs == "batches":
         temperature = recipe.grasp_temperature if score == "grasp" else 1.0
-        number = {"score_examples": recipe.score_examples, "temperature": temperature}
+        number = {
+            "score_examples": recipe.score_examples,
+            "temperature": temperature,
+            "train_mode": score in recipe.train_mode_scores,
+        }
         return {**pictures, **number}
     return {}
 

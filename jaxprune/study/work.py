@@ -1,5 +1,6 @@
 """The stages that make something: weights, scores and masks."""
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -12,6 +13,7 @@ from jaxprune import (
     data,
     imp,
     masks,
+    models,
     profiling,
     prune,
     scores,
@@ -39,16 +41,17 @@ def run(
     return RUN[stage.kind](stage.settings, inputs, at)
 
 
-def _initial(settings: workbench.Settings) -> tuple[Any, Any]:
-    return workbench.network(settings).init(workbench.key_for(settings, "initialize"))
+def _initial(settings: workbench.Settings) -> dict[str, Any]:
+    key = workbench.key_for(settings, "initialize")
+    model = workbench.network(settings).init(key)
+    return {"params": model.params, "state": model.state}
 
 
 def _initialise(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> workbench.Output:
     del inputs, at
-    params, state = _initial(settings)
-    return workbench.Output({"params": params, "state": state}, {})
+    return workbench.Output(_initial(settings), {})
 
 
 def _fit(
@@ -62,17 +65,15 @@ def _fit(
     pictures = workbench.train_set(settings, at)
     training = workbench.training(settings)
     steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
-    early = settings["early"]
+    rewind = settings["rewind_epochs"]
     return train.fit(
-        workbench.network(settings).apply,
-        start["params"],
-        start["state"],
+        workbench.model(settings, start),
         mask,
         pictures,
         training,
         workbench.key_for(settings, noise),
         start=round(settings["start"] * steps),
-        early=None if early is None else round(early * steps),
+        rewind_iteration=None if rewind is None else round(rewind * steps),
         on_epoch=at.on_epoch,
     )
 
@@ -109,12 +110,16 @@ def _train(
         at.on_epoch(history)
 
     fitted = _fit(settings, inputs, mask, at._replace(on_epoch=on_epoch))
-    trained = fitted.params
+    trained = fitted.model.params
     if settings.get("regrow"):  # pruned weights keep the values they compete with
         trained = jax.tree.map(jnp.where, mask, trained, params)
-    arrays = {"params": trained, "state": fitted.state}
-    if fitted.early is not None:
-        arrays["early"] = dict(zip(("params", "state"), fitted.early, strict=True))
+    arrays = {"params": trained, "state": fitted.model.state}
+    if fitted.rewind_point is not None:
+        rewind_point = fitted.rewind_point
+        arrays["rewind_point"] = {
+            "params": rewind_point.params,
+            "state": rewind_point.state,
+        }
     facts = {
         "history": _finite(fitted.history),
         "diverged": fitted.diverged,
@@ -141,7 +146,7 @@ def _scorer(
     settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
 ) -> Callable[[Any], Any]:
     """Bind everything but the mask."""
-    params, network = inputs["params"], workbench.network(settings)
+    params, model = inputs["params"], workbench.model(settings, inputs)
     name = settings["score"]
     needs = scores.SCORERS[name].needs
     if needs == "key":
@@ -151,27 +156,22 @@ def _scorer(
         return lambda mask: scores.magnitude(params, mask=mask)
     if needs == "inputs":
         ones = jnp.ones((1, *settings["input_shape"]))
-        flow = network.flows[settings["norm_flow"]]
+        flow = models.flow(model, batch_norm=settings["norm_flow"])
         rescale = settings["rescale"]
         return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
     pictures = workbench.train_set(settings, at)
     key, augment_key = jax.random.split(workbench.key_for(settings, "examples"))
     chosen = data.sample_examples(key, pictures.images.shape[0], settings["score_examples"])
     batch = (
-        data.preprocess(pictures.images[chosen], pictures.how, augment_key),
+        data.preprocess(pictures.images[chosen], pictures.preprocessing, augment_key),
         pictures.labels[chosen],
     )
     if at.mesh is not None and len(chosen) % at.mesh.shape["data"] == 0:
         batch = sharding.shard_batch(batch, at.mesh)
-    return lambda mask: _data_scores(
-        params,
-        inputs["state"],
-        batch,
-        mask,
-        name,
-        network.apply,
-        settings["temperature"],
+    loss_fn = train.loss_function(
+        model, train=settings["train_mode"], temperature=settings["temperature"]
     )
+    return lambda mask: _data_scores(loss_fn, params, batch, mask, name)
 
 
 def _checked(scored: Any) -> Any:
@@ -179,22 +179,13 @@ def _checked(scored: Any) -> Any:
     return scored
 
 
-@functools.partial(jax.jit, static_argnames=("flow", "rescale"))
+@functools.partial(jax.jit, static_argnames="rescale")
 def _flow_scores(params: Any, ones: Any, mask: Any, flow: Any, rescale: bool) -> Any:
     return scores.synflow(flow, params, ones, mask=mask, rescale=rescale)
 
 
-@functools.partial(jax.jit, static_argnames=("name", "apply", "temperature"))
-def _data_scores(
-    params: Any,
-    state: Any,
-    batch: Any,
-    mask: Any,
-    name: str,
-    apply: Any,
-    temperature: float,
-) -> Any:
-    loss_fn = train.loss_function(apply, state, temperature)
+@functools.partial(jax.jit, static_argnames="name")
+def _data_scores(loss_fn: Any, params: Any, batch: Any, mask: Any, name: str) -> Any:
     return scores.SCORERS[name].score(loss_fn, params, [batch], mask=mask)
 
 
@@ -211,7 +202,7 @@ def _prune(
 ) -> workbench.Output:
     scorer = _scorer(settings, inputs, at)
     mask, info = prune.prune(
-        lambda params, mask, key: scorer(mask),
+        lambda params, *, mask: scorer(mask),
         inputs["params"],
         settings["density"],
         rounds=settings["rounds"],
@@ -229,8 +220,8 @@ def _level(
     trained = {name: inputs[name] for name in ("params", "state")}
     mask = workbench.mask_of(inputs)
     restarts = {
-        "init": lambda: dict(zip(("params", "state"), _initial(settings), strict=True)),
-        "early": lambda: inputs["early"],
+        "init": lambda: _initial(settings),
+        "early": lambda: inputs["rewind_point"],
         "weights_kept": lambda: trained,
     }
     state = imp.State(
@@ -242,14 +233,14 @@ def _level(
     state, _ = imp.step(
         state,
         lambda params, mask, key, level: imp.Trained(
-            trained, early=inputs.get("early")
+            trained, rewind_point=inputs.get("rewind_point")
         ),
         settings["density"],
         rewind=settings["rewind"],
         regrow=settings["regrow"],
         ties=settings["ties"],
     )
-    return workbench.Output({**state.rewind, "mask": state.mask["params"]}, {})
+    return workbench.Output({**state.params, "mask": state.mask["params"]}, {})
 
 
 def _connect(
@@ -257,15 +248,15 @@ def _connect(
 ) -> workbench.Output:
     """Train the same weights again with other noise, and look between the two networks."""
     mask = workbench.mask_of(inputs)
-    again = _fit(settings, inputs["early"], mask, at, noise="noise")
+    again = _fit(settings, inputs["rewind_point"], mask, at, noise="noise")
     if again.diverged:
         return workbench.Output({}, {"diverged": True})
+    first = workbench.model(settings, inputs)
     errors = train.errors_between(
-        workbench.network(settings).apply,
-        (masks.apply(inputs["params"], mask), inputs["state"]),
-        (again.params, again.state),
+        dataclasses.replace(first, params=masks.apply(first.params, mask)),
+        again.model,
         workbench.test_set(at),
-        settings["points"],
+        points=settings["points"],
     )
     found = {"errors": errors, "barrier": train.error_barrier(errors)}
     return workbench.Output({}, {"connectivity": found})

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxprune import data, masks, models, sharding, train
-from jaxprune.types import ApplyFn, Mask, RandomKey
+from jaxprune.types import Mask, RandomKey
 
 # The settings of a stage and of all stages before it, as its id hashes them.
 Settings: TypeAlias = Mapping[str, Any]
@@ -45,20 +45,25 @@ def key_for(settings: Settings, purpose: str) -> RandomKey:
 
 
 class Network(NamedTuple):
-    """One object for each network, so that nothing compiles twice.
+    """A network without arrays.
 
-    init: `init(key) -> (params, state)`, jitted; apply, graph: as in `models.Model`;
-    flows: by kind, what `models.flow` makes of it.
+    init: `init(key) -> Model`, jitted; one function for each network, so that it compiles
+        once.
+    apply: the forward pass.
     """
 
-    init: Callable[..., Any]
+    init: Callable[[RandomKey], models.Model]
     apply: models.Apply
-    flows: Mapping[str, ApplyFn]
-    graph: Any
+
+
+def model(settings: Settings, inputs: Mapping[str, Any]) -> models.Model:
+    """Return the network that the settings name, with the arrays of the stages before."""
+    apply = network(settings).apply
+    return models.Model(inputs["params"], inputs["state"], apply)
 
 
 def network(settings: Settings) -> Network:
-    """Build the network that the settings name, or take the one built before."""
+    """Return the network that the settings name."""
     return _built(
         settings["model"],
         tuple(settings["input_shape"]),
@@ -80,20 +85,8 @@ def _built(
         batch_norm=batch_norm,
         width=width,
     )
-    traced: list[models.Model] = []
-
-    def trace(key: RandomKey) -> Any:
-        traced.append(create(key=key))
-        return traced[0].state
-
-    # Tracing is enough for the forward pass, which holds no arrays; the flow holds the
-    # statistics of a network that has seen no data.
-    shapes = jax.eval_shape(trace, jax.random.key(0))
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    model = models.Model({}, zeros, traced[0].apply)
-    flows = {kind: models.flow(model, batch_norm=kind) for kind in models.FLOWS}
-    init = jax.jit(lambda key: create(key=key)[:2])
-    return Network(init, model.apply, flows, traced[0].graph)
+    init = jax.jit(lambda key: create(key=key))
+    return Network(init, jax.eval_shape(init, jax.random.key(0)).apply)
 
 
 def training(settings: Settings) -> train.Training:
@@ -122,7 +115,7 @@ def _pictures(
     found: data.DatasetFiles, split: str, examples: int | None, mesh: Mesh | None
 ) -> train.ImageSet:
     source, dataset = data.DATASETS[found.name], _loaded(found)
-    how = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
+    preprocessing = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
     images, labels = (
         (dataset.train_images, dataset.train_labels)
         if split == "train"
@@ -136,7 +129,7 @@ def _pictures(
     images, labels = images[:examples], labels[:examples]
     if mesh is not None:
         images, labels = sharding.replicate((images, labels), mesh)
-    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), how)
+    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), preprocessing)
 
 
 @functools.lru_cache(maxsize=1)

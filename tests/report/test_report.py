@@ -38,7 +38,7 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
 
 
 def test_seeds_are_averaged_and_blanks_stay_blank():
-    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("mag", 2)]
+    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("magnitude", 2)]
     table = report.build(found, "accuracy")
     assert table.head == ["c", "density", "SNIP", "MAG"]
     assert table.rows == [["1", "0.1", "91.00 ± 1.41", ""], ["2", "0.01", "", "90.00"]]
@@ -67,7 +67,7 @@ def test_what_pruning_bought_is_a_row_a_method_and_density():
     found = [
         record("snip", 1, 0, compaction=COMPACTION),
         record("snip", 1, 1, compaction=slower),
-        record("mag", 1),
+        record("magnitude", 1),
     ]
     built = {table.name: table for table in report.build_all(found, [])}
     size, work = built["compacted_size"], built["compacted_work"]
@@ -76,7 +76,7 @@ def test_what_pruning_bought_is_a_row_a_method_and_density():
     (time,) = built["compacted_time"].rows
     assert time == ["SNIP", "1", "64", "4", "5", "3", "3", "1.3x", "1", "4.0x"]
     assert "compacted_size" not in {
-        t.name for t in report.build_all([record("mag", 1)], [])
+        t.name for t in report.build_all([record("magnitude", 1)], [])
     }
 
 
@@ -94,7 +94,7 @@ def test_notes_stand_above_every_table_in_every_format():
 
 
 def test_a_published_table_stands_beside_ours_with_the_difference():
-    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("mag", 1)]
+    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("magnitude", 1)]
     numbers = {("snip", 1.0): 88.5, ("snip", 2.0): 70.0}
     comparison = report.Comparison("beside", report.TABLES["accuracy"], numbers)
     table = report.beside(found, comparison)
@@ -107,8 +107,8 @@ def test_a_published_table_stands_beside_ours_with_the_difference():
 
 
 def test_layers_stand_beside_published_ones():
-    found = [record("snip", 0.5), record("mag", 0.5)]
-    table = report.by_layer(found, {"snip": [0.4], "mag": [0.1, 0.2]}, 0.5)
+    found = [record("snip", 0.5), record("magnitude", 0.5)]
+    table = report.by_layer(found, {"snip": [0.4], "magnitude": [0.1, 0.2]}, 0.5)
     assert table.rows == [
         ["fc", "ours", "50.000", "50.000"],
         ["", "theirs", "40.000", ""],
@@ -138,7 +138,7 @@ def test_a_table_of_nine_methods_is_whole_in_80_columns():
 
 
 def test_a_method_has_its_colour_whatever_else_is_in_the_figure(tmp_path):
-    found = [record("snip", 0.5, title="SNIP"), record("rand", 0.5, title="Rand")]
+    found = [record("snip", 0.5, title="SNIP"), record("random", 0.5, title="Rand")]
     for shown, folder in ((found, tmp_path / "both"), (found[:1], tmp_path / "one")):
         figures.draw(shown, folder)
         drawn = (folder / "weight_histograms.svg").read_text()
@@ -153,10 +153,10 @@ def test_the_published_numbers_are_those_of_the_study():
     assert [t.name[:6] for t in found.tables] == [f"table{i}" for i in range(1, 7)]
     accuracy, *_, cached = found.tables
     assert len(accuracy.published) == 48
-    assert accuracy.published["mag", 0.5] == 89.95
+    assert accuracy.published["magnitude", 0.5] == 89.95
     assert cached.published["imp4", 2.0] == 1.277
     assert ("imp4", 0.5) not in found.tables[3].published  # that column was lost
-    assert (len(found.layers_dense), found.layers["rand"][-1]) == (14, 1620)
+    assert (len(found.layers_dense), found.layers["random"][-1]) == (14, 1620)
     assert sum(found.layers_dense) == 313_201_664  # conv and fc weights, without biases
 
 
@@ -172,7 +172,7 @@ def written(folder, found, notes=()):
 def test_the_page_holds_everything_and_escapes_what_it_prints(tmp_path):
     found = [
         record("snip", 1),
-        record("mag", 2, layers=[], accuracy=None, status="diverged"),
+        record("magnitude", 2, layers=[], accuracy=None, status="diverged"),
     ]
     written(tmp_path, found, notes=["reduced <i>run</i>"])
     page = report.write(tmp_path).read_text()

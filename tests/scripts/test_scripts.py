@@ -18,7 +18,7 @@ def script(name, *args, cwd=ROOT):
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    only = ("--only", "method=rand,imp2", "c=0.5,1")
+    only = ("--only", "method=random,imp2", "c=0.5,1")
     done = script("study", "run", "digits", *only, "--runs-dir", folder)
     assert done.returncode == 0, done.stderr
     return folder, done.stdout

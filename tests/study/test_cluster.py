@@ -11,7 +11,7 @@ from jaxprune.study.files import RunsError
 from tests.study.test_faults import results
 from tests.study.test_study import FOUND, ROOT, cell, study
 
-CELLS = [cell("mag", 0.5), cell("mag", 1.0), cell("snip")]
+CELLS = [cell("magnitude", 0.5), cell("magnitude", 1.0), cell("snip")]
 
 ON_RAY = """
 import json, os, signal, sys, threading, time

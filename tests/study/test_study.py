@@ -114,7 +114,7 @@ def test_the_digits_study_is_the_whole_comparison():
 
 def test_cells_that_begin_alike_share_stages():
     chains = {name: stages.chain(cell(name)) for name in config.METHODS}
-    mag, imp2, imp3 = (chains[name] for name in ("mag", "imp2", "imp3"))
+    mag, imp2, imp3 = (chains[name] for name in ("magnitude", "imp2", "imp3"))
     assert mag[:2] == imp2[:2] == imp3[:2]  # the dense network
     assert imp2[2].id != imp3[2].id
     one, two = stages.chain(cell("snip", 1.0)), stages.chain(cell("snip", 2.0))
@@ -234,11 +234,11 @@ def test_a_lost_record_is_made_from_finished_stages(ran):
 
 def test_another_recipe_is_not_averaged_with_the_study(ran, tmp_path):
     other = dataclasses.replace(RECIPE, training=Training(1.0, 256, 0.05))
-    list(runner.run(study(cell("rand")), tmp_path, FOUND))
-    list(runner.run(study(cell("rand", recipe=other)), tmp_path, FOUND))
+    list(runner.run(study(cell("random")), tmp_path, FOUND))
+    list(runner.run(study(cell("random", recipe=other)), tmp_path, FOUND))
     (record,) = records.read_all(tmp_path / "tiny")
     assert record.cell["recipe"]["training"]["learning_rate"] == 0.05
-    list(runner.run(study(cell("rand", recipe=other, seed=1)), tmp_path, FOUND))
+    list(runner.run(study(cell("random", recipe=other, seed=1)), tmp_path, FOUND))
     assert len(records.read_all(tmp_path / "tiny")) == 2  # another seed is
 
 
@@ -270,7 +270,7 @@ def test_seeds_give_other_networks_and_other_masks(ran, tmp_path):
 def test_a_loss_that_diverges_is_recorded_and_the_study_goes_on(tmp_path):
     wild = dataclasses.replace(RECIPE, training=Training(2.0, 256, 1e30))
     cells = [cell(method, recipe=wild) for method in ("snip", "imp2")]
-    found = list(runner.run(study(*cells, cell("rand")), tmp_path, FOUND))
+    found = list(runner.run(study(*cells, cell("random")), tmp_path, FOUND))
     assert [record.status for record in found] == ["diverged", "diverged", "finished"]
     assert found[0].accuracy is None
     assert found[0].density == pytest.approx(0.1, abs=0.01)  # its mask is whole
@@ -358,8 +358,8 @@ def test_bad_cells_are_refused():
         ValueError, match="rewind 'late' is not known. Pass one of init"
     ):
         cell("imp2", recipe=dataclasses.replace(RECIPE, rewind="late"))
-    falling = dataclasses.replace(RECIPE.training, rate="cosine")
-    with pytest.raises(ValueError, match='which is 0 with rate="cosine"'):
+    falling = dataclasses.replace(RECIPE.training, schedule="cosine")
+    with pytest.raises(ValueError, match='which is 0 with schedule="cosine"'):
         cell("imp_finetune", recipe=dataclasses.replace(RECIPE, training=falling))
 
 
@@ -393,14 +393,14 @@ def test_lengths_differ_by_method_where_the_recipe_says_so():
         for name in config.COMPARED
     }
     assert spent == {
-        "rand": 1, "snip": 1, "synflow": 1, "grasp": 3, "mag": 5,
+        "random": 1, "snip": 1, "synflow": 1, "grasp": 3, "magnitude": 5,
         "imp2": 2, "imp3": 2.5, "imp4": 3,
     }  # fmt: skip
 
 
 def test_fine_tuning_goes_on_at_the_last_learning_rate():
     training = Training(
-        1.0, 256, 0.1, rate="steps", drop_epochs=(0.2, 0.8), warmup_epochs=0.1
+        1.0, 256, 0.1, schedule="steps", drop_epochs=(0.2, 0.8), warmup_epochs=0.1
     )
     recipe = dataclasses.replace(RECIPE, training=training)
     last = {
@@ -427,7 +427,7 @@ def test_three_ways_to_rewind_share_a_trunk_and_the_line_between_two_trainings(
     tmp_path,
 ):
     names = ("imp_late", "imp_rate", "imp_finetune", "imp_connect")
-    training = Training(1.0, 256, 0.1, rate="steps", drop_epochs=(0.6,))
+    training = Training(1.0, 256, 0.1, schedule="steps", drop_epochs=(0.6,))
     recipe = dataclasses.replace(RECIPE, training=training)
     cells = [cell(name, 0.15, recipe=recipe) for name in names]
     plan = runner.plan(study(*cells), tmp_path / "nowhere")
@@ -460,9 +460,9 @@ def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
     with pytest.raises(
         ValueError, match="to epoch 0.1 from 0 has no step with 512 pictures"
     ):
-        list(runner.run(study(cell("rand", recipe=short)), tmp_path, FOUND))
+        list(runner.run(study(cell("random", recipe=short)), tmp_path, FOUND))
     with pytest.raises(ValueError, match="train_examples is 9999, but digits has 1437"):
-        list(runner.run(study(cell("rand", train_examples=9999)), tmp_path, FOUND))
+        list(runner.run(study(cell("random", train_examples=9999)), tmp_path, FOUND))
     assert not list(tmp_path.iterdir())
 
 

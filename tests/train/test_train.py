@@ -63,8 +63,8 @@ def test_training_leaves_its_arguments_whole(model, pictures):
     "training",
     [
         recipe(optimizer="adam", learning_rate=0.01, weight_decay=0.1),
-        recipe(weight_decay=0.1, decay="kernels", rate="steps", drop_epochs=(1, 2)),
-        recipe(rate="cosine", warmup_epochs=1, smoothing=0.1, precision="bfloat16"),
+        recipe(weight_decay=0.1, decay="kernels", schedule="steps", drop_epochs=(1, 2)),
+        recipe(schedule="cosine", warmup_epochs=1, smoothing=0.1, precision="bfloat16"),
     ],
     ids=["adam", "steps", "bfloat16"],
 )
@@ -80,7 +80,7 @@ def test_pruned_weights_stay_zero_through_training(model, pictures, training):
 
 def test_continuing_from_an_iteration_is_training_on(model, pictures):
     """Plain SGD has no state: stopping at an iteration and going on gives the same bits."""
-    training = recipe(momentum=0.0, rate="cosine")
+    training = recipe(momentum=0.0, schedule="cosine")
     whole = fit(model, pictures, training, early=4)  # in the midst of the second epoch
     params, state = whole.early
     resumed = fit(model, pictures, training, params=params, state=state, start=4)
@@ -154,11 +154,11 @@ def test_a_scan_is_the_same_training_as_a_loop(model, pictures, monkeypatch):
 
 
 def test_learning_rates_by_hand():
-    steps = recipe(epochs=10, learning_rate=1.0, rate="steps", drop_epochs=(2, 4))
+    steps = recipe(epochs=10, learning_rate=1.0, schedule="steps", drop_epochs=(2, 4))
     rate = train.learning_rate(steps, 10)
     values = [rate(jnp.int32(i)).item() for i in (0, 19, 20, 39, 40)]
     assert values == pytest.approx([1, 1, 0.1, 0.1, 0.01])
-    cosine = recipe(epochs=10, learning_rate=1.0, rate="cosine", warmup_epochs=2)
+    cosine = recipe(epochs=10, learning_rate=1.0, schedule="cosine", warmup_epochs=2)
     rate = train.learning_rate(cosine, 10)
     values = [rate(jnp.int32(i)).item() for i in (0, 9, 20, 60, 100)]
     assert values == pytest.approx([0.05, 0.5, 1, 0.5, 0], abs=1e-6)
