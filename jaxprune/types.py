@@ -1,6 +1,6 @@
 """Type aliases of the library. Parameters, masks and scores are trees of one structure."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal, SupportsFloat, TypeAlias
 
 from jax import Array
@@ -18,7 +18,8 @@ Mask: TypeAlias = PyTree[Any]
 Prunable: TypeAlias = PyTree[bool]
 # Any pytree of arrays that the loss function accepts.
 Batch: TypeAlias = PyTree[Any]
-Batches: TypeAlias = Sequence[Any]
+# A list of batches.
+Batches: TypeAlias = Any
 # One key of jax.random.key.
 RandomKey: TypeAlias = Key[Array, ""]
 # A number that is checked by hand: int, float, numpy or JAX scalar.

@@ -42,8 +42,8 @@ def select(
         scores: floats; higher means keep.
         density: kept / prunable, in (0, 1], always relative to all prunable weights,
             whatever `mask` has pruned already. A traced density (under `jit` or
-            `lax.scan`) is rounded to float32, so that its count may differ by one from that
-            of a Python float; at least one weight is kept, and at most what `mask` has.
+            `lax.scan`) is a float32, so that of a million weights or more its count may differ
+            by one from that of a Python float; at least one weight is kept, and at most what `mask` has.
         mask: weights that may be kept; a pruned weight stays pruned.
         prunable: the leaves to prune; by default those of `tree.prunable`. Other leaves
             are all True in the result.
@@ -120,7 +120,8 @@ def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
     """Count on the device as `num_kept` does on the host."""
     with jax.enable_x64(True):
         wide = density.astype(jnp.float64)
-        pruned = ((1.0 - wide) * jnp.float64(size)).astype(jnp.int64)
+        # Without the last term, 0.1 of 1000 would keep 101: float32(0.1) is above 0.1.
+        pruned = jnp.floor((1.0 - wide) * size + size * 2.0**-25).astype(jnp.int64)
         keep = jnp.clip(jnp.int64(size) - pruned, 1, size)
         return keep.astype(jnp.uint32)
 

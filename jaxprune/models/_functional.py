@@ -93,7 +93,7 @@ class Model:
     apply: Apply = dataclasses.field(metadata={"static": True})
 
 
-def functional(module: nnx.Module) -> Model:
+def functional(module: Any) -> Model:
     """Split any NNX module into a `Model`.
 
     Training mode is selected by `.train()` and `.eval()`, and by an argument of the
@@ -101,7 +101,7 @@ def functional(module: nnx.Module) -> Model:
     `use_running_average` where it has one.
 
     Args:
-        module: a module that holds its weights in `nnx.Param` and whose call takes one
+        module: an `nnx.Module` that holds its weights in `nnx.Param` and whose call takes one
             input, besides that argument.
 
     Returns:
