@@ -1,8 +1,41 @@
-"""jaxprune: prune networks in JAX, and measure honestly what pruning bought.
+"""jaxprune: prune any JAX network in any training loop, and measure what pruning saves.
 
-Import the parts by name; none imports more than it needs:
+Import the parts by name; each imports only what it needs:
 
-    from jaxprune import scores, masks, prune, imp, checkpoint, models, profiling
+    from jaxprune import scores, masks, sparse_training
+
+Scores: how much each weight matters; a tree like the parameters, higher means keep.
+
+    scores.snip(loss_fn, params, batches)          loss_fn(params, batch) -> scalar
+    scores.grasp(loss_fn, params, batches)         batches: a list of batches
+    scores.synflow(apply_fn, params, inputs)       apply_fn(params, inputs) -> outputs
+    scores.magnitude(params)
+    scores.random(key, params)
+
+Masks: a bool tree like the parameters; True keeps.
+
+    masks.select(scores, density)                  exact; scope="layer", mask=, prunable=
+    masks.apply(params, mask)                      pruned weights become zero
+    masks.summary(mask)                            table of layers, to print
+    masks.save(path, mask), masks.load(path, like=params)
+    tree.prunable(params, include=, exclude=)      which leaves, by name patterns
+
+Training and pruning in levels:
+
+    sparse_training.hold_pruned(optimizer, mask)   any optax optimizer, in any loop
+    prune.prune(score_fn, params, density, rounds=100)
+    imp.init(params, key), imp.step(state, train_fn, density, rewind="early")
+    checkpoint.levels(folder, state, step, densities)    imp.step, resumed after a kill
+    checkpoint.save(path, tree), checkpoint.load(path, like=tree)
+
+Networks, cost and size:
+
+    models.functional(nnx_module), models.create("resnet20", key=key), models.flow(model)
+    profiling.macs(fn, params, x), profiling.latency(fn, *args), profiling.measure(fn, *args)
+    masks.health(mask, models.flow(model), x)      layers, live paths, collapse
+    compact.compact(model, params, state, mask)    a smaller network, same outputs
+
+Studies compare methods on data sets: `python scripts/study.py run digits`.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

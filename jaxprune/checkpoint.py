@@ -313,9 +313,11 @@ def fingerprint(arrays: PyTree) -> str:
         True
     """
     arrays = jax.tree.map(
-        lambda leaf: jax.random.key_data(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else leaf,
+        lambda leaf: (
+            jax.random.key_data(leaf)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else leaf
+        ),
         arrays,
     )
     leaves = dict(zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True))

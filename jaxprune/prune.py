@@ -3,7 +3,16 @@
 from typing import NamedTuple
 
 from jaxprune import masks, tree
-from jaxprune.types import Fraction, Mask, Params, Prunable, Schedule, Scope, ScoreFn, Ties
+from jaxprune.types import (
+    Fraction,
+    Mask,
+    Params,
+    Prunable,
+    Schedule,
+    Scope,
+    ScoreFn,
+    Ties,
+)
 
 
 class Info(NamedTuple):

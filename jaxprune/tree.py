@@ -500,9 +500,7 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
-def check_finite(
-    scores: Scores, remedy: str, prunable: Prunable | None = None
-) -> None:
+def check_finite(scores: Scores, remedy: str, prunable: Prunable | None = None) -> None:
     """Refuse scores that are not finite. Traced scores can't be checked and pass.
 
     Args:
@@ -517,7 +515,10 @@ def check_finite(
     leaves = {
         name: leaf
         for name, leaf, is_checked in zip(
-            names(scores), jax.tree.leaves(scores), jax.tree.leaves(checked), strict=True
+            names(scores),
+            jax.tree.leaves(scores),
+            jax.tree.leaves(checked),
+            strict=True,
         )
         if is_checked and is_floating(leaf)
     }

@@ -31,7 +31,9 @@ def arrays_of(module):
 
 def test_kernels_of_a_transformer_are_prunable_and_nothing_else():
     params = models.functional(nets.VisionTransformer(nnx.Rngs(0))).params
-    attention = {f"attention/{part}/kernel" for part in ("query", "key", "value", "out")}
+    attention = {
+        f"attention/{part}/kernel" for part in ("query", "key", "value", "out")
+    }
     assert prunable_names(params) == attention | {
         "patch_embed/kernel", "mlp/0/kernel", "mlp/1/kernel", "head/kernel",
     }  # fmt: skip
@@ -87,7 +89,9 @@ def test_patterns_choose_other_leaves():
     assert prunable_names(params, include="*") == {
         "head/kernel", "head/bias", "embed/embedding",
     }  # fmt: skip
-    with pytest.raises(ValueError, match="include pattern 'heads/.' matches no leaf.*co"):
+    with pytest.raises(
+        ValueError, match="include pattern 'heads/.' matches no leaf.*co"
+    ):
         tree.prunable(params, include="heads/*")
     mask = masks.select(
         scores.magnitude(params), 0.5, prunable=tree.prunable(params, include="*")
@@ -99,7 +103,10 @@ def test_a_dict_key_named_value_is_part_of_the_name():
     assert tree.names({"attention": {"query": 1, "value": 2}}) == [
         "attention/query", "attention/value",
     ]  # fmt: skip
-    assert tree.names(nnx.state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))) == ["bias", "kernel"]
+    assert tree.names(nnx.state(nnx.Linear(1, 1, rngs=nnx.Rngs(0)))) == [
+        "bias",
+        "kernel",
+    ]
 
 
 def test_functional_runs_modules_in_both_modes():
@@ -119,15 +126,19 @@ def test_functional_runs_modules_in_both_modes():
 
 def key_data(arrays):
     return jax.tree.map(
-        lambda leaf: jax.random.key_data(leaf)
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
-        else leaf,
+        lambda leaf: (
+            jax.random.key_data(leaf)
+            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            else leaf
+        ),
         arrays,
     )
 
 
 def trees_equal(one, other):
-    return all(jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, other)))
+    return all(
+        jax.tree.leaves(jax.tree.map(lambda a, b: bool((a == b).all()), one, other))
+    )
 
 
 def test_evaluation_mode_equals_the_module_itself():
@@ -245,10 +256,14 @@ def test_checkpoints_return_the_containers_and_dtypes_they_were_given(tmp_path):
     chex.assert_trees_all_equal(
         eqx.combine(loaded.first["equinox"], static)(x), eqx.combine(module, static)(x)
     )
-    with pytest.raises(ValueError, match="tree has no leaf at 'third', which `like` has"):
+    with pytest.raises(
+        ValueError, match="tree has no leaf at 'third', which `like` has"
+    ):
         checkpoint.load(tmp_path / "tree", like={"third": jnp.ones(1)})
     checkpoint.save(tmp_path / "w", {"w": jnp.ones((2, 2))})
-    with pytest.raises(ValueError, match=r"float32\[2, 2\] at 'w', where `like` has floa"):
+    with pytest.raises(
+        ValueError, match=r"float32\[2, 2\] at 'w', where `like` has floa"
+    ):
         checkpoint.load(tmp_path / "w", like={"w": jnp.ones(3)})
 
 
@@ -257,12 +272,16 @@ def test_a_mask_alone_is_a_plain_npz_file(tmp_path):
     mask = masks.select(scores.magnitude(params), 0.5)
     masks.save(tmp_path / "mask.npz", mask)
     with np.load(tmp_path / "mask.npz") as file:
-        np.testing.assert_array_equal(file["conv/kernel"], mask["conv"]["kernel"].get_value())
+        np.testing.assert_array_equal(
+            file["conv/kernel"], mask["conv"]["kernel"].get_value()
+        )
     loaded = masks.load(tmp_path / "mask.npz", like=params)
     chex.assert_trees_all_equal(loaded, mask)
     assert set(masks.load(tmp_path / "mask.npz")) == set(tree.names(params))
     other, _ = arrays_of(nets.EquinoxNet(jax.random.key(0)))
-    with pytest.raises(ValueError, match="mask.npz does not hold a mask of this network"):
+    with pytest.raises(
+        ValueError, match="mask.npz does not hold a mask of this network"
+    ):
         masks.load(tmp_path / "mask.npz", like=other)
 
 
@@ -277,10 +296,14 @@ def test_statistics_and_callables_are_refused_by_scores():
     module = nets.ConvNet(nnx.Rngs(0))
     graphdef, state = nnx.split(module)
     loss = lambda params, batch: nnx.merge(graphdef, params)(batch).sum()
-    with pytest.raises(ValueError, match="BatchNorm statistic at 'norm/mean'.*nnx.Param"):
+    with pytest.raises(
+        ValueError, match="BatchNorm statistic at 'norm/mean'.*nnx.Param"
+    ):
         scores.snip(loss, state, [IMAGES])
     with pytest.raises(ValueError, match="'batch_stats', which are not trained"):
-        scores.snip(loss, {"params": {}, "batch_stats": {"mean": jnp.ones(2)}}, [IMAGES])
+        scores.snip(
+            loss, {"params": {}, "batch_stats": {"mean": jnp.ones(2)}}, [IMAGES]
+        )
     with pytest.raises(TypeError, match=r"at 'activation'.*eqx.partition\(model"):
         scores.magnitude(nets.EquinoxNet(jax.random.key(0)))
     with pytest.raises(TypeError, match="takes a Flax NNX module; got a EquinoxNet"):
@@ -289,7 +312,9 @@ def test_statistics_and_callables_are_refused_by_scores():
 
 def test_one_batch_in_place_of_a_list_is_refused():
     loss = lambda params, batch: params["w"].sum()
-    with pytest.raises(ValueError, match=r"looks like one batch. Pass a list.*\[\(inputs"):
+    with pytest.raises(
+        ValueError, match=r"looks like one batch. Pass a list.*\[\(inputs"
+    ):
         scores.snip(loss, {"w": jnp.ones((2, 2))}, (jnp.ones(2), jnp.ones(2)))
     with pytest.raises(ValueError, match="batches is a dict"):
         scores.grasp(loss, {"w": jnp.ones((2, 2))}, {"x": jnp.ones(2)})
@@ -342,16 +367,19 @@ def test_rescaled_synflow_selects_what_float64_selects(network, jit):
 def test_an_overflow_under_jit_is_refused_by_select_with_both_remedies():
     params = {f"w{i}": jnp.full((9, 9), 1e9) for i in range(6)}
     scored = jax.jit(functools.partial(scores.synflow, chain))(params, jnp.ones((1, 9)))
-    with pytest.raises(ValueError, match="rescale=True, which rescales the kernels or.*64"):
+    with pytest.raises(
+        ValueError, match="rescale=True, which rescales the kernels or.*64"
+    ):
         masks.select(scored, 0.5)
 
 
 def test_grasp_in_training_mode_sees_the_statistics_of_the_batch():
     model = models.functional(nets.ConvNetWithArgument(nnx.Rngs(0)))
     batch = (jnp.asarray(IMAGES), LABELS)
-    _, state = model.apply(model.params, model.state, batch[0], train=True)
 
-    def reference(params, batch):  # BatchNorm by hand, with the mean and variance of a batch
+    def reference(
+        params, batch
+    ):  # BatchNorm by hand, with the mean and variance of a batch
         x = jax.lax.conv_general_dilated(
             batch[0], params["conv"]["kernel"], (1, 1), "SAME",
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
@@ -383,7 +411,9 @@ def test_imp_rewinds_a_users_model_with_its_statistics_and_keys(tmp_path):
         _, state = model.apply(params, model.state, IMAGES, train=True)
         trained = models.Model(params, state, model.apply)
         _, state = model.apply(params, state, IMAGES, train=True)
-        return imp.Trained(models.Model(params, state, model.apply), rewind_point=trained)
+        return imp.Trained(
+            models.Model(params, state, model.apply), rewind_point=trained
+        )
 
     step = functools.partial(imp.step, train_fn=train_fn, rewind="early")
     start = imp.init(model, jax.random.key(0))
@@ -391,7 +421,9 @@ def test_imp_rewinds_a_users_model_with_its_statistics_and_keys(tmp_path):
     for _ in range(2):  # runs, then reads
         levels = list(checkpoint.levels(tmp_path, start, step, [0.5, 0.25]))
         for state, info in levels:
-            chex.assert_trees_all_equal(key_data(state.params.state), key_data(point.state))
+            chex.assert_trees_all_equal(
+                key_data(state.params.state), key_data(point.state)
+            )
             assert not trees_equal(info.params.state["norm"], point.state["norm"])
         assert [info.trained_density for _, info in levels] == [1.0, 0.5]
         assert masks.count(levels[-1][0].mask) == masks.num_kept(0.25, 54 + 18)
@@ -399,9 +431,15 @@ def test_imp_rewinds_a_users_model_with_its_statistics_and_keys(tmp_path):
 
 def test_a_rewind_point_of_another_tree_is_refused():
     state = imp.init({"w": jnp.ones((2, 2))}, jax.random.key(0))
-    wrong = lambda params, mask, key, level: imp.Trained(params, rewind_point=(params, {}))
-    with pytest.raises(ValueError, match="Trained.rewind_point has no leaf at 'w'.*Return t"):
+    wrong = lambda params, mask, key, level: imp.Trained(
+        params, rewind_point=(params, {})
+    )
+    with pytest.raises(
+        ValueError, match="Trained.rewind_point has no leaf at 'w'.*Return t"
+    ):
         imp.step(state, wrong, 0.5)
     state = imp.init({"w": jnp.ones((2, 2))}, jax.random.key(0))
-    with pytest.raises(TypeError, match=r"train_fn returned a dict. Return imp.Trained\("):
+    with pytest.raises(
+        TypeError, match=r"train_fn returned a dict. Return imp.Trained\("
+    ):
         imp.step(state, lambda params, *_: params, 0.5, rewind="init")

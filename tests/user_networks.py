@@ -20,7 +20,9 @@ class VisionTransformer(nnx.Module):
         self.attention = nnx.MultiHeadAttention(2, 8, decode=False, rngs=rngs)
         self.norm2 = nnx.RMSNorm(8, rngs=rngs)
         self.dropout = nnx.Dropout(0.5, rngs=rngs)
-        self.mlp = nnx.List([nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)])
+        self.mlp = nnx.List(
+            [nnx.Linear(8, 16, rngs=rngs), nnx.Linear(16, 8, rngs=rngs)]
+        )
         self.head = nnx.Linear(8, 3, rngs=rngs)
 
     def __call__(self, x):

@@ -4,7 +4,6 @@ A mask that leaves every channel something to do leaves nothing to compact. With
 and few pictures a call it still pays to gather what each weight sees.
 """
 
-import dataclasses
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -115,7 +114,8 @@ def fastest(
         )
     dense = models.products(model)
     kernels = {
-        name: np.asarray(models.get_path(model.params, name)["kernel"]) for name in dense
+        name: np.asarray(models.get_path(model.params, name)["kernel"])
+        for name in dense
     }
     few = [
         name
@@ -128,8 +128,16 @@ def fastest(
         seen = dense[name].inputs
         inputs = jnp.ones((len(x), *seen.shape[1:]), seen.dtype)
         return _faster(
-            (gathered[name].multiply, inputs, models.get_path(trial.params, name)["kernel"]),
-            (dense[name].multiply, inputs, models.get_path(model.params, name)["kernel"]),
+            (
+                gathered[name].multiply,
+                inputs,
+                models.get_path(trial.params, name)["kernel"],
+            ),
+            (
+                dense[name].multiply,
+                inputs,
+                models.get_path(model.params, name)["kernel"],
+            ),
             calls,
         )
 

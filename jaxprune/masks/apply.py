@@ -120,7 +120,9 @@ def summary(mask: Mask, prunable: Prunable | None = None) -> str:
     chosen = tree.by_name(tree.check_prunable(mask, prunable))
     rows = [("leaf", "shape", "kept", "weights", "density")]
 
-    def row(name: str, shape: str, kept: int, size: int) -> tuple[str, ...]:
+    def row(
+        name: str, shape: str, kept: int, size: int
+    ) -> tuple[str, str, str, str, str]:
         return name, shape, f"{kept:,}", f"{size:,}", f"{kept / max(size, 1):.4f}"
 
     for name, leaf in tree.by_name(mask).items():

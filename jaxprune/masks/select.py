@@ -42,8 +42,9 @@ def select(
         scores: floats; higher means keep.
         density: kept / prunable, in (0, 1], always relative to all prunable weights,
             whatever `mask` has pruned already. A traced density (under `jit` or
-            `lax.scan`) is a float32, so that of a million weights or more its count may differ
-            by one from that of a Python float; at least one weight is kept, and at most what `mask` has.
+            `lax.scan`) is a float32, so that for a million weights or more its count may
+            differ by one from that of a Python float. With it at least one weight is kept,
+            and at most what `mask` has.
         mask: weights that may be kept; a pruned weight stays pruned.
         prunable: the leaves to prune; by default those of `tree.prunable`. Other leaves
             are all True in the result.
@@ -170,7 +171,9 @@ def _select(
         threshold = _highest(at_least, keep + jnp.uint32(1), bits, keys[0].dtype)
         above = [key > threshold for key in keys]
         keeps_all = jnp.uint32(size) == keep
-        return [(key > 0) & (keeps_all | up) for key, up in zip(keys, above, strict=True)]
+        return [
+            (key > 0) & (keeps_all | up) for key, up in zip(keys, above, strict=True)
+        ]
 
     threshold = _highest(at_least, keep, bits, keys[0].dtype)
     above, tied = _count([[key > threshold, key == threshold] for key in keys])

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax.tree_util import Partial
-from jaxtyping import Array, PyTree, Shaped
+from jaxtyping import Array, PyTree
 
 from jaxprune import tree
 from jaxprune.types import Params
@@ -50,7 +50,9 @@ class Apply:
     ) -> tuple[Any, PyTree]:
         """Run the network."""
         module = self.module(params, state)
-        only = getattr(module, "only_shape", None)  # of a network compacted for one size
+        only = getattr(
+            module, "only_shape", None
+        )  # of a network compacted for one size
         if only is not None and x.shape[1:] != only:
             raise ValueError(
                 f"this network was compacted for images of {only}; got {x.shape[1:]}. "
@@ -140,7 +142,7 @@ class _Flow:
     """The forward pass with norm layers out of the way; compared by value."""
 
     apply: Apply
-    batch_norm: NormFlow
+    batch_norm: str  # a NormFlow
 
     def __call__(self, state: PyTree, params: Params, inputs: Any) -> Array:
         if jnp.issubdtype(inputs.dtype, jnp.floating):

@@ -294,7 +294,11 @@ def _set_norm(module: Any, name: str, params: Params, state: PyTree) -> None:
     if last not in get_path(params, "/".join(parents)):
         setattr(parent, last, Folded())
         return
-    norm, held, seen = getattr(parent, last), get_path(params, name), get_path(state, name)
+    norm, held, seen = (
+        getattr(parent, last),
+        get_path(params, name),
+        get_path(state, name),
+    )
     norm.scale, norm.bias = nnx.Param(held["scale"]), nnx.Param(held["bias"])
     norm.mean, norm.var = nnx.BatchStat(seen["mean"]), nnx.BatchStat(seen["var"])
     (norm.num_features,) = held["scale"].shape

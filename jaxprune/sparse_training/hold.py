@@ -1,6 +1,6 @@
 """Hold pruned weights at zero, whatever the optimizer."""
 
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ class HoldPrunedState(NamedTuple):
     mask: True keeps; replace it with `state._replace(mask=...)` or `update(..., mask=)`.
     """
 
-    inner: optax.OptState
+    inner: Any
     mask: Mask
 
 
@@ -51,7 +51,8 @@ def hold_pruned(
 
     Example:
         >>> params = {"w": jnp.ones(2)}
-        >>> optimizer = hold_pruned(optax.sgd(0.1, momentum=0.9), {"w": jnp.array([True, False])})
+        >>> mask = {"w": jnp.array([True, False])}
+        >>> optimizer = hold_pruned(optax.sgd(0.1, momentum=0.9), mask)
         >>> state = optimizer.init(params)
         >>> updates, state = optimizer.update({"w": jnp.ones(2)}, state, params)
         >>> optax.apply_updates(params, updates)["w"]
@@ -83,7 +84,7 @@ def hold_pruned(
             updates = jax.tree.map(_hold, updates, current, params)
         return updates, HoldPrunedState(inner_state, _part(current, stored))
 
-    return optax.GradientTransformationExtraArgs(init, update)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def _hold(update: Array, kept: Array, param: Array) -> Array:

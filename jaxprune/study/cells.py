@@ -47,7 +47,9 @@ def _recorded(folder: Path, cell: Cell) -> Record | None:
     def read() -> tuple[Record | None, bool]:
         is_there = sharding.broadcast_from_first((place / "record.json").exists())
         record = _read_whole(place, cell) if is_there else None
-        whole = sharding.broadcast_from_first(record is not None)  # others may see a file later
+        whole = sharding.broadcast_from_first(
+            record is not None
+        )  # others may see a file later
         return record if whole else None, is_there and not whole
 
     record, is_damaged = read()

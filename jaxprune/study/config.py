@@ -329,9 +329,7 @@ def reduced(
         dataclasses.replace(cell, recipe=_scaled(cell.recipe, epochs_scale), **changes)
         for cell in study.cells
     ]
-    note = (
-        f"Reduced study: {', '.join(changed)}. The results are not those of the full study."
-    )
+    note = f"Reduced study: {', '.join(changed)}. The results are not those of the full study."
     return study._replace(cells=cells, notes=(*study.notes, note))
 
 
@@ -405,7 +403,9 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
         for value in values.split(","):
             if not any(_equal(value, have) for have in there):
                 more = ", or more --seeds" if name == "seed" else ""
-                shown = [have if isinstance(have, str) else f"{have:g}" for have in there]
+                shown = [
+                    have if isinstance(have, str) else f"{have:g}" for have in there
+                ]
                 raise ValueError(
                     f"--only '{condition}' matches no cell: there is no {name} {value}. "
                     f"Pass some of {', '.join(shown)}{more}."

@@ -94,7 +94,9 @@ def measure(
             found[f"{side}_{batch}_p95_s"] = latency.p95
     x = jnp.ones((batches[-1], *input_shape))
     for side, network in networks.items():
-        waits[side] = profiling.start_measure(_call(network), network.params, network.state, x)
+        waits[side] = profiling.start_measure(
+            _call(network), network.params, network.state, x
+        )
 
     def wait() -> dict[str, float | None]:
         peaks = {f"{side}_peak_mb": end().peak_rss for side, end in waits.items()}

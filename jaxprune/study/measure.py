@@ -103,7 +103,9 @@ def profile(
             call(
                 params,
                 state,
-                data.preprocess(jnp.asarray(host[i : i + PROFILE_BATCH]), preprocessing),
+                data.preprocess(
+                    jnp.asarray(host[i : i + PROFILE_BATCH]), preprocessing
+                ),
             )
             for i in range(0, len(host), PROFILE_BATCH)
         ]

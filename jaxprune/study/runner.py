@@ -172,9 +172,9 @@ def run(
         found: where the data set lies.
         progress: called when a stage begins and after every epoch.
         executor: where cells run.
-        mesh: devices that share the work of each stage, as `sharding.make_mesh(data=, model=)`
-            counts them; None for one. They add in another order, so that a last bit may
-            differ.
+        mesh: devices that share the work of each stage, as the two arguments of
+            `sharding.make_mesh`; None for one. They sum in another order, so that the last
+            bit may differ.
 
     Yields:
         The record of every cell, also of those finished before, as they are finished: in

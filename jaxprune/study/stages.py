@@ -126,7 +126,11 @@ def _at_last_rate(training: Training) -> Training:
     drops = len(training.drop_epochs) if training.schedule == "steps" else 0
     rate = training.learning_rate * training.drop_factor**drops
     return dataclasses.replace(
-        training, learning_rate=rate, schedule="constant", drop_epochs=(), warmup_epochs=0.0
+        training,
+        learning_rate=rate,
+        schedule="constant",
+        drop_epochs=(),
+        warmup_epochs=0.0,
     )
 
 

@@ -94,7 +94,9 @@ def _read(stage: Stage, inputs: dict[str, Any], store: Store) -> Ran | None:
     path = _path(store.folder, stage.id)
     noted = None
     if sharding.broadcast_from_first(path.exists()):
-        with contextlib.suppress(CorruptFileError, FileNotFoundError):  # or being set aside
+        with contextlib.suppress(
+            CorruptFileError, FileNotFoundError
+        ):  # or being set aside
             noted = files.read_json(path)
     whole = sharding.all_hosts_agree(noted is not None)
     if noted is None or not whole:
@@ -138,7 +140,9 @@ def _make(
     if store.mesh is not None and stage.kind not in ON_ONE_DEVICE:
         mesh = sharding.make_mesh(data=store.mesh[0], model=store.mesh[1])
     on_device = (
-        sharding.shard_params(inputs, mesh) if mesh else jax.tree.map(jnp.asarray, inputs)
+        sharding.shard_params(inputs, mesh)
+        if mesh
+        else jax.tree.map(jnp.asarray, inputs)
     )
     if stage.kind in TIMED and not sharding.is_first_process():
         made = workbench.Output({}, {}, dict)  # the first process measures, undisturbed
@@ -224,7 +228,9 @@ def run_stage(
         ran = _read(stage, inputs, store)  # made meanwhile?
         if ran is None:
             path = _path(store.folder, stage.id)
-            if sharding.broadcast_from_first(path.exists()):  # only who has the lock moves it
+            if sharding.broadcast_from_first(
+                path.exists()
+            ):  # only who has the lock moves it
                 checkpoint.quarantine(path.parent)
             return _make(stage, inputs, store, tell, release)
     except BaseException:

@@ -161,7 +161,9 @@ def _scorer(
         return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
     pictures = workbench.train_set(settings, at)
     key, augment_key = jax.random.split(workbench.key_for(settings, "examples"))
-    chosen = data.sample_examples(key, pictures.images.shape[0], settings["score_examples"])
+    chosen = data.sample_examples(
+        key, pictures.images.shape[0], settings["score_examples"]
+    )
     batch = (
         data.preprocess(pictures.images[chosen], pictures.preprocessing, augment_key),
         pictures.labels[chosen],

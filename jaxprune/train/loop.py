@@ -145,7 +145,8 @@ def fit(
 
     # Copies, which the steps may donate.
     params, state = _copy((masks.apply(model.params, mask), model.state))
-    held = optimizer(training).init(params)._replace(mask=_copy(mask))
+    fresh: Any = optimizer(training).init(params)
+    held = fresh._replace(mask=_copy(mask))
     carry = _Carry(params, state, held, place(jnp.int32(start)), place(_no_totals()))
     job = _Job(model.apply, image_set.preprocessing, training, steps, mesh)
     order_key, augment_key = jax.random.split(key)
@@ -236,9 +237,7 @@ def _advance(
     return carry
 
 
-@functools.partial(
-    jax.jit, static_argnames=("size", "job"), donate_argnames="carry"
-)
+@functools.partial(jax.jit, static_argnames=("size", "job"), donate_argnames="carry")
 def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     """Train on the next `size` examples of the epoch."""
     images, labels, order, key = arrays
@@ -286,9 +285,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     )
 
 
-@functools.partial(
-    jax.jit, static_argnames=("steps", "job"), donate_argnames="carry"
-)
+@functools.partial(jax.jit, static_argnames=("steps", "job"), donate_argnames="carry")
 def _scan(carry: _Carry, arrays: tuple, steps: int, job: _Job) -> _Carry:
     def body(carry: _Carry, _: None) -> tuple[_Carry, None]:
         return _step(carry, arrays, job.training.batch_size, job), None
