@@ -28,8 +28,8 @@ def _absolute(path: str | os.PathLike) -> str:
     return os.path.abspath(path)
 
 
-# Written last: the checksum of every file, and the arrays of size zero, which Orbax
-# refuses.
+# Written last: the checksum of every file; and what Orbax can't store: the shapes of
+# arrays of size zero, and the kinds of keys.
 _CHECKSUMS = "checksums.json"
 
 
@@ -98,7 +98,7 @@ def _storable(leaf: Any) -> Any:
     """Turn a leaf into what Orbax can write."""
     if not hasattr(leaf, "dtype"):
         return leaf
-    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if tree.is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if leaf.size == 0:
         return None
@@ -132,16 +132,24 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """
     place = Path(_absolute(path))
     _make_way(place)
-    empty = {
-        name: [list(leaf.shape), str(leaf.dtype)]
-        for name, leaf in zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True)
-        if getattr(leaf, "size", 1) == 0
+    leaves = dict(zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True))
+    written: dict[str, Any] = {
+        "empty": {
+            name: [list(leaf.shape), str(leaf.dtype)]
+            for name, leaf in leaves.items()
+            if getattr(leaf, "size", 1) == 0
+        },
+        "keys": {
+            name: str(jax.random.key_impl(leaf))
+            for name, leaf in leaves.items()
+            if tree.is_key(leaf)
+        },
     }
     with sharding.fail_together():
         try:
             ocp.save(str(place), jax.tree.map(_storable, tree.to_dicts(arrays)))
             if sharding.is_first_process():
-                written = {"files": _checksums(place), "empty": empty}
+                written["files"] = _checksums(place)
                 with disk.atomic_write(place / _CHECKSUMS) as file:
                     file.write(json.dumps(written, indent=1).encode())
         except OSError:
@@ -162,7 +170,7 @@ def _read_checksums(place: Path) -> dict[str, Any] | None:
         written = json.loads((place / _CHECKSUMS).read_bytes())
     except ValueError:
         return None
-    is_whole = isinstance(written, dict) and set(written) == {"files", "empty"}
+    is_whole = isinstance(written, dict) and set(written) == {"files", "empty", "keys"}
     return written if is_whole else None
 
 
@@ -183,13 +191,11 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
 
     Args:
         path: a folder that `save` wrote.
-        like: a tree with the same leaf names; the result has its containers and its kinds
-            of keys. Each process reads its part of arrays that have a `NamedSharding`
+        like: a tree with the same leaf names; the result has its containers. Each process reads its part of arrays that have a `NamedSharding`
             there; all other arrays go to the default device.
 
     Returns:
-        The tree in the containers of `like`; without it in dicts and lists, with keys as
-        their `jax.random.key_data`.
+        The tree in the containers of `like`; without it in dicts and lists.
 
     Raises:
         FileNotFoundError: if there is no complete checkpoint at `path`.
@@ -235,9 +241,17 @@ def _read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
     loaded = jax.tree.map(
         lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, loaded
     )
-    for name, (shape, dtype) in (_read_checksums(Path(path)) or {})["empty"].items():
+    written = _read_checksums(Path(path)) or {"empty": {}, "keys": {}}
+    for name, (shape, dtype) in written["empty"].items():
         _put_leaf(loaded, name, jnp.zeros(shape, dtype))
-    return loaded
+    return tree.map_named(
+        lambda name, leaf: (
+            jax.random.wrap_key_data(leaf, impl=written["keys"][name])
+            if name in written["keys"]
+            else leaf
+        ),
+        loaded,
+    )
 
 
 def _put_leaf(loaded: PyTree, name: str, leaf: Any) -> None:
@@ -256,9 +270,7 @@ def _like(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
     def restore(name: str, leaf: Any, wanted: Any) -> Any:
         if not hasattr(wanted, "dtype"):
             return leaf
-        if jnp.issubdtype(wanted.dtype, jax.dtypes.prng_key):
-            return jax.random.wrap_key_data(leaf, impl=jax.random.key_impl(wanted))
-        got = (jnp.shape(leaf), jnp.result_type(leaf))
+        got = (jnp.shape(leaf), getattr(leaf, "dtype", None))
         if got != (jnp.shape(wanted), wanted.dtype):
             raise ValueError(
                 f"{path} has {got[1]}{list(got[0])} at '{name}', where `like` has "
@@ -315,7 +327,7 @@ def fingerprint(arrays: PyTree) -> str:
     arrays = jax.tree.map(
         lambda leaf: (
             jax.random.key_data(leaf)
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+            if tree.is_key(leaf)
             else leaf
         ),
         arrays,

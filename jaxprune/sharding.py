@@ -60,13 +60,17 @@ def _put(leaf: Array | np.ndarray, mesh: Mesh, spec: PartitionSpec) -> Array:
         return jax.jit(lambda x: x, out_shardings=sharding)(leaf)
     if jax.process_count() == 1:
         return jax.device_put(leaf, sharding)
-    if jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+    if _is_key(leaf):
         words = _put(jax.random.key_data(leaf), mesh, spec)
         return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
     whole = np.asarray(leaf)
     return jax.make_array_from_callback(
         whole.shape, sharding, lambda index: whole[index]
     )
+
+
+def _is_key(leaf: Array | np.ndarray) -> bool:
+    return jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def replicate(arrays: PyTree, mesh: Mesh) -> PyTree:
@@ -175,14 +179,17 @@ def gather_to_host(arrays: PyTree) -> PyTree:
         arrays: a tree of arrays; with several processes, all of them call this.
 
     Returns:
-        The tree in NumPy arrays.
+        The tree in NumPy arrays; keys stay JAX arrays.
 
     Example:
         >>> gather_to_host({"x": jax.numpy.ones(2)})
         {'x': array([1., 1.], dtype=float32)}
     """
 
-    def fetch(leaf: Array | np.ndarray) -> np.ndarray:
+    def fetch(leaf: Array | np.ndarray) -> Array | np.ndarray:
+        if _is_key(leaf):  # NumPy has no keys
+            words = fetch(jax.random.key_data(leaf))
+            return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated
         ):

@@ -244,6 +244,17 @@ def is_floating(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
+def is_key(leaf: Any) -> bool:
+    """Return whether a leaf is an array of `jax.random.key`.
+
+    Example:
+        >>> is_key(jax.random.key(0)), is_key(jnp.ones(2))
+        (True, False)
+    """
+    dtype = getattr(leaf, "dtype", None)
+    return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
 def map_floating(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
     """Map over the floating leaves of a tree; other leaves stay as they are.
 

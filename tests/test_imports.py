@@ -20,7 +20,7 @@ ALLOWED = {
     "disk": (set(), set()),
     "sharding": ({"types"}, set()),
     "scores": ({"types", "tree"}, set()),
-    "masks": ({"types", "tree"}, set()),
+    "masks": ({"types", "tree", "disk"}, set()),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
     "checkpoint": ({"types", "tree", "imp", "sharding", "disk"}, {"orbax"}),

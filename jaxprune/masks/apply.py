@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array
 
-from jaxprune import tree
+from jaxprune import disk, tree
 from jaxprune.tree import apply_mask as apply
 from jaxprune.types import Mask, Params, Prunable
 
@@ -35,7 +35,7 @@ def ones_like(params: Params) -> Mask:
     tree.check_arrays(params)
 
     def ones(leaf: Array) -> Array:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+        if tree.is_key(leaf):
             return jnp.ones(leaf.shape, bool)
         return jnp.ones_like(leaf, bool)  # on the devices of the leaf
 
@@ -151,6 +151,7 @@ def save(path: str | os.PathLike, mask: Mask) -> None:
 
     Raises:
         TypeError: if a leaf is not bool.
+        OSError: if it can't be written; nothing of it is left.
 
     Example:
         >>> import tempfile
@@ -161,10 +162,8 @@ def save(path: str | os.PathLike, mask: Mask) -> None:
     """
     tree.check_bool(mask)
     leaves = {name: np.asarray(leaf) for name, leaf in tree.by_name(mask).items()}
-    beside = Path(f"{path}.tmp")
-    with beside.open("wb") as file:
+    with disk.atomic_write(Path(path)) as file:
         np.savez_compressed(file, allow_pickle=False, **leaves)
-    beside.replace(path)
 
 
 def load(path: str | os.PathLike, like: Params | None = None) -> Mask:

@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from jaxprune import checkpoint, disk, sharding, tree
+from jaxprune import checkpoint, disk, masks, sharding
 from jaxprune.disk import CorruptFileError
 from jaxprune.study import (
     config,
@@ -136,11 +134,7 @@ def _record(
 
 def _write_mask(path: Path, mask: Any) -> str:
     """Write the mask by leaf name, and return its checksum."""
-    named = {  # '/' can't be in the name of a zip member
-        name.replace("/", "."): np.asarray(m) for name, m in tree.by_name(mask).items()
-    }
-    with disk.atomic_write(path) as file:
-        np.savez_compressed(file, allow_pickle=False, **named)
+    masks.save(path, mask)
     return disk.checksum(path)
 
 
