@@ -1,27 +1,21 @@
-"""Saving and resuming through Orbax; the only module that imports it."""
+"""Trees of arrays on disk, through Orbax; the only module that imports it."""
 
-import hashlib
 import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import NamedSharding
-from jaxtyping import Array, PyTree, Shaped, UInt32
+from jaxtyping import PyTree
 from orbax.checkpoint import v1 as ocp
 
-from jaxprune import disk, imp, sharding, tree
-from jaxprune.disk import CorruptFileError as CorruptFileError
-from jaxprune.types import Fraction
-
-# step(state, density) -> (State, Info): imp.step with everything else bound.
-Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
+from jaxprune import disk, sharding, tree
+from jaxprune.disk import CorruptFileError
 
 
 def _absolute(path: str | os.PathLike) -> str:
@@ -210,11 +204,11 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
         >>> load(f"{folder}/tree", like=tree)[1]
         {'w': Array([1., 1.], dtype=float32)}
     """
-    loaded = _read(path, like)
-    return loaded if like is None else _like(loaded, like, path)
+    loaded = read(path, like)
+    return loaded if like is None else in_containers(loaded, like, path)
 
 
-def _read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
+def read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
     """Read dicts and lists; `like` says where arrays of the same names go."""
     path = _absolute(path)
     if not sharding.broadcast_from_first(exists(path)):
@@ -262,7 +256,7 @@ def _put_leaf(loaded: PyTree, name: str, leaf: Any) -> None:
     node[int(last) if isinstance(node, list) else last] = leaf
 
 
-def _like(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
+def in_containers(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
     """Return what was read in the containers of `like`."""
     remedy = "Pass a tree like the one that was saved."
     loaded = tree.align(loaded, like, f"{path}", remedy, of="`like`")
@@ -279,194 +273,3 @@ def _like(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
         return leaf
 
     return tree.map_named(restore, loaded, like)
-
-
-def _scrambled(words: UInt32[Array, "..."]) -> UInt32[Array, "..."]:
-    """Mix the bits of each word: the finalizer of MurmurHash3, a bijection."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
-        words = (words ^ (words >> jnp.uint32(shift))) * jnp.uint32(factor)
-    return words ^ (words >> jnp.uint32(16))
-
-
-@jax.jit
-def _sums(leaf: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
-    """Add up the words of an array, each scrambled with its position, in two ways."""
-    bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
-    if leaf.dtype == jnp.bool_:
-        leaf = leaf.astype(jnp.uint8)
-    words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
-    position = jnp.zeros(words.shape, jnp.uint32)
-    for axis, size in enumerate(words.shape):
-        along = jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis)
-        position = position * jnp.uint32(size) + along
-    totals = [
-        _scrambled(_scrambled(position + jnp.uint32(seed)) ^ words).sum(
-            dtype=jnp.uint32
-        )
-        for seed in (0x9E3779B9, 0x3C6EF372)
-    ]
-    return jnp.stack(totals)
-
-
-def fingerprint(arrays: PyTree) -> str:
-    """Return a digest of a tree of arrays, however the arrays are sharded.
-
-    Only 64 bits per array leave the devices, so that it costs one pass over the arrays and
-    gathers none of them. It detects accidents, not an attacker who constructs collisions.
-
-    Args:
-        arrays: arrays and keys in any containers.
-
-    Returns:
-        64 hexadecimal digits.
-
-    Example:
-        >>> fingerprint({"w": jnp.ones(2)}) == fingerprint({"w": np.ones(2, np.float32)})
-        True
-    """
-    arrays = jax.tree.map(
-        lambda leaf: (
-            jax.random.key_data(leaf)
-            if tree.is_key(leaf)
-            else leaf
-        ),
-        arrays,
-    )
-    leaves = dict(zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True))
-    lines = [
-        f"{name} {leaf.dtype} {leaf.shape} {np.asarray(_sums(leaf)).tolist()}"
-        for name, leaf in leaves.items()
-    ]
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
-
-
-def _save_level(
-    path: Path, requested: float, state: imp.State, step: Step, started_from: str
-) -> None:
-    """Run a level; write the tree that it rewinds to only where it changed."""
-    reached, info = step(state, density=requested)
-    rewind_point = "as before"
-    if reached.params is not state.params:
-        rewind_point = f"rewind_{path.name}"
-        folder = path.with_name(rewind_point)
-        remove(folder)  # of a run that was killed before the level ended
-        save(folder, {"params": reached.params})
-    record = {
-        "requested": requested,
-        "started_from": started_from,
-        "rewind_point": rewind_point,
-        "level": reached.level,
-        "mask": reached.mask,
-        "key": reached.key,
-        "info": info._replace(metrics=None),
-        "metrics": info.metrics,
-    }
-    save(path, {name: part for name, part in record.items() if part is not None})
-
-
-class _OtherStartError(ValueError):
-    """A saved level was started from another state."""
-
-
-def _load_level(
-    path: Path, requested: float, state: imp.State, started_from: str
-) -> tuple[imp.State, imp.Info]:
-    """Read a level into the containers and the kind of key of the state before it."""
-    info_like = imp.Info(state.params, None, 0.0, 0.0)
-    places = {"mask": state.mask, "info": info_like}
-    record = _read(path, places)
-    if record["requested"] != requested:
-        raise ValueError(
-            f"{path} was pruned to density {record['requested']}, but {requested} is "
-            "requested. Pass the densities of the run that wrote it, or another folder."
-        )
-    if record["started_from"] != started_from:
-        raise _OtherStartError(
-            f"{path} was started from other weights, another mask or another key, or from "
-            "another network than the state passed. Pass another folder."
-        )
-    params = state.params
-    if record["rewind_point"] != "as before":
-        folder = path.with_name(record["rewind_point"])
-        try:
-            params = load(folder, {"params": state.params})["params"]
-        except FileNotFoundError as error:  # the level is complete, so it was there
-            raise CorruptFileError(path, f"{folder.name} is missing") from error
-    key = _like({"key": record["key"]}, {"key": state.key}, path)["key"]
-    mask = _like(record["mask"], state.mask, path)
-    info = record["info"]
-    info = imp.Info(
-        _like(info["params"], state.params, path),
-        record.get("metrics"),
-        info["trained_density"],
-        info["pruned_density"],
-    )
-    return imp.State(record["level"], params, mask, key), info
-
-
-def levels(
-    folder: str | os.PathLike,
-    state: imp.State,
-    step: Step,
-    densities: Sequence[Fraction],
-) -> Iterator[tuple[imp.State, imp.Info]]:
-    """Run iterative magnitude pruning, each level saved before the next begins.
-
-    `level_0001` and so on hold the state after a level and its info;
-    `rewind_level_0001` holds the tree that all levels rewind to. A run that was killed at
-    any moment resumes after its newest complete level. Every level starts from what was
-    read back, so an interrupted run ends with the same bits as an uninterrupted one.
-
-    Args:
-        folder: where the levels are saved; one folder per run.
-        state: the initial state, `imp.init(params, key)`.
-        step: `step(state, density) -> (state, info)`, such as
-            `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
-        densities: kept / prunable after each level.
-
-    Yields:
-        State and info of every level in turn; finished ones as they were saved, with the
-        metrics in dicts and lists.
-
-    Raises:
-        ValueError: if a saved level was started from another state, or reached another
-            density than is requested now.
-
-    Example:
-        >>> import functools, tempfile
-        >>> import jax.numpy as jnp
-        >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
-        >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
-        >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
-        >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):
-        ...     print(state.level, info.trained_density, info.pruned_density)
-        1 1.0 0.5
-        2 0.5 0.25
-    """
-    root = Path(folder).absolute()
-    regenerated = False
-    for number, density in enumerate(densities, start=1):
-        path = root / f"level_{number:04d}"
-        # Everything a level starts from, so that no run resumes another run's levels.
-        started_from = fingerprint((state.params, state.mask, state.key))
-        requested = float(density)
-        level = None
-        if sharding.broadcast_from_first(exists(path)):
-            try:
-                level = _load_level(path, requested, state, started_from)
-            except CorruptFileError as error:
-                regenerated = True
-                # If what the level rewinds to is corrupt, both are regenerated.
-                for corrupt in sorted({path, error.path}):
-                    quarantine(corrupt)
-            except _OtherStartError:
-                if not regenerated:
-                    raise
-                # The regenerated level before it has other bits: not every device sums
-                # in the same order each time.
-                quarantine(path)
-        if level is None:
-            _save_level(path, requested, state, step, started_from)
-            level = _load_level(path, requested, state, started_from)
-        state, _ = level
-        yield level

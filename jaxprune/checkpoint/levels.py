@@ -1,0 +1,155 @@
+"""Resumable levels of iterative magnitude pruning."""
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+from jaxprune import imp, sharding
+from jaxprune.checkpoint.fingerprint import fingerprint
+from jaxprune.checkpoint.store import (
+    exists,
+    in_containers,
+    load,
+    quarantine,
+    read,
+    remove,
+    save,
+)
+from jaxprune.disk import CorruptFileError
+from jaxprune.types import Fraction
+
+# step(state, density) -> (State, Info): imp.step with everything else bound.
+Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
+
+
+def _save_level(
+    path: Path, requested: float, state: imp.State, step: Step, started_from: str
+) -> None:
+    """Run a level; write the tree that it rewinds to only where it changed."""
+    reached, info = step(state, density=requested)
+    rewind_point = "as before"
+    if reached.params is not state.params:
+        rewind_point = f"rewind_{path.name}"
+        folder = path.with_name(rewind_point)
+        remove(folder)  # of a run that was killed before the level ended
+        save(folder, {"params": reached.params})
+    record = {
+        "requested": requested,
+        "started_from": started_from,
+        "rewind_point": rewind_point,
+        "level": reached.level,
+        "mask": reached.mask,
+        "key": reached.key,
+        "info": info._replace(metrics=None),
+        "metrics": info.metrics,
+    }
+    save(path, {name: part for name, part in record.items() if part is not None})
+
+
+class _OtherStartError(ValueError):
+    """A saved level was started from another state."""
+
+
+def _load_level(
+    path: Path, requested: float, state: imp.State, started_from: str
+) -> tuple[imp.State, imp.Info]:
+    """Read a level into the containers and the kind of key of the state before it."""
+    info_like = imp.Info(state.params, None, 0.0, 0.0)
+    places = {"mask": state.mask, "info": info_like}
+    record = read(path, places)
+    if record["requested"] != requested:
+        raise ValueError(
+            f"{path} was pruned to density {record['requested']}, but {requested} is "
+            "requested. Pass the densities of the run that wrote it, or another folder."
+        )
+    if record["started_from"] != started_from:
+        raise _OtherStartError(
+            f"{path} was started from other weights, another mask or another key, or from "
+            "another network than the state passed. Pass another folder."
+        )
+    params = state.params
+    if record["rewind_point"] != "as before":
+        folder = path.with_name(record["rewind_point"])
+        try:
+            params = load(folder, {"params": state.params})["params"]
+        except FileNotFoundError as error:  # the level is complete, so it was there
+            raise CorruptFileError(path, f"{folder.name} is missing") from error
+    key = in_containers({"key": record["key"]}, {"key": state.key}, path)["key"]
+    mask = in_containers(record["mask"], state.mask, path)
+    info = record["info"]
+    info = imp.Info(
+        in_containers(info["params"], state.params, path),
+        record.get("metrics"),
+        info["trained_density"],
+        info["pruned_density"],
+    )
+    return imp.State(record["level"], params, mask, key), info
+
+
+def levels(
+    folder: str | os.PathLike,
+    state: imp.State,
+    step: Step,
+    densities: Sequence[Fraction],
+) -> Iterator[tuple[imp.State, imp.Info]]:
+    """Run iterative magnitude pruning, each level saved before the next begins.
+
+    `level_0001` and so on hold the state after a level and its info;
+    `rewind_level_0001` holds the tree that all levels rewind to. A run that was killed at
+    any moment resumes after its newest complete level. Every level starts from what was
+    read back, so an interrupted run ends with the same bits as an uninterrupted one.
+
+    Args:
+        folder: where the levels are saved; one folder per run.
+        state: the initial state, `imp.init(params, key)`.
+        step: `step(state, density) -> (state, info)`, such as
+            `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
+        densities: kept / prunable after each level.
+
+    Yields:
+        State and info of every level in turn; finished ones as they were saved, with the
+        metrics in dicts and lists.
+
+    Raises:
+        ValueError: if a saved level was started from another state, or reached another
+            density than is requested now.
+
+    Example:
+        >>> import functools, tempfile
+        >>> import jax.numpy as jnp
+        >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
+        >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
+        >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
+        >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):
+        ...     print(state.level, info.trained_density, info.pruned_density)
+        1 1.0 0.5
+        2 0.5 0.25
+    """
+    root = Path(folder).absolute()
+    regenerated = False
+    for number, density in enumerate(densities, start=1):
+        path = root / f"level_{number:04d}"
+        # Everything a level starts from, so that no run resumes another run's levels.
+        started_from = fingerprint((state.params, state.mask, state.key))
+        requested = float(density)
+        level = None
+        if sharding.broadcast_from_first(exists(path)):
+            try:
+                level = _load_level(path, requested, state, started_from)
+            except CorruptFileError as error:
+                regenerated = True
+                # If what the level rewinds to is corrupt, both are regenerated.
+                for corrupt in sorted({path, error.path}):
+                    quarantine(corrupt)
+            except _OtherStartError:
+                if not regenerated:
+                    raise
+                # The regenerated level before it has other bits: not every device sums
+                # in the same order each time.
+                quarantine(path)
+        if level is None:
+            _save_level(path, requested, state, step, started_from)
+            level = _load_level(path, requested, state, started_from)
+        state, _ = level
+        yield level

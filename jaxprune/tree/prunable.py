@@ -1,0 +1,149 @@
+"""Which leaves may be pruned, decided by their names."""
+
+import fnmatch
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune.tree.checks import check_arrays
+from jaxprune.tree.names import align, map_named, names
+from jaxprune.types import Mask, Params, Prunable
+
+# Words in a name that mark a leaf as no kernel, by what they mean.
+NOT_PRUNED = {
+    "bias": {"bias", "biases", "beta", "offset", "shift"},
+    "norm": {"norm", "bn", "ln"},
+    "scale": {"scale", "gamma", "mean", "var", "variance"},
+    "embedding": {"emb", "embed", "embedding", "embeddings", "wte", "wpe"},
+    "position": {"pos", "position", "positions", "positional", "pe"},
+    "token": {"cls", "token", "tokens"},
+}
+
+
+def prunable(
+    params: Params | Mask,
+    *,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] = (),
+) -> Prunable:
+    """Choose the leaves whose weights may be pruned.
+
+    By default these are the floating leaves with two or more dimensions that are not named
+    like a bias, a norm, an embedding, a position or a token (`NOT_PRUNED`). A leaf called
+    `kernel` is always a kernel, and `b1` is a bias where `w1` is beside it.
+
+    Args:
+        params: parameters, or a mask or shapes of the same tree.
+        include: name patterns, such as `"*/kernel"`, that replace the default rule: every
+            floating leaf that one of them matches. `*` matches any text, `/` included.
+        exclude: name patterns of leaves to leave out.
+
+    Returns:
+        A tree of bools.
+
+    Raises:
+        ValueError: if a pattern matches no leaf.
+
+    Example:
+        >>> params = {"bias": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2))}
+        >>> prunable(params)
+        {'bias': False, 'kernel': True}
+        >>> prunable(params, include="*", exclude="kernel")
+        {'bias': True, 'kernel': False}
+    """
+    check_arrays(params)
+    every = names(params)
+    wanted = None if include is None else set(_matching(include, every, "include"))
+    unwanted = set(_matching(exclude, every, "exclude"))
+
+    def choose(name: str, leaf: Any) -> bool:
+        if name in unwanted or not _may_be_weight(leaf):
+            return False
+        if wanted is not None:
+            return name in wanted
+        return len(jnp.shape(leaf)) >= 2 and _is_kernel(name, every)
+
+    return map_named(choose, params)
+
+
+def _matching(
+    patterns: str | Sequence[str], every: Sequence[str], option: str
+) -> Iterator[str]:
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        matched = fnmatch.filter(every, pattern)
+        if not matched:
+            raise ValueError(
+                f"{option} pattern '{pattern}' matches no leaf. Pass a pattern such as "
+                f"'*kernel'; the leaves are {', '.join(every[:8])}"
+                f"{', ...' if len(every) > 8 else ''}."
+            )
+        yield from matched
+
+
+def _is_kernel(name: str, every: Sequence[str]) -> bool:
+    """Apply the table of words to a name."""
+    *modules, own = name.split("/")
+    words = _words(own)
+    if "kernel" in words:
+        return True
+    if any(words & kind for kind in NOT_PRUNED.values()):
+        return False
+    beside = "/".join([*modules, own.replace("b", "w", 1)])
+    if own.startswith("b") and beside in every:
+        return False
+    module = next((part for part in reversed(modules) if not part.isdigit()), "")
+    words = _words(module)
+    is_lookup = words & NOT_PRUNED["embedding"] and "patch" not in words
+    return not (words & NOT_PRUNED["norm"] or is_lookup)
+
+
+def _words(part: str) -> set[str]:
+    """Split a name into lower-case words; `layernorm` and the like also count as `norm`."""
+    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)
+    found = {word.lower() for word in words}
+    return found | {"norm" for word in found if word.endswith("norm")}
+
+
+def _may_be_weight(leaf: Any) -> bool:
+    """Return whether a leaf is floating, or a mask, which stands for one."""
+    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+    return jnp.issubdtype(dtype, jnp.floating) or dtype == np.bool_
+
+
+def check_prunable(params: Params | Mask, chosen: Prunable | None) -> Prunable:
+    """Return the chosen leaves, checked, or the default where there is no choice.
+
+    Args:
+        params: parameters, or a mask or scores of the same tree.
+        chosen: one bool per leaf, or None.
+
+    Raises:
+        ValueError: if `chosen` does not have the leaves of `params`.
+    """
+    if chosen is None:
+        return prunable(params)
+    return align(chosen, params, "prunable", "Build it with tree.prunable(params).")
+
+
+def size(params: Params | Mask, chosen: Prunable | None = None) -> int:
+    """Count the prunable weights, as a Python int.
+
+    Args:
+        params: parameters, or a mask of their shapes.
+        chosen: which leaves count; by default those of `tree.prunable`.
+
+    Example:
+        >>> size({"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))})
+        4
+    """
+    counts = jax.tree.leaves(check_prunable(params, chosen))
+    return sum(
+        math.prod(leaf.shape)
+        for leaf, is_prunable in zip(jax.tree.leaves(params), counts, strict=True)
+        if is_prunable
+    )
