@@ -116,7 +116,7 @@ def levels(
             density than is requested now.
 
     Example:
-        >>> import functools, tempfile
+        >>> import functools, jax, tempfile
         >>> import jax.numpy as jnp
         >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
         >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")

@@ -185,8 +185,9 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
 
     Args:
         path: a folder that `save` wrote.
-        like: a tree with the same leaf names; the result has its containers. Each process reads its part of arrays that have a `NamedSharding`
-            there; all other arrays go to the default device.
+        like: a tree with the same leaf names; the result has its containers. Each process
+            reads its part of arrays that have a `NamedSharding` there; all other arrays go
+            to the default device.
 
     Returns:
         The tree in the containers of `like`; without it in dicts and lists.
