@@ -57,9 +57,12 @@ class Folded(nnx.Module):
 
 
 def normalize(
-    bn: nnx.BatchNorm | Folded | None, x: Float[Array, "..."], train: bool
+    bn: nnx.Module | None, x: Float[Array, "..."], train: bool
 ) -> Float[Array, "..."]:
-    """Normalize in at least float32; bfloat16 running statistics would stop changing."""
+    """Normalize in at least float32; bfloat16 running statistics would stop changing.
+
+    None, or a module that replaces the BatchNorm such as an identity, returns `x`.
+    """
     if not isinstance(bn, nnx.BatchNorm):
         return x
     wide = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
