@@ -109,6 +109,7 @@ def start_measure(
             array = np.asarray(leaf)
             np.save(Path(folder.name) / f"{i}.npy", array, allow_pickle=False)
     except OSError as error:
+        folder.cleanup()
         raise RuntimeError(
             "the program and its arguments for the process that measures memory can't be "
             f"written to {folder.name} ({error.strerror or error}). Free disk space there, "
