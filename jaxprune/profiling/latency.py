@@ -83,8 +83,8 @@ def interleaved(
 
     times = np.array([[time_warm(run) for run in runs] for _ in range(warmup + calls)])
     return [
-        Latency(float(np.median(one)), float(np.percentile(one, 95)), calls)
-        for one in times[warmup:].T
+        Latency(float(np.median(column)), float(np.percentile(column, 95)), calls)
+        for column in times[warmup:].T
     ]
 
 

@@ -7,6 +7,7 @@ import rich.console
 
 from jaxprune import report
 from jaxprune.report import figures, tables
+from jaxprune.report.page import CAPTIONS
 from jaxprune.study import files, records
 from jaxprune.study.records import Layer, Record
 
@@ -191,10 +192,10 @@ def test_the_published_numbers_are_those_of_the_publication():
 def write_study(folder, cell_records, notes=()):
     cells = [{"id": r.id, "cell": r.cell} for r in cell_records]
     records.open_runs(folder, "fake", cells, notes)
-    for one in cell_records:
-        (folder / one.id).mkdir()
-        files.write_json(folder / one.id / "config.json", one.cell)
-        records.write(folder / one.id, one)
+    for written in cell_records:
+        (folder / written.id).mkdir()
+        files.write_json(folder / written.id / "config.json", written.cell)
+        records.write(folder / written.id, written)
 
 
 def test_the_page_is_one_file_and_escapes_its_text(tmp_path):
@@ -217,7 +218,7 @@ def test_every_figure_has_a_caption(tmp_path):
     cell_records = [record("snip", 1, compaction=COMPACTION, connectivity=connectivity)]
     write_study(tmp_path, cell_records)
     page = report.write(tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == len(report.page.CAPTIONS)
+    assert page.count("data:image/png;base64,") == len(CAPTIONS)
 
 
 def test_a_study_without_cell_recordsis_an_error(tmp_path):
