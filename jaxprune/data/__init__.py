@@ -5,8 +5,8 @@ from jaxprune.data.augment import (
     preprocess as preprocess,
 )
 from jaxprune.data.batches import (
-    sample_examples as sample_examples,
     epoch_order as epoch_order,
+    sample_examples as sample_examples,
     steps_per_epoch as steps_per_epoch,
 )
 from jaxprune.data.sources import (

@@ -10,12 +10,12 @@ from jaxprune.types import RandomKey
 
 
 class Preprocessing(NamedTuple):
-    """How images become inputs; hashable, so that it can be a static argument.
+    """The preprocessing of images; hashable, so that it can be a static argument.
 
-    mean: one value per channel, of pixels scaled to [0, 1].
-    std: likewise.
+    mean: mean of pixels scaled to [0, 1], one value per channel.
+    std: standard deviation of the same pixels, one value per channel.
     pad: pixels of zero padding for the random crop; 0 for no crop.
-    flip: flip half of the images left to right.
+    flip: whether to flip half of the images left to right.
     """
 
     mean: tuple[float, ...]
@@ -29,12 +29,12 @@ def preprocess(
     preprocessing: Preprocessing,
     key: RandomKey | None = None,
 ) -> Float32[Array, "batch height width channels"]:
-    """Crop and flip at random if there is a key, then scale and standardize.
+    """Crop and flip at random if a key is given, then scale and standardize.
 
     Args:
         images: pixels of 0 to 255.
         preprocessing: mean, standard deviation and augmentation.
-        key: randomness of the augmentation; None for evaluation.
+        key: randomness of the augmentation; None for none, as in evaluation.
 
     Returns:
         Pixels of about mean 0 and standard deviation 1; a padded pixel is black.
@@ -49,8 +49,8 @@ def preprocess(
         if preprocessing.pad:
             images = _crop(crop_key, images, preprocessing.pad)
         if preprocessing.flip:
-            heads = jax.random.bernoulli(flip_key, shape=(images.shape[0], 1, 1, 1))
-            images = jnp.where(heads, images[:, :, ::-1], images)
+            is_flipped = jax.random.bernoulli(flip_key, shape=(len(images), 1, 1, 1))
+            images = jnp.where(is_flipped, images[:, :, ::-1], images)
     mean = jnp.asarray(preprocessing.mean, jnp.float32).reshape(1, 1, 1, -1)
     std = jnp.asarray(preprocessing.std, jnp.float32).reshape(1, 1, 1, -1)
     return (images.astype(jnp.float32) / 255 - mean) / std
@@ -61,7 +61,7 @@ def _crop(key: RandomKey, images: Array, pad: int) -> Array:
     padded = jnp.pad(images, ((0, 0), (pad, pad), (pad, pad), (0, 0)))
     corners = jax.random.randint(key, (batch, 2), 0, 2 * pad + 1)
 
-    def one(image: Array, corner: Array) -> Array:
+    def crop_one(image: Array, corner: Array) -> Array:
         return jax.lax.dynamic_slice(image, (corner[0], corner[1], 0), shape)
 
-    return jax.vmap(one)(padded, corners)
+    return jax.vmap(crop_one)(padded, corners)

@@ -1,4 +1,4 @@
-"""The order of the examples: a fresh permutation every epoch."""
+"""The order of the examples: a new permutation for every epoch."""
 
 import jax
 import jax.numpy as jnp
@@ -21,12 +21,12 @@ def epoch_order(key: RandomKey, examples: int, epoch: int) -> Int32[Array, " exa
     """Permute the examples of one epoch.
 
     Args:
-        key: the same for all epochs.
+        key: the same key for all epochs.
         examples: number of examples.
-        epoch: which epoch; each has its own permutation.
+        epoch: number of the epoch; each has its own permutation.
 
     Returns:
-        The indices of the examples in the order of training; the last batch may be short.
+        Indices of the examples in the order of training; the last batch may be short.
 
     Example:
         >>> sorted(epoch_order(jax.random.key(0), 5, epoch=0).tolist())
@@ -36,16 +36,21 @@ def epoch_order(key: RandomKey, examples: int, epoch: int) -> Int32[Array, " exa
     return permutation.astype(jnp.int32)
 
 
-def sample_examples(key: RandomKey, examples: int, number: int) -> Int32[Array, " number"]:
+def sample_examples(
+    key: RandomKey, examples: int, number: int
+) -> Int32[Array, " number"]:
     """Choose examples for scoring, without replacement and without balancing classes.
 
     Args:
-        key: used once.
-        examples: number of examples there are.
-        number: how many to choose.
+        key: randomness of the choice.
+        examples: number of examples in the training set.
+        number: number of examples to choose.
+
+    Returns:
+        Indices of distinct examples, in random order.
 
     Raises:
-        ValueError: if there are not that many.
+        ValueError: if `number` is larger than `examples`.
 
     Example:
         >>> sample_examples(jax.random.key(0), 10, 3).shape

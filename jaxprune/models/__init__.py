@@ -31,7 +31,7 @@ from jaxprune.models.wiring import (
 )
 from jaxprune.types import RandomKey
 
-# name -> module(input_shape=, num_classes=, batch_norm=, width=, rngs=)
+# Each value builds a module: f(input_shape=, num_classes=, batch_norm=, width=, rngs=).
 MODELS: Mapping[str, Callable[..., nnx.Module]] = {
     "mlp": partial(mlp.MLP, hidden=(256, 256, 256)),
     "lenet-300-100": partial(mlp.MLP, hidden=(300, 100)),
@@ -69,16 +69,17 @@ def create(
     """Build a network and draw its weights.
 
     Weights are drawn from an untruncated normal distribution of variance 2 / fan_in
-    (Flax's own he_normal is truncated and leads to other masks); biases are 0.
+    (Flax's own he_normal is truncated and leads to different masks). Biases are 0.
 
     Args:
-        name: one of `models.MODELS`.
+        name: a key of `models.MODELS`.
         key: randomness of the weights.
-        input_shape: height, width and channels of an image. VGG and conv-n leave out
-            the pools that would shrink a map below one pixel.
+        input_shape: height, width and channels of an image. VGG and conv-n skip pooling
+            layers that would shrink a feature map below one pixel.
         num_classes: number of logits.
-        batch_norm: add BatchNorm before each ReLU, with epsilon 1e-5 and momentum 0.9.
-        width: factor on the number of channels and hidden units.
+        batch_norm: whether to add BatchNorm before each ReLU, with epsilon 1e-5 and
+            momentum 0.9.
+        width: factor that multiplies the numbers of channels and hidden units.
 
     Returns:
         `Model(params, state, apply)`.
@@ -99,9 +100,7 @@ def create(
         https://arxiv.org/abs/1803.03635, 2019, figure 2 (conv-2, -4, -6).
     """
     if name not in MODELS:
-        raise ValueError(
-            f"model '{name}' is unknown. Pass one of {', '.join(MODELS)}."
-        )
+        raise ValueError(f"model '{name}' is unknown. Pass one of {', '.join(MODELS)}.")
     if min(*input_shape, num_classes) < 1 or not 0 < width < float("inf"):
         raise ValueError(
             f"input_shape {input_shape}, num_classes {num_classes} and width {width} "

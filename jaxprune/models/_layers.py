@@ -1,4 +1,4 @@
-"""Layers as the published study initializes them."""
+"""Layers, initialized as in the published study."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from jaxtyping import Array, Float
 
 from jaxprune.models.conv import conv_general_dilated
 
-EPSILON = 1e-5  # torch's default, and what models.flow takes out again
+EPSILON = 1e-5  # PyTorch's default
 
 # Untruncated: jax.nn.initializers.he_normal is truncated at two standard deviations,
 # which moves SynFlow's FLOP ratio at c = 1 on VGG-16 from .4571 to .4659.
@@ -23,7 +23,7 @@ def conv(
     stride: int = 1,
     use_bias: bool = True,
 ) -> nnx.Conv:
-    """Make a square convolution that keeps the size of the map at stride 1."""
+    """Create a square convolution that keeps the size of the feature map at stride 1."""
     return nnx.Conv(
         inputs,
         outputs,
@@ -38,17 +38,17 @@ def conv(
 
 
 def dense(inputs: int, outputs: int, rngs: nnx.Rngs) -> nnx.Linear:
-    """Make a dense layer."""
+    """Create a dense layer."""
     return nnx.Linear(inputs, outputs, kernel_init=_init, rngs=rngs)
 
 
 def norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
-    """Make a batch normalization; momentum 0.9 in Flax's convention is torch's 0.1."""
+    """Create a BatchNorm layer; momentum 0.9 in Flax's convention is PyTorch's 0.1."""
     return nnx.BatchNorm(features, momentum=0.9, epsilon=EPSILON, rngs=rngs)
 
 
 class Folded(nnx.Module):
-    """What stands where a normalization was: nothing happens."""
+    """The identity, in place of a normalization that was folded into another layer."""
 
     def __call__(self, x: Array, **options: bool) -> Array:
         """Return `x`."""
@@ -57,18 +57,21 @@ class Folded(nnx.Module):
 
 
 def normalize(
-    bn: nnx.BatchNorm | Folded | None, x: Float[Array, "..."], train: bool
+    bn: nnx.Module | None, x: Float[Array, "..."], train: bool
 ) -> Float[Array, "..."]:
-    """Normalise in float32 at least; running statistics in bfloat16 would stand still."""
+    """Normalize in at least float32; bfloat16 running statistics would stop changing.
+
+    None, or a module that replaces the BatchNorm such as an identity, returns `x`.
+    """
     if not isinstance(bn, nnx.BatchNorm):
         return x
     wide = x if jnp.finfo(x.dtype).bits >= 32 else x.astype(jnp.float32)
-    for weight in (bn.scale, bn.bias):  # of a copy made for this call
+    for weight in (bn.scale, bn.bias):  # `bn` is a copy made for this call
         assert weight is not None
         weight.set_value(weight.get_value().astype(wide.dtype))
     return bn(wide, use_running_average=not train).astype(x.dtype)
 
 
 def scaled(features: int, width: float) -> int:
-    """Scale a number of features, at least to 1."""
+    """Multiply a number of features by `width`; the result is at least 1."""
     return max(1, round(features * width))

@@ -1,4 +1,4 @@
-"""Convolution and pooling that are fast on a CPU too; the numbers are those of XLA's own."""
+"""Convolution and max-pooling that are also fast on a CPU; results match XLA's own."""
 
 import functools
 import math
@@ -9,10 +9,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-# Up to so many pixels are computed one by one. 512 -> 512 channels on 2x2, a batch of 128 on
-# 2 cores, jax 0.10.2: XLA's forward 1,097 ms and gradients 1,112, here 9 and 29.
-SMALL = 4
-TAPS = 25  # one of 7x7 compiles for seconds, and XLA's forward is faster
+# Outputs of up to this many pixels are computed pixel by pixel. Measured with 512 -> 512
+# channels on 2x2 pixels, a batch of 128, 2 cores, jax 0.10.2: XLA's forward pass takes
+# 1,097 ms and its gradients 1,112 ms; here they take 9 ms and 29 ms.
+_MAX_PIXELS = 4
+# Largest kernel (height times width) that is computed this way. A 7x7 kernel takes seconds
+# to compile, and XLA's forward pass is faster.
+_MAX_TAPS = 25
 
 _Pads = tuple[tuple[int, int], ...]
 
@@ -26,19 +29,20 @@ def conv_general_dilated(
 ) -> Float[Array, "batch new_height new_width outputs"]:
     """Convolve like `jax.lax.conv_general_dilated`, faster on a CPU.
 
-    On a CPU, results of up to four pixels are matrix products, which leave the padding
-    out; everything else, and every other platform, is XLA's own convolution. Give it to
-    `flax.nnx.Conv` as `conv_general_dilated=`.
+    On a CPU, outputs of up to four pixels are computed as matrix products, which skip the
+    padding. Everything else, and every other platform, uses XLA's own convolution. Pass
+    this function to `flax.nnx.Conv` as `conv_general_dilated=`.
 
     Args:
-        inputs: in the layout of Flax.
-        kernel: likewise.
-        strides: down and across.
-        padding: "SAME", "VALID", or pixels before and after, down and across.
-        options: as of `jax.lax.conv_general_dilated`.
+        inputs: images or feature maps in Flax's layout (NHWC).
+        kernel: kernel in Flax's layout (HWIO).
+        strides: vertical and horizontal stride.
+        padding: "SAME", "VALID", or pairs of pixels (before, after): vertical, then
+            horizontal.
+        options: other options of `jax.lax.conv_general_dilated`.
 
     Returns:
-        The maps, equal to XLA's up to the order of summation.
+        Feature maps that equal XLA's up to the order of summation.
 
     Example:
         >>> x, kernel = jnp.ones((1, 2, 2, 3)), jnp.ones((3, 3, 3, 4))
@@ -63,7 +67,7 @@ def conv_general_dilated(
             inputs.shape[1:3], pads, kernel.shape[:2], strides, strict=True
         )
     ]
-    if min(size) < 1 or math.prod(size) > SMALL or min(*pads[0], *pads[1]) < 0:
+    if min(size) < 1 or math.prod(size) > _MAX_PIXELS or min(*pads[0], *pads[1]) < 0:
         return xla(inputs, kernel)
     by_pixel = functools.partial(_by_pixel, strides=strides, pads=pads, size=size)
     return jax.lax.platform_dependent(inputs, kernel, cpu=by_pixel, default=xla)
@@ -76,7 +80,7 @@ def _by_pixel(
     pads: _Pads,
     size: Sequence[int],
 ) -> Array:
-    """Multiply what each pixel sees of the map with the part of the kernel that sees it."""
+    """Compute each output pixel as one matrix product, without the padding."""
     rows, columns = (
         [_overlap(stride * pixel - before, width, extent) for pixel in range(number)]
         for number, stride, (before, _), width, extent in zip(
@@ -84,7 +88,8 @@ def _by_pixel(
         )
     )
     batch, outputs = inputs.shape[0], kernel.shape[-1]
-    # Split and joined, not sliced: the transpose of a slice pads, four times slower.
+    # Split and concatenate instead of slicing: the transpose of a slice is a pad, which is
+    # four times slower.
     flat = (kernel.shape[2], outputs)
     taps = [
         [tap.reshape(flat) for tap in jax.lax.split(row, (1,) * kernel.shape[1], 1)]
@@ -92,8 +97,10 @@ def _by_pixel(
     ]
 
     def part(down: slice, across: slice) -> Array:
-        seen = [tap for row in taps[down] for tap in row[across]]
-        return jnp.concatenate(seen) if seen else jnp.zeros((0, outputs), kernel.dtype)
+        inside = [tap for row in taps[down] for tap in row[across]]
+        if not inside:
+            return jnp.zeros((0, outputs), kernel.dtype)
+        return jnp.concatenate(inside)
 
     pixels = [
         inputs[:, down, across].reshape(batch, -1) @ part(kernel_down, kernel_across)
@@ -104,13 +111,13 @@ def _by_pixel(
 
 
 def _overlap(start: int, width: int, extent: int) -> tuple[slice, slice]:
-    """Return where a window lies on the map, and which part of the window that is."""
+    """Return where a window overlaps the feature map, in map and window coordinates."""
     first, last = (min(max(edge, 0), extent) for edge in (start, start + width))
     return slice(first, last), slice(first - start, last - start)
 
 
 def _is_plain(inputs: Array, kernel: Array, options: dict[str, Any]) -> bool:
-    """Tell whether nothing is asked for that only XLA's convolution does."""
+    """Return whether no option is used that only XLA's convolution supports."""
     if inputs.ndim != 4 or kernel.ndim != 4:
         return False
     numbers = jax.lax.conv_dimension_numbers(
@@ -125,7 +132,7 @@ def _is_plain(inputs: Array, kernel: Array, options: dict[str, Any]) -> bool:
         and numbers == flax
         and inputs.dtype == kernel.dtype
         and inputs.shape[-1] == kernel.shape[2]
-        and math.prod(kernel.shape[:2]) <= TAPS
+        and math.prod(kernel.shape[:2]) <= _MAX_TAPS
         and all(set(dilation or (1,)) == {1} for dilation in dilations)
         and options.get("feature_group_count", 1) == 1
         and options.get("batch_group_count", 1) == 1
@@ -139,16 +146,16 @@ def _is_plain(inputs: Array, kernel: Array, options: dict[str, Any]) -> bool:
 def max_pool(
     x: Float[Array, "batch height width channels"],
 ) -> Float[Array, "batch half_height half_width channels"]:
-    """Take the highest of each 2x2 window; of equal ones the first gets the gradient.
+    """Take the maximum of each 2x2 window; among equal values the first gets the gradient.
 
-    Like `nnx.max_pool(x, (2, 2), strides=(2, 2))`, whose gradient takes 130 ms on 2 CPU cores
-    for 128 maps of 32x32x64, where this takes 5.
+    Like `nnx.max_pool(x, (2, 2), strides=(2, 2))`. For a batch of 128 maps of 32x32x64 on
+    2 CPU cores, the gradient of nnx.max_pool takes 130 ms and this one 5 ms.
 
     Args:
-        x: a last odd row or column is left out.
+        x: feature maps; an odd last row or column is ignored.
 
     Returns:
-        Maps of half the size.
+        Feature maps of half the height and width.
 
     Example:
         >>> max_pool(jnp.arange(16.0).reshape(1, 4, 4, 1))[0, :, :, 0].tolist()
@@ -162,9 +169,9 @@ def max_pool(
 def _max_pool_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Array]:
     highest = max_pool(*primals)
     first, second, third, _ = (value == highest for value in _windows(*primals))
-    moves = _windows(*tangents)
-    tangent = jnp.where(third, moves[2], moves[3])
-    tangent = jnp.where(first, moves[0], jnp.where(second, moves[1], tangent))
+    changes = _windows(*tangents)
+    tangent = jnp.where(third, changes[2], changes[3])
+    tangent = jnp.where(first, changes[0], jnp.where(second, changes[1], tangent))
     return highest, tangent
 
 

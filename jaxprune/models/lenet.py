@@ -1,4 +1,4 @@
-"""Conv-2, conv-4 and conv-6: small VGGs with a dense network on top."""
+"""Conv-2, conv-4 and conv-6: small VGG-like networks with three dense layers."""
 
 from collections.abc import Sequence
 
@@ -13,7 +13,10 @@ from jaxprune.models.wiring import Layer, chain
 
 
 class ConvN(nnx.Module):
-    """Pairs of 3x3 convolutions, each pair with a max-pool, then 256-256-classes."""
+    """Pairs of 3x3 convolutions with a max-pool after each, then dense layers.
+
+    The dense layers have 256, 256 and `num_classes` units.
+    """
 
     def __init__(
         self,
@@ -25,7 +28,7 @@ class ConvN(nnx.Module):
         width: float,
         rngs: nnx.Rngs,
     ):
-        """Build the layers; `blocks` are the channels of each pair before scaling."""
+        """Build the layers; `blocks` lists the channels of each pair before scaling."""
         self.input_shape = tuple(input_shape)
         self.layers = 2 * len(blocks)
         height, length, channels = input_shape

@@ -1,4 +1,4 @@
-"""Dense networks: LeNet-300-100 and a plain perceptron."""
+"""Dense networks: LeNet-300-100 and a multilayer perceptron."""
 
 import math
 from collections.abc import Sequence
@@ -12,7 +12,7 @@ from jaxprune.models.wiring import Layer, chain
 
 
 class MLP(nnx.Module):
-    """Dense layers `fc1`, `fc2`, ... with ReLU between them; the last gives the logits."""
+    """Dense layers `fc1`, `fc2`, ... with ReLU between them; the last returns the logits."""
 
     def __init__(
         self,
@@ -24,7 +24,7 @@ class MLP(nnx.Module):
         width: float,
         rngs: nnx.Rngs,
     ):
-        """Build the layers; `hidden` are their units before scaling by `width`."""
+        """Build the layers; `hidden` lists their units before scaling by `width`."""
         self.input_shape = tuple(input_shape)
         sizes = [math.prod(input_shape), *(scaled(units, width) for units in hidden)]
         self.hidden = len(hidden)

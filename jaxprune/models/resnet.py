@@ -1,4 +1,4 @@
-"""ResNets for small pictures: a 3x3 stem, basic blocks, projection shortcuts."""
+"""ResNets for small images: a 3x3 stem, basic blocks, projection shortcuts."""
 
 from collections.abc import Sequence
 
@@ -11,7 +11,7 @@ from jaxprune.models.wiring import Layer
 
 
 class ConvNorm(nnx.Module):
-    """A convolution without bias and its normalization; with bias if there is none."""
+    """A convolution and its BatchNorm; without BatchNorm, the convolution has a bias."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class ConvNorm(nnx.Module):
         kernel: int = 3,
         stride: int = 1,
     ):
-        """Build both."""
+        """Build both layers."""
         self.conv = conv(
             inputs, outputs, rngs, kernel=kernel, stride=stride, use_bias=not batch_norm
         )
@@ -42,7 +42,7 @@ class ConvNorm(nnx.Module):
 
 
 class Block(nnx.Module):
-    """Two convolutions and a shortcut, which is a 1x1 projection where shapes change."""
+    """Two convolutions and a shortcut, a 1x1 projection where the shape changes."""
 
     def __init__(
         self, inputs: int, outputs: int, stride: int, batch_norm: bool, rngs: nnx.Rngs
@@ -63,7 +63,7 @@ class Block(nnx.Module):
     def __call__(
         self, x: Float[Array, "batch height width channels"], train: bool
     ) -> Float[Array, "..."]:
-        """Return the sum of both branches through a ReLU."""
+        """Return the ReLU of the sum of both branches."""
         branch = self.layer2(jax.nn.relu(self.layer1(x, train)), train)
         return jax.nn.relu(
             branch + (x if self.shortcut is None else self.shortcut(x, train))
@@ -82,9 +82,10 @@ class Block(nnx.Module):
 
 
 class ResNet(nnx.Module):
-    """A stem, stages of blocks that double the channels and halve the map, `fc`.
+    """A stem, stages of blocks, a mean over the feature map, and the dense layer `fc`.
 
-    The stem is `block0`: names must sort in the order of the network.
+    Each stage after the first doubles the channels and halves the feature map. The stem is
+    called `block0`, because names must sort in network order.
     """
 
     def __init__(
@@ -98,17 +99,17 @@ class ResNet(nnx.Module):
         width: float,
         rngs: nnx.Rngs,
     ):
-        """Build the layers; `blocks` is the number of blocks of each stage."""
+        """Build the layers; `blocks` lists the number of blocks of each stage."""
         self.input_shape = tuple(input_shape)
         channels = scaled(stem, width)
         self.block0 = ConvNorm(input_shape[-1], channels, rngs, batch_norm=batch_norm)
         self.blocks = sum(blocks)
         i = 0
         for stage, depth in enumerate(blocks):
-            for first in [True] + [False] * (depth - 1):
+            for position in range(depth):
                 i += 1
                 features = scaled(stem * 2**stage, width)
-                stride = 2 if first and stage > 0 else 1
+                stride = 2 if position == 0 and stage > 0 else 1
                 block = Block(channels, features, stride, batch_norm, rngs)
                 setattr(self, f"block{i}", block)
                 channels = features

@@ -1,4 +1,4 @@
-"""VGG for small pictures: 3x3 convolutions with bias, one dense layer."""
+"""VGG for small images: 3x3 convolutions with bias, and one dense layer."""
 
 from collections.abc import Sequence
 
@@ -12,10 +12,10 @@ from jaxprune.models.wiring import Layer, chain
 
 
 class VGG(nnx.Module):
-    """Stages of convolutions with a max-pool between them, the mean of the map, `fc`.
+    """Stages of convolutions with a max-pool between them, a mean, and the dense layer `fc`.
 
-    At 32x32 the last map is 2x2 and its mean is the average pool of the published
-    study.
+    At 32x32 pixels the last feature map is 2x2, and its mean is the average pool of the
+    published study.
     """
 
     def __init__(
@@ -28,12 +28,12 @@ class VGG(nnx.Module):
         width: float,
         rngs: nnx.Rngs,
     ):
-        """Build the layers; `stages` are the channels of each before scaling."""
+        """Build the layers; `stages` lists the channels of each layer before scaling."""
         self.input_shape = tuple(input_shape)
         self.depths = tuple(len(stage) for stage in stages)
         channels = input_shape[-1]
-        plan = [scaled(features, width) for stage in stages for features in stage]
-        for i, features in enumerate(plan, start=1):
+        widths = [scaled(features, width) for stage in stages for features in stage]
+        for i, features in enumerate(widths, start=1):
             setattr(self, f"conv{i}", conv(channels, features, rngs))
             setattr(self, f"bn{i}", norm(features, rngs) if batch_norm else None)
             channels = features

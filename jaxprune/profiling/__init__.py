@@ -1,4 +1,4 @@
-"""What a network costs, each figure measured so that it means what it says."""
+"""Measure the cost of a network: multiply-accumulates, time and memory."""
 
 from jaxprune.profiling.device import (
     DeviceMemory as DeviceMemory,

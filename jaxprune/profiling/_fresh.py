@@ -1,4 +1,4 @@
-"""The fresh process of `memory.measure`: run a program, print what it took as JSON."""
+"""The subprocess of `memory.measure`: run a program and print its memory use as JSON."""
 
 import contextlib
 import json
@@ -18,30 +18,30 @@ from jaxprune.profiling import device
 
 
 def _end_with_parent(folder: Path) -> None:
-    """Wait until whoever asked has ended, then leave nothing behind."""
-    os.read(0, 1)
+    """Wait until the parent process has ended, then delete the folder and exit."""
+    os.read(0, 1)  # returns when the parent's end of the pipe closes
     shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
 def main(folder: Path, calls: int) -> None:
-    """Load the program and its arguments, call it, print one line."""
+    """Load the program and its arguments, call it, and print one line of JSON."""
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
     jax.block_until_ready(jax.numpy.zeros(1))  # starts the backend
     idle = psutil.Process().memory_info().rss
     exported = export.deserialize(bytearray((folder / "program").read_bytes()))
     count = len(list(folder.glob("*.npy")))
     args = [jax.device_put(np.load(folder / f"{i}.npy")) for i in range(count)]
-    # Now, since whoever asked may end long after this process.
+    # Delete it now: the parent may end long after this process.
     shutil.rmtree(folder, ignore_errors=True)
     compiled = jax.jit(exported.call).lower(*args).compile()
     _reset_peak()
     for _ in range(calls):
         jax.block_until_ready(compiled(*args))
     analysis = compiled.memory_analysis()
-    held = device.device_memory()
+    device_memory = device.device_memory()
 
-    def said(name: str) -> float | None:
+    def compiler_estimate(name: str) -> float | None:
         value = getattr(analysis, f"{name}_size_in_bytes", None)
         return None if value is None else value / 1e6
 
@@ -52,20 +52,20 @@ def main(folder: Path, calls: int) -> None:
                 "peak_rss": _peak_rss(),
                 "idle_rss": idle / 1e6,
                 "machine_percent": psutil.virtual_memory().percent,
-                "device_in_use": held.in_use,
-                "device_peak": held.peak,
-                "device_reserved": held.reserved,
-                "arguments": said("argument"),
-                "outputs": said("output"),
-                "temporaries": said("temp"),
-                "code": said("generated_code"),
+                "device_in_use": device_memory.in_use,
+                "device_peak": device_memory.peak,
+                "device_reserved": device_memory.reserved,
+                "arguments": compiler_estimate("argument"),
+                "outputs": compiler_estimate("output"),
+                "temporaries": compiler_estimate("temp"),
+                "code": compiler_estimate("generated_code"),
             }
         )
     )
 
 
 def _reset_peak() -> None:
-    """Let the peak count from here, compilation left out; only Linux can."""
+    """Reset the peak, so that it excludes compilation; only Linux supports this."""
     with contextlib.suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
@@ -76,9 +76,8 @@ def _peak_rss() -> float:
         line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
         return int(line.split()[1]) * 1024 / 1e6
     except (OSError, StopIteration):
-        unit = (
-            1 if sys.platform == "darwin" else 1024
-        )  # bytes there, kibibytes elsewhere
+        # macOS reports bytes, other systems kibibytes.
+        unit = 1 if sys.platform == "darwin" else 1024
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e6
 
 

@@ -1,4 +1,4 @@
-"""Which device this is, and what it says of its memory."""
+"""The device and the machine, and the memory that they report."""
 
 import platform
 from collections.abc import Sequence
@@ -9,10 +9,11 @@ import psutil
 
 
 class DeviceMemory(NamedTuple):
-    """Megabytes (1e6 bytes) of the allocator; None where the backend is silent.
+    """Memory of a device's allocator; None where the backend reports no statistics.
 
-    in_use: held by arrays now; peak: the most since the process began, which can't be
-    reset; reserved: what the allocator has taken from the device.
+    in_use: memory of the arrays that exist now, in megabytes (1e6 bytes).
+    peak: highest `in_use` since the process started, in megabytes. It can't be reset.
+    reserved: memory that the allocator has taken from the device, in megabytes.
     """
 
     in_use: float | None
@@ -21,10 +22,12 @@ class DeviceMemory(NamedTuple):
 
 
 class MemorySample(NamedTuple):
-    """Memory at one moment; None where the backend is silent.
+    """Memory at one moment; None where the backend reports no statistics.
 
-    device_in_use, device_reserved: as in DeviceMemory, megabytes; machine_percent: share of
-    the whole machine's memory in use, by whatever process.
+    device_in_use: `DeviceMemory.in_use` of the first device, in megabytes (1e6 bytes).
+    device_reserved: `DeviceMemory.reserved` of the first device, in megabytes.
+    machine_percent: share of the whole machine's memory that all processes use together, in
+        percent.
     """
 
     device_in_use: float | None
@@ -33,45 +36,48 @@ class MemorySample(NamedTuple):
 
 
 def sample_memory() -> MemorySample:
-    """Read the memory in use at this moment, as the published study did between epochs.
+    """Read the memory that is in use now.
+
+    The published study reports this reading, taken between epochs.
 
     Returns:
-        Megabytes (1e6 bytes) of the first device, and the machine's share.
+        The memory of the first device and of the machine.
 
     Example:
         >>> 0 < sample_memory().machine_percent <= 100
         True
     """
-    held = device_memory()
-    return MemorySample(held.in_use, held.reserved, psutil.virtual_memory().percent)
+    memory = device_memory()
+    return MemorySample(memory.in_use, memory.reserved, psutil.virtual_memory().percent)
 
 
 def maximum(samples: Sequence[MemorySample]) -> dict[str, float | None]:
-    """Take the highest of each figure.
+    """Return the maximum of each field over several samples.
 
     Args:
-        samples: at least one.
+        samples: one or more samples.
 
     Returns:
-        The highest by the names of MemorySample; None where the backend is silent.
+        The maximum by field of `MemorySample`; None where a sample has None.
 
     Example:
         >>> maximum([MemorySample(1.0, None, 5.0), MemorySample(2.0, None, 4.0)])
         {'device_in_use': 2.0, 'device_reserved': None, 'machine_percent': 5.0}
     """
 
-    def most(name: str) -> float | None:
-        values = [getattr(one, name) for one in samples]
+    def field_maximum(name: str) -> float | None:
+        values = [getattr(sample, name) for sample in samples]
         return None if None in values else max(values)
 
-    return {name: most(name) for name in MemorySample._fields}
+    return {name: field_maximum(name) for name in MemorySample._fields}
 
 
 def describe() -> dict[str, str | int]:
-    """Name the device and the machine that measurements were made on.
+    """Describe the device and the machine, as context for measurements.
 
     Returns:
-        Platform, kind and number of devices, processor, cores, and memory in GB (1e9).
+        `platform`, `kind` and number of `devices`; `processor`, `cores` and `ram_gb` of the
+        machine, in gigabytes (1e9 bytes).
 
     Example:
         >>> describe()["platform"]
@@ -98,16 +104,16 @@ def _processor() -> str:
 
 
 def device_memory(device: Any = None) -> DeviceMemory:
-    """Read what the allocator of a device holds.
+    """Read the memory statistics of a device's allocator.
 
-    `reserved` means something only with XLA_PYTHON_CLIENT_PREALLOCATE=false; otherwise
-    it is the share of the device that JAX took at its start.
+    `reserved` is only meaningful with XLA_PYTHON_CLIENT_PREALLOCATE=false. Otherwise it is
+    the share of the device that JAX preallocates when it starts.
 
     Args:
-        device: None for the first.
+        device: a JAX device; None for the first one.
 
     Returns:
-        Megabytes; on a CPU, which keeps no statistics, all None.
+        Megabytes (1e6 bytes); all None on a CPU, whose allocator keeps no statistics.
 
     Example:
         >>> device_memory().peak is None

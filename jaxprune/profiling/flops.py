@@ -1,6 +1,6 @@
-"""Multiply-accumulates of any function, counted by walking its jaxpr.
+"""Count the multiply-accumulates (MACs) of any function by walking its jaxpr.
 
-XLA's own cost analysis does not see that a weight is zero, and counts no layer apart.
+XLA's own cost analysis does not account for zero weights, and has no count per layer.
 """
 
 import math
@@ -14,27 +14,27 @@ from jaxtyping import PyTree
 
 from jaxprune.types import Mask, Params
 
-# What a value of the program is made of: nothing but constants (None), one leaf and
-# constants (its index), or data.
+# What a value of the program is computed from: constants only (None), one leaf and
+# constants (the leaf's index), or anything else (_DATA).
 _DATA = -1
-_ELEMENTWISE = ("add", "add_any", "sub", "mul", "div")
 _Origin = int | None
+_ELEMENTWISE = ("add", "add_any", "sub", "mul", "div")
 
 
 def macs(fn: Callable[..., Any], params: Params, *args: Any) -> PyTree:
-    """Count for each leaf the multiply-accumulates it takes part in, in one call.
+    """Count the multiply-accumulates that each leaf takes part in, for one call.
 
-    A product counts its multiply-accumulates for the kernel in it; an addition or
-    multiplication of a bias or scale counts one for each number it makes. Pooling and
-    activations count nothing, as in the published study. Constants that `fn` closes
-    over (statistics of batch normalization) may be folded into a leaf; what depends on
-    `args` is data. Loops count their length, branches the most expensive one, and a
-    `while` one turn, since its length is not known.
+    A product (matrix product or convolution) counts for the kernel in it. Adding a bias or
+    multiplying by a scale counts one per output element. Pooling and activations count
+    nothing, as in the published study. Constants that `fn` closes over, such as BatchNorm
+    statistics, may be combined with a leaf; values that depend on `args` are data. A scan
+    counts its body once per iteration, and a conditional counts its most expensive branch.
+    A `while` loop counts one iteration, since its length is unknown.
 
     Args:
         fn: `fn(params, *args)`; traced, not run.
         params: arrays or shapes.
-        args: arrays or shapes; with a batch of one picture, the count is per picture.
+        args: arrays or shapes. For a count per image, pass a batch of one image.
 
     Returns:
         A tree like `params` of Python ints.
@@ -46,25 +46,26 @@ def macs(fn: Callable[..., Any], params: Params, *args: Any) -> PyTree:
         {'bias': 8, 'kernel': 24}
 
     References:
-        The counting of Tanaka et al.'s code, https://arxiv.org/abs/2006.05467, 2020:
-        convolution Cin Cout kh kw Hout Wout, its bias Cout Hout Wout, linear in out,
-        batch normalization 2 C H W.
+        Counts as in the code of Tanaka et al., https://arxiv.org/abs/2006.05467, 2020:
+        convolution Cin * Cout * kh * kw * Hout * Wout, its bias Cout * Hout * Wout, linear
+        layer in * out, batch normalization 2 * C * H * W.
     """
     closed = jax.make_jaxpr(fn)(params, *args)
     leaves, structure = jax.tree.flatten(params)
     inputs = len(jax.tree.leaves(args))
     origins: list[_Origin] = [*range(len(leaves)), *[_DATA] * inputs]
     counts = [0] * len(leaves)
-    _walk(closed.jaxpr, [None] * len(closed.jaxpr.constvars) + origins, counts, 1)
+    constants: list[_Origin] = [None] * len(closed.jaxpr.constvars)
+    _count_jaxpr(closed.jaxpr, constants + origins, counts, 1)
     return jax.tree.unflatten(structure, counts)
 
 
 def kept_macs(dense: PyTree, mask: Mask) -> PyTree:
-    """Count the multiply-accumulates that a mask leaves of each leaf.
+    """Count the multiply-accumulates of the weights that a mask keeps, per leaf.
 
     Args:
-        dense: what `macs` counted.
-        mask: the mask; leaves that are never pruned count in full.
+        dense: the result of `macs`.
+        mask: True keeps; leaves that are never pruned count in full.
 
     Returns:
         A tree like `dense` of floats.
@@ -78,10 +79,10 @@ def kept_macs(dense: PyTree, mask: Mask) -> PyTree:
     )
 
 
-def _walk(
+def _count_jaxpr(
     jaxpr: Any, origins: Sequence[_Origin], counts: list[int], times: int
 ) -> list[_Origin]:
-    """Add up the counts of a jaxpr, `times` over; return the origins of its outputs."""
+    """Add the counts of a jaxpr that runs `times` times; return its outputs' origins."""
     known: dict[Any, _Origin] = dict(
         zip([*jaxpr.constvars, *jaxpr.invars], origins, strict=True)
     )
@@ -91,42 +92,44 @@ def _walk(
 
     for eqn in jaxpr.eqns:
         inputs = [origin(var) for var in eqn.invars]
-        outputs = _equation(eqn, inputs, counts, times)
+        outputs = _count_equation(eqn, inputs, counts, times)
         known.update(zip(eqn.outvars, outputs, strict=True))
     return [origin(var) for var in jaxpr.outvars]
 
 
-def _equation(
+def _count_equation(
     eqn: Any, inputs: list[_Origin], counts: list[int], times: int
 ) -> list[_Origin]:
     name, params = eqn.primitive.name, eqn.params
     if name == "scan":
-        return _walk(params["jaxpr"].jaxpr, inputs, counts, times * params["length"])
+        body = params["jaxpr"].jaxpr
+        return _count_jaxpr(body, inputs, counts, times * params["length"])
     if name == "cond":
-        return _dearest(params["branches"], inputs[1:], counts, times)
+        return _count_branches(params["branches"], inputs[1:], counts, times)
     if name == "while":
-        body = inputs[params["cond_nconsts"] :]
-        return _walk(params["body_jaxpr"].jaxpr, body, counts, times)
-    inner = _inner(params, len(inputs))
+        body = params["body_jaxpr"].jaxpr
+        return _count_jaxpr(body, inputs[params["cond_nconsts"] :], counts, times)
+    inner = _inner_jaxpr(params, len(inputs))
     if inner is not None:
-        return _walk(inner, inputs, counts, times)
+        return _count_jaxpr(inner, inputs, counts, times)
 
     work = None
     if name in ("dot_general", "conv_general_dilated"):
-        work = _product(eqn)
+        work = _count_product(eqn)
     elif name in _ELEMENTWISE and _DATA in inputs:
         work = math.prod(eqn.outvars[0].aval.shape)
-    held = {leaf for leaf in inputs if leaf is not None}
+    origins = {origin for origin in inputs if origin is not None}
     if work is not None:
-        for leaf in held - {_DATA}:
+        for leaf in origins - {_DATA}:
             counts[leaf] += times * work
-        held = {_DATA} if len(held) > 1 else held
-    made: _Origin = None if not held else (held.pop() if len(held) == 1 else _DATA)
-    return [made] * len(eqn.outvars)
+    output: _Origin = None
+    if origins:
+        output = origins.pop() if len(origins) == 1 else _DATA
+    return [output] * len(eqn.outvars)
 
 
-def _inner(params: dict[str, Any], inputs: int) -> Any:
-    """Find the one program that an equation such as a jit or a custom rule calls."""
+def _inner_jaxpr(params: dict[str, Any], inputs: int) -> Any:
+    """Return the jaxpr that an equation such as a jit or a custom rule calls, or None."""
     for name in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
         inner = params.get(name)
         inner = getattr(inner, "jaxpr", inner)
@@ -135,26 +138,27 @@ def _inner(params: dict[str, Any], inputs: int) -> Any:
     return None
 
 
-def _dearest(
+def _count_branches(
     branches: Sequence[Any], inputs: list[_Origin], counts: list[int], times: int
 ) -> list[_Origin]:
-    outcomes = []
+    """Add the counts of the most expensive branch; return the origins of its outputs."""
+    candidates = []
     for branch in branches:
-        tried = [0] * len(counts)
-        outputs = _walk(branch.jaxpr, inputs, tried, times)
-        outcomes.append((sum(tried), tried, outputs))
-    _, dearest, outputs = max(outcomes, key=lambda outcome: outcome[0])
-    counts[:] = [count + more for count, more in zip(counts, dearest, strict=True)]
+        branch_counts = [0] * len(counts)
+        outputs = _count_jaxpr(branch.jaxpr, inputs, branch_counts, times)
+        candidates.append((branch_counts, outputs))
+    added, outputs = max(candidates, key=lambda candidate: sum(candidate[0]))
+    counts[:] = [count + more for count, more in zip(counts, added, strict=True)]
     return outputs
 
 
-def _product(eqn: Any) -> int:
-    """Count the multiply-accumulates of one product."""
+def _count_product(eqn: Any) -> int:
+    """Count the multiply-accumulates of one matrix product or convolution."""
     left, right = (var.aval.shape for var in eqn.invars)
-    made = math.prod(eqn.outvars[0].aval.shape)
+    outputs = math.prod(eqn.outvars[0].aval.shape)
     if eqn.primitive.name == "dot_general":
         (contracted, _), _ = eqn.params["dimension_numbers"]
-        return made * math.prod(left[axis] for axis in contracted)
+        return outputs * math.prod(left[axis] for axis in contracted)
     numbers = eqn.params["dimension_numbers"]
     spatial = math.prod(right[axis] for axis in numbers.rhs_spec[2:])
-    return made * spatial * right[numbers.rhs_spec[1]]
+    return outputs * spatial * right[numbers.rhs_spec[1]]

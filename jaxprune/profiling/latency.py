@@ -1,4 +1,4 @@
-"""How long a call takes: compiled ahead, warmed up, each repetition waited for."""
+"""Time calls: compiled ahead, warmed up, and waiting for the result of every call."""
 
 import time
 from collections.abc import Callable
@@ -9,7 +9,12 @@ import numpy as np
 
 
 class Latency(NamedTuple):
-    """Seconds a call: median, 95th percentile, and over how many calls."""
+    """The time of a call.
+
+    p50: median, in seconds.
+    p95: 95th percentile, in seconds.
+    calls: number of calls that were timed.
+    """
 
     p50: float
     p95: float
@@ -19,25 +24,26 @@ class Latency(NamedTuple):
 def latency(
     fn: Callable[..., Any], *args: Any, calls: int = 30, warmup: int = 3
 ) -> Latency:
-    """Time the compiled call `fn(*args)`, its arguments on the device already.
+    """Time the compiled call `fn(*args)` with arguments that are on the device.
 
     Args:
-        fn: the function; compiled ahead of time, so that no compilation is timed.
-        args: arrays or trees of them.
-        calls: how many calls to time, one by one.
-        warmup: how many calls to leave out first.
+        fn: the function. It is compiled before the first call, so that compilation is not
+            timed.
+        args: arrays or trees of arrays.
+        calls: number of calls to time, one by one.
+        warmup: number of calls before those, which are not timed.
 
     Returns:
-        Median and 95th percentile in seconds.
+        Median and 95th percentile, in seconds.
 
     Raises:
-        ValueError: if there is no call to time.
+        ValueError: if `calls` is less than 1.
 
     Example:
         >>> latency(lambda x: x + 1, jax.numpy.ones(3), calls=5).calls
         5
     """
-    # A function that is jitted already compiles once for all calls of `latency`.
+    # A function that is already jitted compiles once for all calls of `latency`.
     jitted = fn if hasattr(fn, "lower") else jax.jit(fn)
     compiled = jitted.lower(*args).compile()
     return interleaved(lambda: compiled(*args), calls=calls, warmup=warmup)[0]
@@ -46,74 +52,75 @@ def latency(
 def interleaved(
     *runs: Callable[[], Any], calls: int = 30, warmup: int = 3
 ) -> list[Latency]:
-    """Time several things beside each other, one call of each after another.
+    """Time several functions with interleaved calls, so that their ratios are comparable.
 
-    A machine that slows down meanwhile slows all of them, so that their ratios hold. The
-    second of two calls is timed: the first finds the caches full of what ran before it.
+    If the machine slows down meanwhile, it slows all of them, so their ratios stay valid.
+    Each function is called twice in a row and the second call is timed, because the first
+    one finds the caches full of the previous function's data.
 
     Args:
-        runs: what to time; compile it before.
-        calls: how many calls of each to time.
-        warmup: how many calls of each to leave out first.
+        runs: functions without arguments; compile them before.
+        calls: number of calls of each function to time.
+        warmup: number of rounds before those, which are not timed.
 
     Returns:
-        Median and 95th percentile in seconds, of each.
+        Median and 95th percentile of each function, in seconds.
 
     Raises:
-        ValueError: if there is no call to time.
+        ValueError: if `calls` is less than 1.
 
     Example:
         >>> quick, slow = interleaved(lambda: None, lambda: time.sleep(0.01), calls=3)
         >>> quick.p50 < slow.p50
         True
     """
+    _check_calls(calls)
 
-    def turn(run: Callable[[], Any]) -> float:
+    def time_warm(run: Callable[[], Any]) -> float:
         if len(runs) > 1:
-            _second(run)
-        return _second(run)
+            _time_call(run)
+        return _time_call(run)
 
-    taken = np.array(
-        [[turn(run) for run in runs] for _ in range(warmup + _some(calls))]
-    )
+    times = np.array([[time_warm(run) for run in runs] for _ in range(warmup + calls)])
     return [
-        Latency(float(np.median(one)), float(np.percentile(one, 95)), calls)
-        for one in taken[warmup:].T
+        Latency(float(np.median(column)), float(np.percentile(column, 95)), calls)
+        for column in times[warmup:].T
     ]
 
 
 def seconds(
     call: Callable[[], Any], *, calls: int = 30, warmup: int = 3
 ) -> list[float]:
-    """Time calls one by one, each until its result is there.
+    """Time calls one by one, each until its result is ready.
 
     Args:
-        call: what to time, such as a pass over a test set with its data feed.
-        calls: how many calls to time.
-        warmup: how many calls to leave out first.
+        call: a function without arguments, such as a pass over a test set that also copies
+            the images to the device.
+        calls: number of calls to time.
+        warmup: number of calls before those, which are not timed.
 
     Returns:
-        Seconds of each call, in order.
+        Time of each call in seconds, in order.
 
     Raises:
-        ValueError: if there is no call to time.
+        ValueError: if `calls` is less than 1.
 
     Example:
         >>> len(seconds(lambda: jax.numpy.ones(3), calls=2))
         2
     """
-    return [_second(call) for _ in range(warmup + _some(calls))][warmup:]
+    _check_calls(calls)
+    return [_time_call(call) for _ in range(warmup + calls)][warmup:]
 
 
-def _some(calls: int) -> int:
+def _check_calls(calls: int) -> None:
     if calls < 1:
         raise ValueError(
             f"calls is how many calls to time; got {calls}. Pass 1 or more."
         )
-    return calls
 
 
-def _second(call: Callable[[], Any]) -> float:
-    began = time.perf_counter()
+def _time_call(call: Callable[[], Any]) -> float:
+    start = time.perf_counter()
     jax.block_until_ready(call())
-    return time.perf_counter() - began
+    return time.perf_counter() - start

@@ -1,7 +1,7 @@
-"""How much memory a call takes, read in a process that does nothing else.
+"""Measure the memory of a call in a fresh process that does nothing else.
 
 XLA's peak counts from the start of the process and can't be reset, so each measurement
-starts a fresh one. The program goes there as StableHLO, so that neither the library
+starts a new process. The program is sent there as StableHLO, so that neither the library
 nor the data of this process count.
 """
 
@@ -20,13 +20,23 @@ from jax import export
 
 
 class Memory(NamedTuple):
-    """Megabytes (1e6 bytes); None where the backend is silent.
+    """Memory of a call in a fresh process; None where the backend reports no statistics.
 
-    rss, peak_rss: of the fresh process, after the calls and at their highest (outside
-    Linux compilation counts too); idle_rss: with JAX started but before anything was
-    loaded; machine_percent: share of the whole machine's memory in use, by whatever
-    process; device_*: of the allocator, see DeviceMemory;
-    arguments, outputs, temporaries, code: what XLA's compiler says the program needs.
+    All fields except `machine_percent` are in megabytes (1e6 bytes).
+
+    rss: resident set size of the process after the calls.
+    peak_rss: highest resident set size during the calls; outside Linux, during compilation
+        too.
+    idle_rss: resident set size after JAX has started, before anything is loaded.
+    machine_percent: share of the whole machine's memory that all processes use together, in
+        percent.
+    device_in_use: see `DeviceMemory.in_use`.
+    device_peak: see `DeviceMemory.peak`.
+    device_reserved: see `DeviceMemory.reserved`.
+    arguments: memory of the arguments, by XLA's compiler.
+    outputs: memory of the outputs, by XLA's compiler.
+    temporaries: memory of temporary buffers, by XLA's compiler.
+    code: size of the generated code, by XLA's compiler.
     """
 
     rss: float
@@ -47,15 +57,15 @@ def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
 
     Args:
         fn: the function; exported as StableHLO.
-        args: arrays or trees of them; copied to the other process.
-        calls: how often to call it there.
+        args: arrays or trees of arrays; copied to the other process.
+        calls: number of calls there.
 
     Returns:
-        Megabytes, some None.
+        The memory, mostly in megabytes; None where the backend reports no statistics.
 
     Raises:
-        RuntimeError: if the other process fails, with the end of what it said, or the
-            temporary folder takes no more.
+        RuntimeError: if the other process fails (the message includes the end of its error
+            output), or the temporary folder is full.
 
     Example:
         >>> measure(lambda x: x @ x, jax.numpy.ones((64, 64))).peak_rss > 0
@@ -64,8 +74,12 @@ def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
     return start_measure(fn, *args, calls=calls)()
 
 
-def start_measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callable[[], Memory]:
-    """Begin to measure, so that this process may go on with work that is not timed.
+def start_measure(
+    fn: Callable[..., Any], *args: Any, calls: int = 3
+) -> Callable[[], Memory]:
+    """Start `measure` in the background, so that this process can do other work meanwhile.
+
+    Do not time that work: both processes share the machine.
 
     Args:
         fn: as in `measure`.
@@ -73,7 +87,11 @@ def start_measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callabl
         calls: as in `measure`.
 
     Returns:
-        A function that waits for the other process and returns the figures.
+        A function that waits for the other process and returns the memory.
+
+    Raises:
+        RuntimeError: if the temporary folder is full. The returned function raises it if
+            the other process fails.
 
     Example:
         >>> wait = start_measure(lambda x: x + 1, jax.numpy.ones(8))
@@ -88,41 +106,43 @@ def start_measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Callabl
     try:
         (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
         for i, leaf in enumerate(leaves):
-            held = np.asarray(leaf)
-            np.save(Path(folder.name) / f"{i}.npy", held, allow_pickle=False)
+            array = np.asarray(leaf)
+            np.save(Path(folder.name) / f"{i}.npy", array, allow_pickle=False)
     except OSError as error:
+        folder.cleanup()
         raise RuntimeError(
-            f"{folder.name} does not hold what the measuring process needs "
-            f"({error.strerror or error}). Make room there, or set TMPDIR to another folder."
+            "the program and its arguments for the process that measures memory can't be "
+            f"written to {folder.name} ({error.strerror or error}). Free disk space there, "
+            "or set TMPDIR to another folder."
         ) from error
-    # The same kind of device; an accelerator is what a process finds by itself.
+    # The same kind of device. JAX selects an accelerator by default.
     platform = {"JAX_PLATFORMS": "cpu"} if jax.default_backend() == "cpu" else {}
-    # Closed with this process, however it ends; then that one ends too.
-    theirs, ours = os.pipe()
+    # The pipe closes when this process ends, however it ends. The subprocess then exits.
+    read_end, write_end = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "jaxprune.profiling._fresh", folder.name, str(calls)],
         env={
             **os.environ,
             "XLA_PYTHON_CLIENT_PREALLOCATE": "false",
-            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a hit would take less memory
+            "JAX_ENABLE_COMPILATION_CACHE": "false",  # a cache hit uses less memory
             **platform,
         },
-        start_new_session=True,  # Ctrl-C is for this process, and the pipe tells that one
-        stdin=theirs,
+        start_new_session=True,  # Ctrl-C reaches this process only; the pipe ends the other
+        stdin=read_end,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
     )
-    os.close(theirs)
+    os.close(read_end)
 
     def wait() -> Memory:
-        with folder, open(ours, "wb"):
-            printed, complaint = process.communicate()
+        with folder, open(write_end, "wb"):
+            output, errors = process.communicate()
         if process.returncode != 0:
             raise RuntimeError(
-                "the process that measures memory failed, so there is no figure:\n"
-                + complaint[-2000:]
+                "the process that measures memory failed; its error output ends with:\n"
+                + errors[-2000:]
             )
-        return Memory(**json.loads(printed.splitlines()[-1]))
+        return Memory(**json.loads(output.splitlines()[-1]))
 
     return wait

@@ -1,4 +1,4 @@
-"""Tables, figures and a page from the records of a study; imports no JAX."""
+"""The report of a study: tables, figures and a page; imports no JAX."""
 
 from jaxprune.report.figures import FIGURES as FIGURES, draw as draw
 from jaxprune.report.page import (
@@ -11,9 +11,9 @@ from jaxprune.report.tables import (
     Comparison as Comparison,
     Quantity as Quantity,
     Table as Table,
-    beside as beside,
     build as build,
-    by_layer as by_layer,
+    compare as compare,
+    compare_layers as compare_layers,
     flop_ratio as flop_ratio,
     terminal as terminal,
 )

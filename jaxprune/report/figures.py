@@ -10,7 +10,7 @@ from typing import Any
 
 import matplotlib
 
-matplotlib.use("agg")  # no display is there, and none is needed
+matplotlib.use("agg")  # needs no display
 
 import numpy as np
 from matplotlib import pyplot as plt
@@ -21,9 +21,9 @@ from jaxprune.report import gain
 from jaxprune.report.tables import compressions
 from jaxprune.study.records import Layer, Record
 
-# Okabe and Ito's colours, told apart by the colour-blind; markers tell them apart in
-# grey.
-_COLOURS = (
+# Okabe and Ito's color-blind safe palette, and two more colors. Markers distinguish the
+# methods in grayscale.
+_COLORS = (
     "#000000",
     "#E69F00",
     "#56B4E9",
@@ -43,47 +43,49 @@ def draw(
     notes: Sequence[str] = (),
     published_layers: Mapping[str, Sequence[float]] | None = None,
 ) -> list[Path]:
-    """Draw every figure that the records allow.
+    """Draw every figure that the records have the values for.
 
     Args:
-        records: of one study, in its order.
-        folder: where the files go, `<figure>.png` and `<figure>.svg`.
-        notes: written below every figure.
-        published_layers: by method, the share of the dense network's multiply-accumulates
-            that each layer kept in a published study, set beside ours.
+        records: records of one study, in the study's order.
+        folder: folder for the files, `<figure>.png` and `<figure>.svg`.
+        notes: notes to write below every figure.
+        published_layers: by method, the published multiply-accumulates that each layer keeps,
+            as shares of the dense network's total; drawn with ours.
 
     Returns:
-        The PNG files.
+        Paths of the PNG files.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    drawn = []
-    beside = functools.partial(_layer_macs, published=published_layers or {})
-    makers = {**FIGURES, "layer_macs": beside}
+    paths = []
+    layer_macs = functools.partial(_layer_macs, published=published_layers or {})
+    drawers = {**FIGURES, "layer_macs": layer_macs}
     if any(record.connectivity for record in records):
-        makers["connectivity"] = _connectivity
+        drawers["connectivity"] = _connectivity
     if any(record.compaction for record in records):
-        makers["speed_up"] = _speed_up
-    for name, make in makers.items():
-        # The order of ids in an SVG would else change from run to run.
+        drawers["speed_up"] = _speed_up
+    for name, draw_figure in drawers.items():
+        # Without a fixed salt, the ids in an SVG change from run to run.
         with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
-            figure = make(records)
+            figure = draw_figure(records)
             if notes:
-                columns = int(16 * figure.get_figwidth())  # what fits at this size
+                columns = int(
+                    16 * figure.get_figwidth()
+                )  # characters that fit in a line
                 lines = [
                     line for note in notes for line in textwrap.wrap(note, columns)
                 ]
                 figure.supxlabel("\n".join(lines), fontsize=7)
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # laid out once, not for every format
+            figure.set_layout_engine("none")  # do not repeat it for every format
             for suffix in ("png", "svg"):
                 metadata = {"Date": None} if suffix == "svg" else None
                 figure.savefig(folder / f"{name}.{suffix}", dpi=150, metadata=metadata)
             plt.close(figure)
-        drawn.append(folder / f"{name}.png")
-    return drawn
+        paths.append(folder / f"{name}.png")
+    return paths
 
 
-# In the order of the colours, so that a method looks alike in every study.
+# In the order of the colors, so that a method has the same color in every study.
 _TITLES = (
     "Dense",
     "Rand",
@@ -98,14 +100,14 @@ _TITLES = (
 
 
 def _styles(records: Sequence[Record]) -> dict[str, dict[str, Any]]:
-    """Give each method its colour and marker; others take those that are free."""
+    """Return the color and marker of each method; unknown methods take free ones."""
     titles = list(dict.fromkeys(record.title for record in records))
     free = [i for i, title in enumerate(_TITLES) if title not in titles]
-    others = [title for title in titles if title not in _TITLES]
-    places = dict(zip(others, itertools.cycle(free or [0]), strict=False))
-    places |= {title: i for i, title in enumerate(_TITLES) if title in titles}
+    unknown = [title for title in titles if title not in _TITLES]
+    indices = dict(zip(unknown, itertools.cycle(free or [0]), strict=False))
+    indices |= {title: i for i, title in enumerate(_TITLES) if title in titles}
     return {
-        title: {"color": _COLOURS[places[title]], "marker": _MARKERS[places[title]]}
+        title: {"color": _COLORS[indices[title]], "marker": _MARKERS[indices[title]]}
         for title in titles
     }
 
@@ -116,15 +118,18 @@ def _by_method(records: Sequence[Record]) -> dict[str, list[Record]]:
 
 
 def _curves(
-    records: Sequence[Record], reads: Callable[[Record], float | None], label: str
+    records: Sequence[Record], get_value: Callable[[Record], float | None], label: str
 ) -> Figure:
-    """Draw a quantity against the density asked for, a line a method, bars over seeds."""
+    """Draw a quantity against the requested density: one line per method.
+
+    Error bars show one standard deviation over the seeds.
+    """
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
     styles = _styles(records)
     for title, group in _by_method(records).items():
         points: dict[float, list[float]] = {}
         for record in group:
-            value = reads(record)
+            value = get_value(record)
             if value is not None:
                 points.setdefault(10.0 ** -record.cell["compression"], []).append(value)
         density = sorted(points)
@@ -146,7 +151,7 @@ def _curves(
     axes.invert_xaxis()
     axes.set_xlabel("density (kept / prunable weights), denser to the left")
     axes.set_ylabel(label)
-    axes.set_ylim(bottom=0)  # both quantities are percentages
+    axes.set_ylim(bottom=0)  # the quantities are percentages
     axes.grid(alpha=0.25)
     axes.legend(ncols=2, fontsize=8)
     return figure
@@ -169,17 +174,17 @@ def _nearest(records: Sequence[Record], compression: float) -> float:
     return min(compressions(records), key=lambda c: abs(c - compression))
 
 
-def _first(records: Sequence[Record], compression: float) -> dict[str, Record]:
-    """Take the first seed of each method at a compression, where there is a mask."""
-    found: dict[str, Record] = {}
+def _first_seeds(records: Sequence[Record], compression: float) -> dict[str, Record]:
+    """Return the first seed of each method at a compression, if it has a mask."""
+    first_seeds: dict[str, Record] = {}
     for record in records:
         if record.cell["compression"] == compression and record.layers:
-            found.setdefault(record.title, record)
-    return found
+            first_seeds.setdefault(record.title, record)
+    return first_seeds
 
 
 def _layers(records: Sequence[Record]) -> Figure:
-    """Draw the density of each layer, a panel a compression."""
+    """Draw the density of each layer: one panel per compression."""
     pruned = [c for c in compressions(records) if c > 0] or compressions(records)
     rows = -(-len(pruned) // 3)
     figure, grid = plt.subplots(
@@ -194,7 +199,7 @@ def _layers(records: Sequence[Record]) -> Figure:
     styles = _styles(records)
     for panel, compression in zip(grid.flat, pruned, strict=False):
         names: list[str] = []
-        for title, record in _first(records, compression).items():
+        for title, record in _first_seeds(records, compression).items():
             names = [layer.name.removesuffix("/kernel") for layer in record.layers]
             panel.plot(
                 [100 * layer.kept / layer.size for layer in record.layers],
@@ -207,23 +212,24 @@ def _layers(records: Sequence[Record]) -> Figure:
             f"c = {compression:g} (density {10.0**-compression:.3g})", fontsize=9
         )
         panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=7)
-        kept = [np.min(line.get_ydata()) for line in panel.lines]
-        lowest = min(kept, default=100)
-        if lowest < 1:  # logarithmic, but what lost everything still has its place
+        lowest = min((np.min(line.get_ydata()) for line in panel.lines), default=100)
+        if lowest < 1:  # like a logarithmic scale, but it can show empty layers
             panel.set_yscale("symlog", linthresh=0.1)
             panel.yaxis.set_major_formatter("{x:g}")
         panel.set_ylim(0, 120 if lowest < 1 else 105)
         panel.grid(alpha=0.25)
-    grid[0, 0].set_ylabel("kept in the layer (%)")
-    drawn = [panel.get_legend_handles_labels() for panel in grid.flat]
-    named = {
-        label: handle for panel in drawn for handle, label in zip(*panel, strict=True)
+    grid[0, 0].set_ylabel("weights kept in the layer (%)")
+    legends = [panel.get_legend_handles_labels() for panel in grid.flat]
+    handles = {
+        label: handle
+        for legend in legends
+        for handle, label in zip(*legend, strict=True)
     }
-    shown = {title: named[title] for title in styles if title in named}
+    titles = [title for title in styles if title in handles]
     figure.legend(
-        list(shown.values()),
-        list(shown),
-        ncols=max(1, len(shown)),
+        [handles[title] for title in titles],
+        titles,
+        ncols=max(1, len(titles)),
         loc="outside upper center",
         fontsize=8,
     )
@@ -231,22 +237,22 @@ def _layers(records: Sequence[Record]) -> Figure:
 
 
 def _histograms(records: Sequence[Record]) -> Figure:
-    """Draw the kept weights of each layer at c = 0.5 or nearest; zeros are only counted."""
+    """Draw histograms of the kept weights of each layer, at the c nearest to 0.5."""
     compression = _nearest(records, 0.5)
-    found = _first(records, compression)
-    if not found:
+    first_seeds = _first_seeds(records, compression)
+    if not first_seeds:
         return plt.subplots(figsize=(4, 1))[0]
-    layers = next(iter(found.values())).layers
+    layers = next(iter(first_seeds.values())).layers
     figure, grid = plt.subplots(
         len(layers),
-        len(found),
-        figsize=(1.7 * len(found) + 0.6, 1.15 * len(layers) + 0.9),
+        len(first_seeds),
+        figsize=(1.7 * len(first_seeds) + 0.6, 1.15 * len(layers) + 0.9),
         layout="constrained",
         squeeze=False,
         sharex="row",
     )
     styles = _styles(records)
-    for column, (title, record) in enumerate(found.items()):
+    for column, (title, record) in enumerate(first_seeds.items()):
         for row, layer in enumerate(record.layers):
             panel = grid[row, column]
             _histogram(panel, layer, styles[title]["color"])
@@ -256,7 +262,7 @@ def _histograms(records: Sequence[Record]) -> Figure:
                 panel.set_ylabel(layer.name.removesuffix("/kernel"), fontsize=7)
     figure.suptitle(
         f"Kept weights after training, c = {compression:g} "
-        f"(density {10.0**-compression:.3g}); pruned weights are counted, not drawn",
+        f"(density {10.0**-compression:.3g}); pruned weights are only counted",
         fontsize=9,
     )
     return figure
@@ -265,11 +271,14 @@ def _histograms(records: Sequence[Record]) -> Figure:
 def _layer_macs(
     records: Sequence[Record], published: Mapping[str, Sequence[float]]
 ) -> Figure:
-    """Draw what each layer's kept weights compute at c = 0.5 or nearest, a panel a method."""
+    """Draw the kept multiply-accumulates of each layer: one panel per method.
+
+    The compression is the one nearest to c = 0.5.
+    """
     compression = _nearest(records, 0.5)
-    found = list(_first(records, compression).items())
-    columns = min(4, max(1, len(found)))
-    rows = -(-max(1, len(found)) // columns)
+    first_seeds = list(_first_seeds(records, compression).items())
+    columns = min(4, max(1, len(first_seeds)))
+    rows = -(-max(1, len(first_seeds)) // columns)
     figure, grid = plt.subplots(
         rows,
         columns,
@@ -278,42 +287,48 @@ def _layer_macs(
         squeeze=False,
         sharey=True,
     )
-    for panel in grid.flat[len(found) :]:
+    for panel in grid.flat[len(first_seeds) :]:
         panel.set_axis_off()
     styles = _styles(records)
-    for panel, (title, record) in zip(grid.flat, found, strict=False):
+    for panel, (title, record) in zip(grid.flat, first_seeds, strict=False):
         names = [layer.name.removesuffix("/kernel") for layer in record.layers]
-        whole = sum(layer.macs for layer in record.layers)
-        ours = [100 * x.macs * x.kept / x.size / whole for x in record.layers]
-        dense = [100 * layer.macs / whole for layer in record.layers]
+        total = sum(layer.macs for layer in record.layers)
+        ours = [
+            100 * layer.macs * layer.kept / layer.size / total
+            for layer in record.layers
+        ]
+        dense = [100 * layer.macs / total for layer in record.layers]
         panel.step(
             range(len(names)), dense, where="mid", color="#999999", linewidth=0.8
         )
         panel.plot(ours, "o-", markersize=3, linewidth=1, color=styles[title]["color"])
-        theirs = published.get(record.cell["method"], ())
-        if compression == 0.5 and len(theirs) == len(names):
-            marks = [100 * share for share in theirs]
-            panel.plot(marks, "x", markersize=5, color="#000000")
+        shares = published.get(record.cell["method"], ())
+        if compression == 0.5 and len(shares) == len(names):
+            percentages = [100 * share for share in shares]
+            panel.plot(percentages, "x", markersize=5, color="#000000")
         panel.set_title(title, fontsize=9)
         panel.set_xticks(range(len(names)), names, rotation=60, ha="right", fontsize=6)
         panel.grid(alpha=0.25)
     for row in grid:
-        row[0].set_ylabel("% of the dense network's MACs", fontsize=7)
+        row[0].set_ylabel("% of the dense network's total", fontsize=7)
         row[0].set_ylim(bottom=0)
-    beside = published and compression == 0.5
-    crosses = ", published where there is one (crosses)" if beside else ""
+    has_crosses = published and compression == 0.5
+    crosses = ", published where available (crosses)" if has_crosses else ""
     figure.suptitle(
-        f"Kept multiply-accumulates of each layer, c = {compression:g} (density "
-        f"{10.0**-compression:.3g}): ours (dots){crosses}, dense (grey)",
+        f"Kept multiply-accumulates per layer, c = {compression:g} (density "
+        f"{10.0**-compression:.3g}): ours (dots){crosses}, dense network (gray)",
         fontsize=9,
     )
     return figure
 
 
 def _speed_up(records: Sequence[Record]) -> Figure:
-    """Draw what is gained, and its bound, against density, a panel a batch size."""
-    held = [record for record in records if record.compaction]
-    sizes = gain.batches(held)
+    """Draw the speed-up by compaction, and its bound, against density.
+
+    There is one panel per batch size.
+    """
+    compacted = [record for record in records if record.compaction]
+    sizes = gain.batch_sizes(compacted)
     figure, grid = plt.subplots(
         1,
         len(sizes),
@@ -324,13 +339,13 @@ def _speed_up(records: Sequence[Record]) -> Figure:
     )
     styles = _styles(records)
     for panel, batch in zip(grid[0], sizes, strict=True):
-        for title, group in _by_method(held).items():
+        for title, group in _by_method(compacted).items():
             seeds: dict[float, list[Record]] = {}
             for record in group:
                 density = 10.0 ** -record.cell["compression"]
                 seeds.setdefault(density, []).append(record)
             density = sorted(seeds)
-            points = np.array([_gains(seeds[d], batch) for d in density])
+            points = np.array([_speed_ups(seeds[d], batch) for d in density])
             style = {**styles[title], "linewidth": 1.2, "markersize": 4}
             panel.plot(density, points[:, 0], label=title, **style)
             bound = {"color": style["color"], "linestyle": "--", "linewidth": 0.8}
@@ -342,34 +357,32 @@ def _speed_up(records: Sequence[Record]) -> Figure:
         panel.set_yscale("log")
         panel.invert_xaxis()
         panel.yaxis.set_major_formatter("{x:g}")
-        panel.set_title(f"{batch} picture{'s' if batch > 1 else ''} a call", fontsize=9)
+        panel.set_title(f"{batch} image{'s' if batch > 1 else ''} per call", fontsize=9)
         panel.set_xlabel("density (kept / prunable weights)")
         panel.grid(alpha=0.25)
     grid[0, 0].set_ylabel(
-        "times faster than masked\n(hollow: sparse layers; dashed: bound)"
+        "times faster than the masked network\n(hollow: sparse layers; dashed: bound)"
     )
     grid[0, 0].legend(ncols=2, fontsize=7)
     return figure
 
 
-def _gains(records: Sequence[Record], batch: int) -> tuple[float, float, float]:
-    """Return what compaction gains, the bound, and what sparse layers gain, or nan."""
+def _speed_ups(records: Sequence[Record], batch: int) -> tuple[float, float, float]:
+    """Return the speed-up by compaction, its bound, and with sparse layers; nan for none."""
     dense, kept = (
         sum(record.compaction[f"macs_{part}"] or 0 for record in records)
         for part in ("dense", "kept")
     )
-    gained, sparse = (
-        gain.speed_up(records, batch, side) or np.nan
-        for side in ("compacted", "sparse")
-    )
-    return gained, dense / max(kept, 1), sparse
+    compacted = gain.speed_up(records, batch, "compacted") or np.nan
+    sparse = gain.speed_up(records, batch, "sparse") or np.nan
+    return compacted, dense / max(kept, 1), sparse
 
 
 def _connectivity(records: Sequence[Record]) -> Figure:
-    """Draw the error on the line between two trainings, a line a density."""
-    found = [record for record in records if record.connectivity]
+    """Draw the error between two trained networks: one line per record."""
+    connected = [record for record in records if record.connectivity]
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    for i, record in enumerate(found):
+    for i, record in enumerate(connected):
         errors = record.connectivity["errors"]
         density = 10.0 ** -record.cell["compression"]
         barrier = record.connectivity["barrier"]
@@ -377,12 +390,12 @@ def _connectivity(records: Sequence[Record]) -> Figure:
             np.linspace(0, 1, len(errors)),
             errors,
             label=f"density {density:.3g}, seed {record.cell['seed']}: barrier {barrier:.2f}",
-            color=_COLOURS[i % len(_COLOURS)],
+            color=_COLORS[i % len(_COLORS)],
             marker=_MARKERS[i % len(_MARKERS)],
             markersize=3,
             linewidth=1,
         )
-    axes.set_xlabel("share of the way from one training to the other")
+    axes.set_xlabel("position on the line from one network (0) to the other (1)")
     axes.set_ylabel("test error (%)")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
@@ -390,12 +403,12 @@ def _connectivity(records: Sequence[Record]) -> Figure:
     return figure
 
 
-def _histogram(panel: Axes, layer: Layer, colour: str) -> None:
+def _histogram(panel: Axes, layer: Layer, color: str) -> None:
     panel.set_yticks([])
     panel.tick_params(labelsize=6)
     if layer.counts:
         edges = np.asarray(layer.edges)
-        panel.bar(edges[:-1], layer.counts, np.diff(edges), align="edge", color=colour)
+        panel.bar(edges[:-1], layer.counts, np.diff(edges), align="edge", color=color)
     pruned = 100 * (1 - layer.kept / layer.size)
     panel.text(
         0.97,

@@ -1,161 +1,188 @@
-"""What pruning bought: the masked network beside the compacted one, method by method."""
+"""Tables that compare the masked network with the compacted one, per method."""
 
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from jaxprune.report.tables import Table
 from jaxprune.study.records import Record
 
-_Figures: TypeAlias = Mapping[str, float | None]
-_Write: TypeAlias = Callable[[_Figures], str]
+# Which network is compared with the masked one: the compacted network, or the compacted
+# network in which some layers multiply by their kept weights only.
+Network: TypeAlias = Literal["compacted", "sparse"]
+
+_Values: TypeAlias = Mapping[str, float | None]
+_Format: TypeAlias = Callable[[_Values], str]
 
 
-def batches(records: Sequence[Record]) -> list[int]:
-    """List the pictures a call that both networks were timed with, fewest first.
+def batch_sizes(records: Sequence[Record]) -> list[int]:
+    """Return the batch sizes that the networks were timed with, smallest first.
 
     Args:
-        records: of one study.
+        records: records of one study.
 
     Returns:
-        Numbers of pictures; none where nothing was compacted.
+        Images per call; an empty list if nothing was compacted.
     """
     names = {name for record in records for name in record.compaction}
-    timed = [name.split("_") for name in names]
+    parts = [name.split("_") for name in names]
     return sorted(
-        int(name[1])
-        for name in timed
-        if name[0] == "masked" and name[2:] == ["p50", "s"]
+        int(part[1])
+        for part in parts
+        if part[0] == "masked" and part[2:] == ["p50", "s"]
     )
 
 
 def speed_up(
-    records: Sequence[Record], batch: int, side: str = "compacted"
+    records: Sequence[Record], batch: int, network: Network = "compacted"
 ) -> float | None:
-    """Return how many times faster than the masked network another one is.
+    """Return how many times faster a network is than the masked network.
 
     Args:
-        records: of one method and density, over seeds.
-        batch: pictures a call.
-        side: "compacted", or "sparse" where layers multiply by their kept weights alone.
+        records: records of one method and density, one per seed.
+        batch: images per call.
+        network: "compacted", or "sparse" for the compacted network in which layers multiply
+            by their kept weights only, wherever that was measured to be faster.
 
     Returns:
-        The ratio of the times, each summed over the records; None if one lacks a time.
+        The ratio of the times, each summed over the records; None if a time is missing.
     """
-    taken = [
+    masked, other = (
         sum(
-            record.compaction.get(f"{one}_{batch}_p50_s") or math.nan
+            record.compaction.get(f"{name}_{batch}_p50_s") or math.nan
             for record in records
         )
-        for one in ("masked", side)
-    ]
-    ratio = taken[0] / taken[1]
+        for name in ("masked", network)
+    )
+    ratio = masked / other
     return None if math.isnan(ratio) else ratio
 
 
 def build(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Table]:
-    """Build the tables of what the compacted networks weigh, compute and take.
+    """Build the tables of compaction results: size, work and memory, and time.
 
     Args:
-        records: of one study, in its order.
-        notes: of the study.
+        records: records of one study, in the study's order.
+        notes: notes of the study.
 
     Returns:
-        Three tables, a row or more for each method and density, means over seeds; none if
-        nothing was compacted.
+        Three tables with means over the seeds, one row or more per method and density; an
+        empty list if nothing was compacted.
     """
     groups: dict[tuple[str, float], list[Record]] = {}
     for record in records:
         if record.compaction:
             group = (record.title, record.cell["compression"])
             groups.setdefault(group, []).append(record)
-    found = {group: _means(held) for group, held in groups.items()}
-    if not found:
+    means = {group: _means(members) for group, members in groups.items()}
+    if not means:
         return []
     times = [
-        [method, f"{c:g}", f"{batch}", *_times(found[method, c], held, batch)]
-        for (method, c), held in groups.items()
-        for batch in batches(records)
+        [method, f"{c:g}", f"{batch}", *_times(means[method, c], members, batch)]
+        for (method, c), members in groups.items()
+        for batch in batch_sizes(records)
     ]
-    head = ["method", "c", "batch", "masked p50", "masked p95"]
     return [
         Table(
             "compacted_size",
-            "What pruning bought: size",
+            "Compaction: size",
             ["method", "c", *_SIZES],
-            _rows(found, _SIZES),
-            "Kernels that the mask keeps, and those of the smaller dense network that "
-            "computes the same; all arrays; and their files as Orbax compresses them. Dead "
-            "weights are no part of a compacted network, so that it may hold fewer than the "
-            "mask keeps.",
+            _rows(means, _SIZES),
+            "The compacted network is a smaller dense network with the same outputs as the "
+            "masked one. kept %: kernel weights that the mask keeps; compacted %: kernel "
+            "weights of the compacted network; both as shares of all kernel weights. kB: all "
+            "arrays, of the masked and of the compacted network. file: the same on disk, as "
+            "compressed by Orbax. Compaction removes dead weights, so it can leave fewer "
+            "weights than the mask keeps.",
             notes,
         ),
         Table(
             "compacted_work",
-            "What pruning bought: work and memory",
+            "Compaction: work and memory",
             ["method", "c", *_WORK],
-            _rows(found, _WORK),
-            "Multiply-accumulates per picture, biases too, as shares of the dense network's; "
-            "weights on a live path, as a share of all; layers that keep none; most memory "
-            "of a process that does nothing else, at the largest batch.",
+            _rows(means, _WORK),
+            "kept MACs %: multiply-accumulates (MACs) per image of the weights that the mask "
+            "keeps; compacted %: those of the compacted network; both include biases and are "
+            "shares of the dense network's. effective %: weights on a live path (a path of "
+            "kept weights from input to output), as a share of all prunable weights. empty: "
+            "layers without a kept weight. MB: peak memory of a process that does nothing "
+            "but call the masked or the compacted network, at the largest batch size.",
             notes,
         ),
         Table(
             "compacted_time",
-            "What pruning bought: time of a call (ms)",
-            [
-                *head,
-                "compacted p50",
-                "compacted p95",
-                "gain",
-                "sparse p50",
-                "sparse gain",
-            ],
+            "Compaction: time per call (ms)",
+            ["method", "c", "batch", *_TIMES],
             times,
-            "The masked network as it is executed, densely, the compacted one, and that one "
-            "with its layers multiplying by their kept weights alone wherever this was "
-            "measured to be faster, in turns; a gain is the ratio of the masked network's "
-            "time to the other's, 1.0x where nothing was gained. A network that a mask has "
-            "cut is a constant once it is compacted.",
+            "batch: images per call. masked: the network with its mask, which runs densely. "
+            "compacted: the smaller dense network with the same outputs. sparse: the "
+            "compacted network in which layers multiply by their kept weights only, wherever "
+            "this was measured to be faster. Their calls were interleaved. p50: median; p95: "
+            "95th percentile. A gain is the masked network's time divided by the "
+            "other's; 1.0x means no gain. If a mask cuts every path through the network, the "
+            "compacted network is a constant.",
             notes,
         ),
     ]
 
 
-def _times(means: _Figures, records: Sequence[Record], batch: int) -> list[str]:
-    """Write the times of the networks, and after each the gain."""
+_TIMES = (
+    "masked p50",
+    "masked p95",
+    "compacted p50",
+    "compacted p95",
+    "gain",
+    "sparse p50",
+    "sparse gain",
+)
 
-    def write(side: str, *ranks: str) -> list[str]:
-        gained = speed_up(records, batch, side)
-        if gained is None:
-            return ["" for _ in (*ranks, "gain")]
-        taken = [
-            _number(f"{side}_{batch}_{rank}_s", 1e-3, ".3g")(means) for rank in ranks
+
+def _times(means: _Values, records: Sequence[Record], batch: int) -> list[str]:
+    """Format the times of the networks, each followed by its gain."""
+
+    def format_times(network: str, *percentiles: str) -> list[str]:
+        return [
+            _number(f"{network}_{batch}_{percentile}_s", 1e-3, ".3g")(means)
+            for percentile in percentiles
         ]
-        return [*taken, f"{gained:.1f}x"]
 
-    masked = write("masked", "p50", "p95")[:-1]
-    return [*masked, *write("compacted", "p50", "p95"), *write("sparse", "p50")]
+    def format_network(network: Network, *percentiles: str) -> list[str]:
+        ratio = speed_up(records, batch, network)
+        if ratio is None:
+            return ["" for _ in (*percentiles, "gain")]
+        return [*format_times(network, *percentiles), f"{ratio:.1f}x"]
 
-
-def _share(part: str, whole: str) -> _Write:
-    def write(figures: _Figures) -> str:
-        one, all_of_it = figures[part], figures[whole]
-        return "" if one is None or not all_of_it else f"{100 * one / all_of_it:.3g}"
-
-    return write
-
-
-def _number(name: str, unit: float = 1.0, form: str = ".0f") -> _Write:
-    def write(figures: _Figures) -> str:
-        value = figures[name]
-        return "" if value is None else f"{value / unit:{form}}"
-
-    return write
+    return [
+        *format_times("masked", "p50", "p95"),
+        *format_network("compacted", "p50", "p95"),
+        *format_network("sparse", "p50"),
+    ]
 
 
-_SIZES: Mapping[str, _Write] = {
+def _share(part: str, total: str) -> _Format:
+    """Return a function that formats one value as a percentage of another."""
+
+    def format_share(values: _Values) -> str:
+        numerator, denominator = values[part], values[total]
+        if numerator is None or not denominator:
+            return ""
+        return f"{100 * numerator / denominator:.3g}"
+
+    return format_share
+
+
+def _number(name: str, unit: float = 1.0, spec: str = ".0f") -> _Format:
+    """Return a function that formats one value in a unit."""
+
+    def format_number(values: _Values) -> str:
+        value = values.get(name)
+        return "" if value is None else f"{value / unit:{spec}}"
+
+    return format_number
+
+
+_SIZES: Mapping[str, _Format] = {
     "kept %": _share("weights_kept", "weights_dense"),
     "compacted %": _share("weights_compacted", "weights_dense"),
     "kB": _number("bytes_dense", 1e3),
@@ -163,28 +190,28 @@ _SIZES: Mapping[str, _Write] = {
     "file kB": _number("file_masked", 1e3),
     "compacted file": _number("file_compacted", 1e3),
 }
-_WORK: Mapping[str, _Write] = {
+_WORK: Mapping[str, _Format] = {
     "kept MACs %": _share("macs_kept", "macs_dense"),
     "compacted %": _share("macs_compacted", "macs_dense"),
-    "effective %": _number("effective", form=".3g"),
-    "empty": _number("empty_layers", form=".3g"),
+    "effective %": _number("effective", spec=".3g"),
+    "empty": _number("empty_layers", spec=".3g"),
     "peak MB": _number("masked_peak_mb"),
     "compacted MB": _number("compacted_peak_mb"),
 }
 
 
 def _rows(
-    found: Mapping[tuple[str, float], _Figures], columns: Mapping[str, _Write]
+    means: Mapping[tuple[str, float], _Values], columns: Mapping[str, _Format]
 ) -> list[list[str]]:
     return [
-        [method, f"{c:g}", *(write(means) for write in columns.values())]
-        for (method, c), means in found.items()
+        [method, f"{c:g}", *(format_value(values) for format_value in columns.values())]
+        for (method, c), values in means.items()
     ]
 
 
 def _means(records: Sequence[Record]) -> dict[str, float | None]:
-    """Take the mean of every figure over the seeds; None if one of them lacks it."""
-    figures = [
+    """Return the mean of every value over the seeds; None if a seed has no such value."""
+    seeds = [
         {
             **record.compaction,
             "effective": None
@@ -194,8 +221,7 @@ def _means(records: Sequence[Record]) -> dict[str, float | None]:
         for record in records
     ]
     means: dict[str, float | None] = {}
-    for name in figures[0]:
-        values = [one.get(name) for one in figures]
-        whole = [value for value in values if value is not None]
-        means[name] = statistics.fmean(whole) if len(whole) == len(values) else None
+    for name in seeds[0]:
+        values = [value for seed in seeds if (value := seed.get(name)) is not None]
+        means[name] = statistics.fmean(values) if len(values) == len(seeds) else None
     return means

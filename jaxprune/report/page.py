@@ -1,4 +1,4 @@
-"""The report of a study: one page with everything in it, and every table by itself."""
+"""The report of a study: one page with all tables and figures, and a file for each."""
 
 import base64
 import html
@@ -12,27 +12,37 @@ from jaxprune.report.tables import Comparison, Table
 from jaxprune.study import files, records
 from jaxprune.study.records import Record
 
+# By the name of the figure.
 CAPTIONS = {
-    "accuracy": "Test accuracy against density; bars are one standard deviation over seeds.",
-    "layer_density": "What each method keeps of each layer, in network order.",
-    "effective_density": "Share of the kept weights that lie on a path of kept weights from "
-    "input to output; the rest does nothing.",
-    "weight_histograms": "Weights that the mask keeps, layer by layer, after training.",
-    "speed_up": "How many times faster the compacted network is than the masked one (solid), "
-    "beside the bound of a machine that skips every zero: dense over kept "
-    "multiply-accumulates (dashed). A collapsed network is a constant, above any bound.",
-    "connectivity": "Test error between two networks that were trained from the same early "
-    "iteration with other noise; flat means that they lie in one valley.",
-    "layer_macs": "Multiply-accumulates that the mask keeps in each layer, as a share of the "
-    "whole dense network's.",
+    "accuracy": "Test accuracy against density. Error bars show one standard deviation over "
+    "the seeds.",
+    "layer_density": "Percentage of weights that each method keeps in each layer, in network "
+    "order.",
+    "effective_density": "Percentage of the kept weights that are on a live path, which is a "
+    "path of kept weights from input to output. The other kept weights do nothing.",
+    "weight_histograms": "Histograms of the weights that the mask keeps in each layer, after "
+    "training.",
+    "speed_up": "Solid lines: time of the masked network divided by that of the compacted "
+    "network, a smaller dense network with the same outputs. Hollow markers: the same, where "
+    "layers of the compacted network multiply by their kept weights only, wherever that was "
+    "measured to be faster. Dashed lines: the bound for hardware that skips every zero: "
+    "dense / kept multiply-accumulates. A collapsed network is a constant, and exceeds "
+    "any bound.",
+    "connectivity": "Test error on the straight line between two networks that were trained "
+    "from the same rewind point with different data order and augmentation. A flat line "
+    "means that both are in one basin of the loss.",
+    "layer_macs": "Multiply-accumulates of the weights that the mask keeps in each layer, as "
+    "a percentage of the dense network's total.",
 }
 
 
 class Published(NamedTuple):
-    """What a study is compared with.
+    """Published numbers that a study is compared with.
 
-    source: names it in one line; tables: side by side with ours; layers: by method, kept
-    multiply-accumulates of each layer at c = 0.5; layers_dense: of the dense network.
+    source: author, title and setting of the publication, in one line.
+    tables: published tables and our quantities to compare with them.
+    layers: by method, kept multiply-accumulates of each layer at c = 0.5.
+    layers_dense: multiply-accumulates of each layer of the dense network.
     """
 
     source: str
@@ -46,78 +56,82 @@ def write(folder: Path, published: Published | None = None) -> Path:
 
     Args:
         folder: `runs/<study>`.
-        published: what to set beside it.
+        published: published numbers to compare the study with.
 
     Returns:
-        `index.html`, which holds all tables and figures; beside it lie each table as
-        CSV and Markdown, each figure as PNG and SVG, and `records.csv`.
+        `index.html`, a page with all tables and figures. The folder also contains each table
+        as CSV and Markdown, each figure as PNG and SVG, and `records.csv`.
 
     Raises:
-        RunsError: if there is no study, or the disk takes no more.
+        RunsError: if there is no study, or the disk is full.
         ValueError: if no cell is finished yet.
     """
-    study, found = records.read_study(folder), records.read_all(folder)
-    place = folder / "report"
-    # All of it is there before the first file of an earlier one is replaced.
+    study, finished = records.read_study(folder), records.read_all(folder)
+    target = folder / "report"
+    # The report is complete before the first file of an earlier one is replaced.
     with (
-        files.disk_errors(place),
+        files.disk_errors(target),
         tempfile.TemporaryDirectory(
             prefix=".report.", suffix=".part", dir=folder
         ) as partial,
     ):
-        _write(Path(partial), study, found, published)
-        place.mkdir(exist_ok=True)
+        _write_files(Path(partial), study, finished, published)
+        target.mkdir(exist_ok=True)
         for path in sorted(Path(partial).iterdir()):
-            path.replace(place / path.name)
-    return place / "index.html"
+            path.replace(target / path.name)
+    return target / "index.html"
 
 
-def _write(
-    place: Path,
+def _write_files(
+    folder: Path,
     study: dict[str, Any],
-    found: Sequence[Record],
+    finished: Sequence[Record],
     published: Published | None,
 ) -> None:
-    built = build_all(found, study["notes"], published)
-    summary = _summary(study, found)
+    report_tables = build_all(finished, study["notes"], published)
+    summary = _summary(study, finished)
     if published is not None:
         summary.append(f"Published: {published.source}")
-    for table in built:
-        (place / f"{table.name}.csv").write_text(tables.csv(table))
-        (place / f"{table.name}.md").write_text(tables.markdown(table))
-    tables.frame(found).write_csv(place / "records.csv")
+    for table in report_tables:
+        (folder / f"{table.name}.csv").write_text(tables.csv(table))
+        (folder / f"{table.name}.md").write_text(tables.markdown(table))
+    tables.frame(finished).write_csv(folder / "records.csv")
     shares = {} if published is None else _shares(published)
-    pictures = figures.draw(found, place, study["notes"], shares)
-    (place / "index.html").write_text(_html(study, summary, built, pictures))
+    figure_paths = figures.draw(finished, folder, study["notes"], shares)
+    page = _html(study, summary, report_tables, figure_paths)
+    (folder / "index.html").write_text(page)
 
 
 def build_all(
-    found: Sequence[Record], notes: Sequence[str], published: Published | None = None
+    finished: Sequence[Record], notes: Sequence[str], published: Published | None = None
 ) -> list[Table]:
-    """Build every table of a report: first those beside published ones, then all of ours.
+    """Build every table of a report: first the comparisons with published tables, then ours.
 
     Args:
-        found: records of one study, in its order.
-        notes: of the study.
-        published: what to set beside them.
+        finished: records of one study, in the study's order.
+        notes: notes of the study.
+        published: published numbers to compare the study with.
+
+    Returns:
+        The tables, in the order of the page.
 
     Raises:
         ValueError: if there are no records.
     """
-    ours = [tables.build(found, name, notes) for name in tables.TABLES]
-    ours += gain.build(found, notes)
+    ours = [tables.build(finished, name, notes) for name in tables.TABLES]
+    ours += gain.build(finished, notes)
     if published is None:
         return ours
-    layers = tables.by_layer(found, _shares(published), 0.5, notes)
+    layers = tables.compare_layers(finished, _shares(published), 0.5, notes)
     return [
-        *(tables.beside(found, comparison, notes) for comparison in published.tables),
+        *(tables.compare(finished, table, notes) for table in published.tables),
         *([layers] if layers.rows else []),
         *ours,
     ]
 
 
 def _shares(published: Published) -> dict[str, list[float]]:
-    """Turn kept multiply-accumulates into shares of the dense network's, by method."""
+    """Return kept multiply-accumulates by method, as shares of the dense network's total."""
     dense = sum(published.layers_dense)
     return {
         method: [kept / dense for kept in layers]
@@ -125,30 +139,32 @@ def _shares(published: Published) -> dict[str, list[float]]:
     }
 
 
-def _summary(study: dict[str, Any], found: Sequence[Record]) -> list[str]:
-    """Say what was run, where, and what went wrong."""
-    made = found[-1].made
+def _summary(study: dict[str, Any], finished: Sequence[Record]) -> list[str]:
+    """Describe what was run and where, and list the cells that diverged or collapsed."""
+    machine = finished[-1].made
+    minutes = sum(record.seconds for record in finished) / 60
     lines = [
-        f"{len(found)} of {len(study['cells'])} cells finished; "
-        f"{sum(record.seconds for record in found) / 60:.1f} minutes of stages, shared ones "
-        "counted for every cell.",
-        f"{made['kind']} ({made['devices']} device, {made['processor']}, {made['cores']} "
-        f"cores, {made['ram_gb']} GB), jax {made['jax']}, flax {made['flax']}, jaxprune "
-        f"{made['jaxprune']}, commit {made['commit'] or 'unknown'}, {made['began']}.",
+        f"{len(finished)} of {len(study['cells'])} cells are finished. A cell is one method "
+        f"at one compression c with one seed. Their stages took {minutes:.1f} minutes; a "
+        "stage that several cells share is counted for each of them.",
+        f"{machine['kind']} ({machine['devices']} device(s), {machine['processor']}, "
+        f"{machine['cores']} cores, {machine['ram_gb']} GB of memory), jax "
+        f"{machine['jax']}, flax {machine['flax']}, jaxprune {machine['jaxprune']}, commit "
+        f"{machine['commit'] or 'unknown'}, started {machine['began']}.",
     ]
-    data = {f"{r.cell['dataset']} ({r.cell['data_version']})" for r in found}
-    nets = {f"{r.cell['model']} at width {r.cell['width']:g}" for r in found}
-    seeds = len({r.cell["seed"] for r in found})
+    datasets = {f"{r.cell['dataset']} ({r.cell['data_version']})" for r in finished}
+    networks = {f"{r.cell['model']} at width {r.cell['width']:g}" for r in finished}
+    seeds = len({r.cell["seed"] for r in finished})
     lines.append(
-        f"{', '.join(sorted(nets))} on {', '.join(sorted(data))}; {seeds} seed(s)."
+        f"{', '.join(sorted(networks))} on {', '.join(sorted(datasets))}; {seeds} seed(s)."
     )
-    for record in found:
+    for record in finished:
         cell = record.cell
-        where = f"{record.title}, c = {cell['compression']:g}, seed {cell['seed']}"
+        name = f"{record.title}, c = {cell['compression']:g}, seed {cell['seed']}"
         if record.status == "diverged":
-            lines.append(f"{where}: diverged; the loss was not finite.")
+            lines.append(f"{name}: diverged; the loss was not finite.")
         elif record.collapse:
-            lines.append(f"{where}: {record.collapse}")
+            lines.append(f"{name}: {record.collapse}")
     return lines
 
 
@@ -159,7 +175,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size
 th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
 tr:hover td { background: #f4f6f8; }
 .table { overflow-x: auto; }
-.how { color: #555; font-size: 13px; margin: .3em 0 2em; }
+.caption { color: #555; font-size: 13px; margin: .3em 0 2em; }
 img { max-width: 100%; height: auto; }
 .note { background: #fff6dd; padding: .4em .8em; }
 """
@@ -168,8 +184,8 @@ img { max-width: 100%; height: auto; }
 def _html(
     study: dict[str, Any],
     summary: Sequence[str],
-    built: Sequence[Table],
-    pictures: Sequence[Path],
+    report_tables: Sequence[Table],
+    figure_paths: Sequence[Path],
 ) -> str:
     title = html.escape(f"Pruning study: {study['name']}")
     parts = [
@@ -179,17 +195,18 @@ def _html(
         *(f"<p class='note'>{html.escape(note)}</p>" for note in study["notes"]),
         "<ul>",
         *(f"<li>{html.escape(line)}</li>" for line in summary),
-        "</ul><p>density = 10<sup>-c</sup> of the prunable weights is kept.</p>",
+        "</ul><p>c is the compression exponent: a network at c keeps a density of "
+        "10<sup>-c</sup> of its prunable weights.</p>",
     ]
-    for path in pictures:
+    for path in figure_paths:
         caption = html.escape(CAPTIONS[path.stem])
         image = base64.b64encode(path.read_bytes()).decode()
         parts.append(
             f"<h2>{html.escape(path.stem.replace('_', ' ').capitalize())}</h2>"
             f"<img alt='{caption}' src='data:image/png;base64,{image}'>"
-            f"<p class='how'>{caption}</p>"
+            f"<p class='caption'>{caption}</p>"
         )
-    parts += [_table(table) for table in built]
+    parts += [_table(table) for table in report_tables]
     return "\n".join([*parts, "</body></html>\n"])
 
 
@@ -202,5 +219,5 @@ def _table(table: Table) -> str:
     notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in table.notes)
     return (
         f"<h2>{html.escape(table.title)}</h2>{notes}<div class='table'><table><tr>{head}"
-        f"</tr>{rows}</table></div><p class='how'>{html.escape(table.how)}</p>"
+        f"</tr>{rows}</table></div><p class='caption'>{html.escape(table.caption)}</p>"
     )

@@ -1,4 +1,4 @@
-"""Data sets: read, cached, prepared, and what a user hears when they are not."""
+"""Data sets are read, cached and prepared, and errors name the remedy."""
 
 import builtins
 import io
@@ -15,30 +15,30 @@ from jaxprune import data
 
 
 def write_tfds(folder, name="cifar10", version="3.0.2", labels=(0, 1, 9)):
-    """Write a data set as TFDS prepares it, without TensorFlow."""
+    """Write a prepared TFDS data set without TensorFlow; return its images."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.proto import tf_example_pb2, tf_feature_pb2
 
-    place = folder / name / version
-    place.mkdir(parents=True)
+    target = folder / name / version
+    target.mkdir(parents=True)
     features = tfds.features.FeaturesDict(
         {
             "image": tfds.features.Image(shape=(32, 32, 3)),
             "label": tfds.features.ClassLabel(num_classes=10),
         }
     )
-    features.save_config(str(place))
-    pictures = np.random.default_rng(0).integers(
+    features.save_config(str(target))
+    images = np.random.default_rng(0).integers(
         0, 256, (len(labels), 32, 32, 3), np.uint8
     )
     splits = []
     for split in ("train", "test"):
-        path = place / f"{name}-{split}.array_record-00000-of-00001"
+        path = target / f"{name}-{split}.array_record-00000-of-00001"
         writer = ArrayRecordWriter(str(path), "group_size:1")
-        for picture, label in zip(pictures, labels, strict=True):
+        for image, label in zip(images, labels, strict=True):
             encoded = io.BytesIO()
-            Image.fromarray(picture).save(encoded, "png")
+            Image.fromarray(image).save(encoded, "png")
             feature = {
                 "image": tf_feature_pb2.Feature(
                     bytes_list=tf_feature_pb2.BytesList(value=[encoded.getvalue()])
@@ -56,155 +56,245 @@ def write_tfds(folder, name="cifar10", version="3.0.2", labels=(0, 1, 9)):
         splits.append(
             f'{{"name": "{split}", {shape}, "numBytes": "1", "shardLengths": ["{len(labels)}"]}}'
         )
-    (place / "dataset_info.json").write_text(
+    (target / "dataset_info.json").write_text(
         f'{{"name": "{name}", "version": "{version}", "fileFormat": "array_record", '
-        '"description": "Made up\\n for a test. Nobody knows it.", '
+        '"description": "Random\\n test images. Nobody uses them.", '
         f'"splits": [{", ".join(splits)}]}}'
     )
-    return pictures
+    return images
 
 
-def test_digits_come_with_the_package():
+@pytest.fixture
+def cifar10(tmp_path):
+    """A prepared data set of three images, and the folder for its cache."""
+    write_tfds(tmp_path / "tfds")
+    return {"data_dir": tmp_path / "tfds", "cache_dir": tmp_path / "cache"}
+
+
+def test_digits_need_no_files():
     dataset = data.load(data.find("digits"))
     assert dataset.train_images.shape == (1437, 8, 8, 1)
     assert dataset.test_images.shape == (360, 8, 8, 1)
-    source = data.DATASETS["digits"]
-    assert dataset.train_images.mean() / 255 == pytest.approx(source.mean[0], abs=1e-3)
-    assert dataset.train_images.std() / 255 == pytest.approx(source.std[0], abs=1e-3)
+    spec = data.DATASETS["digits"]
+    assert dataset.train_images.mean() / 255 == pytest.approx(spec.mean[0], abs=1e-3)
+    assert dataset.train_images.std() / 255 == pytest.approx(spec.std[0], abs=1e-3)
     counts = np.bincount(dataset.test_labels)
     assert counts.min() >= 25
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_a_prepared_data_set_is_read_and_cached(tmp_path, monkeypatch):
-    pictures = write_tfds(tmp_path / "tfds")
-    where = {"data_dir": tmp_path / "tfds", "cache_dir": tmp_path / "cache"}
-    dataset = data.load(data.find("cifar10", **where))
-    np.testing.assert_array_equal(dataset.train_images, pictures)
+def test_a_prepared_data_set_is_decoded(tmp_path):
+    images = write_tfds(tmp_path)
+    files = data.find("cifar10", data_dir=tmp_path)
+    assert files.version.startswith("3.0.2-")
+    dataset = data.load(files)
+    np.testing.assert_array_equal(dataset.train_images, images)
     assert dataset.train_labels.tolist() == [0, 1, 9]
-    found = data.find("cifar10", **where)
-    assert found.version.startswith("3.0.2-")
-    again = data.load(found._replace(folder=None))  # the cache alone
-    np.testing.assert_array_equal(again.test_images, pictures)
-    nothing = str(tmp_path / "nothing")
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", nothing)
-    elsewhere = data.find("cifar10", cache_dir=tmp_path / "cache")
-    assert elsewhere.version == found.version
-    assert elsewhere.about == found.about == "Made up for a test."
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_the_cache_alone_is_enough(cifar10, monkeypatch):
+    prepared = data.find("cifar10", **cifar10)
+    decoded = data.load(prepared)
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "/nowhere")
+    cached = data.find("cifar10", cache_dir=cifar10["cache_dir"])
+    assert (cached.folder, cached.version) == (None, prepared.version)
+    assert cached.about == prepared.about == "Random test images."
+    chex.assert_trees_all_equal(data.load(cached)[2:], decoded[2:])
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_folder_that_the_caller_names_is_not_replaced_by_the_cache(cifar10):
+    data.load(data.find("cifar10", **cifar10))
     with pytest.raises(
-        data.DatasetError, match="is not a folder"
-    ):  # though it is cached
-        data.find("cifar10", data_dir=nothing, cache_dir=tmp_path / "cache")
+        data.DatasetError, match="is not a folder.*fetch_data.py cifar10"
+    ):
+        data.find("cifar10", data_dir="/nowhere", cache_dir=cifar10["cache_dir"])
+
+
+def test_a_missing_data_set_is_named_with_the_command_that_prepares_it(
+    cifar10, tmp_path, monkeypatch
+):
     with pytest.raises(
-        data.DatasetError, match=f"nothing, and {tmp_path} holds no cifar10"
+        data.DatasetError, match=r"mnist is not prepared in .*fetch_data\.py mnist"
+    ):
+        data.find("mnist", **cifar10)
+    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "/nowhere")
+    with pytest.raises(
+        data.DatasetError, match=f"nowhere, and {tmp_path} contains no cifar10"
     ):
         data.find("cifar10", cache_dir=tmp_path)
 
 
-@pytest.mark.filterwarnings("ignore")
-def test_damaged_and_missing_data_are_named_with_their_repair(tmp_path):
-    write_tfds(tmp_path / "tfds")
-    where = {"data_dir": tmp_path / "tfds", "cache_dir": tmp_path / "cache"}
-    found = data.find("cifar10", **where)
-    data.load(found)
-    whole = found.cache.read_bytes()
-    for broken in (whole[:1000], b"", whole[:5000] + b"xxxx" + whole[5004:]):
-        found.cache.write_bytes(broken)
-        with pytest.raises(data.DatasetError, match="is damaged.*Delete that file"):
-            data.load(found._replace(folder=None))
-        with pytest.warns(UserWarning, match="was damaged; it is kept as cifar10-3"):
-            data.load(found)
-        assert found.cache.read_bytes() == whole
-        assert found.cache.with_name(f"{found.cache.name}.corrupt").exists()
-    found.cache.unlink()
-    (found.folder / "cifar10-test.array_record-00000-of-00001").unlink()
-    with pytest.raises(
-        data.DatasetError, match="can't be read as a TFDS data set.*fetch_data"
-    ):
-        data.load(found)
-    with pytest.raises(
-        data.DatasetError, match="mnist is not prepared in .*fetch_data.py mnist"
-    ):
-        data.find("mnist", **where)
-    with pytest.raises(data.DatasetError, match="is not a folder"):
-        data.find("cifar10", data_dir=tmp_path / "nowhere")
-    with pytest.raises(
-        ValueError, match="data set 'cifar' is not known. Pass one of digits"
-    ):
+def test_an_unknown_data_set_is_an_error():
+    with pytest.raises(ValueError, match="'cifar' is unknown. Pass one of digits"):
         data.find("cifar")
 
 
+CORRUPTIONS = {
+    "cut": lambda whole: whole[:1000],
+    "empty": lambda whole: b"",
+    "changed": lambda whole: whole[:5000] + b"xxxx" + whole[5004:],
+}
+
+
 @pytest.mark.filterwarnings("ignore")
-def test_another_version_and_other_pictures_are_refused(tmp_path):
-    write_tfds(tmp_path / "old", version="2.0.0")
+@pytest.mark.parametrize("corruption", CORRUPTIONS)
+def test_a_corrupt_cache_is_regenerated_or_is_an_error(corruption, cifar10):
+    files = data.find("cifar10", **cifar10)
+    data.load(files)
+    whole = files.cache.read_bytes()
+    files.cache.write_bytes(CORRUPTIONS[corruption](whole))
+    with pytest.raises(data.DatasetError, match="is corrupt.*Delete that file"):
+        data.load(files._replace(folder=None))  # nothing to regenerate it from
+    with pytest.warns(UserWarning, match="was corrupt; it was renamed to cifar10-3"):
+        data.load(files)
+    assert files.cache.read_bytes() == whole
+    assert files.cache.with_name(f"{files.cache.name}.corrupt").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_incomplete_prepared_folder_is_an_error(cifar10):
+    files = data.find("cifar10", **cifar10)
+    (files.folder / "cifar10-test.array_record-00000-of-00001").unlink()
+    with pytest.raises(
+        data.DatasetError, match="can't be read as a TFDS data set.*fetch_data"
+    ):
+        data.load(files)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_a_cache_that_can_not_be_written_is_an_error(cifar10):
+    cifar10["cache_dir"].write_text("a file where the folder should be")
+    with pytest.raises(
+        data.DatasetError, match=r"can't be written to .*pass another folder"
+    ):
+        data.load(data.find("cifar10", **cifar10))
+
+
+def test_only_the_expected_major_version_is_accepted(tmp_path):
+    write_tfds(tmp_path, version="2.0.0")
     with pytest.raises(
         data.DatasetError,
-        match="holds version 2.0.0, where 3.x.x is expected.*fetch_data",
+        match="contains version 2.0.0, but 3.x.x is expected.*fetch_data",
     ):
-        data.find("cifar10", data_dir=tmp_path / "old")
-    write_tfds(tmp_path / "old", version="3.0.2")
-    assert data.find("cifar10", data_dir=tmp_path / "old").version.startswith("3.0.2-")
-    write_tfds(tmp_path / "other", name="mnist")
-    found = data.find("mnist", data_dir=tmp_path / "other")
-    with pytest.raises(
-        data.DatasetError, match=r"pictures of \(32, 32, 3\), where \(28,"
-    ):
-        data.load(found)
+        data.find("cifar10", data_dir=tmp_path)
+    write_tfds(tmp_path, version="3.0.2")
+    assert data.find("cifar10", data_dir=tmp_path).version.startswith("3.0.2-")
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_labels_out_of_range_are_refused(tmp_path):
-    write_tfds(tmp_path, labels=(0, 9, 9))
-    found = data.find("cifar10", data_dir=tmp_path)
-    source = data.DATASETS["cifar10"]
-    narrowed = {**data.DATASETS, "cifar10": source._replace(num_classes=5)}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("jaxprune.data.sources.SOURCES", narrowed)
-        with pytest.raises(data.DatasetError, match="labels of 0 to 9, where 0 to 4"):
-            data.load(found)
-
-
-def test_preparing_without_tensorflow_names_the_command(monkeypatch):
-    real = builtins.__import__
-
-    def without(name, *args, **kwargs):
-        if name == "tensorflow":
-            raise ImportError("No module named 'tensorflow'", name="tensorflow")
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", without)
+def test_images_of_another_shape_are_refused(tmp_path):
+    write_tfds(tmp_path, name="mnist")
+    files = data.find("mnist", data_dir=tmp_path)
     with pytest.raises(
-        data.DatasetError, match=r"needs tensorflow.*jaxprune\[study,prepare\]"
+        data.DatasetError, match=r"images of \(32, 32, 3\), but \(28, 28, 1\)"
     ):
-        data.prepare("cifar10")
+        data.load(files)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_labels_out_of_range_are_refused(tmp_path, monkeypatch):
+    write_tfds(tmp_path, labels=(0, 9, 9))
+    files = data.find("cifar10", data_dir=tmp_path)
+    spec = data.DATASETS["cifar10"]._replace(num_classes=5)
+    monkeypatch.setattr(
+        "jaxprune.data.sources.DATASETS", {**data.DATASETS, "cifar10": spec}
+    )
+    with pytest.raises(data.DatasetError, match="labels of 0 to 9, but 0 to 4"):
+        data.load(files)
+
+
+def hide_package(monkeypatch, package):
+    """Make importing a package fail as if it were not installed."""
+    real_import = builtins.__import__
+
+    def import_others(name, *args, **kwargs):
+        if name.partition(".")[0] == package:
+            raise ModuleNotFoundError(f"No module named '{name}'", name=name)
+        return real_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", import_others)
+
+
+@pytest.mark.parametrize(
+    ("package", "call", "message"),
+    [
+        (
+            "sklearn",
+            lambda: data.load(data.find("digits")),
+            r"reading digits needs scikit-learn.*pip install 'jaxprune\[study\]'",
+        ),
+        (
+            "tensorflow_datasets",
+            lambda: data.find("cifar10"),
+            r"reading cifar10 needs tensorflow-datasets.*'jaxprune\[study\]'",
+        ),
+        (
+            "tensorflow",
+            lambda: data.prepare("cifar10"),
+            r"preparing cifar10 needs tensorflow,.*'jaxprune\[study,prepare\]'",
+        ),
+    ],
+    ids=["scikit-learn", "tensorflow-datasets", "tensorflow"],
+)
+def test_a_missing_package_names_the_extra(package, call, message, monkeypatch):
+    hide_package(monkeypatch, package)
+    with pytest.raises(data.DatasetError, match=message):
+        call()
+
+
+def test_decoding_without_tensorflow_datasets_names_the_extra(cifar10, monkeypatch):
+    files = data.find("cifar10", **cifar10)
+    hide_package(monkeypatch, "tensorflow_datasets")
+    with pytest.raises(
+        data.DatasetError,
+        match=r"reading cifar10 needs tensorflow-datasets.*'jaxprune\[study\]'",
+    ):
+        data.load(files)
+
+
+def test_digits_can_not_be_prepared():
     with pytest.raises(ValueError, match="'digits' can't be prepared"):
         data.prepare("digits")
 
 
-def test_epochs_are_permutations_and_batches_are_full():
+def test_every_epoch_is_another_permutation_of_the_examples():
     key = jax.random.key(0)
-    first = data.epoch_order(jax.random.clone(key), 10, 4, 0)
-    second = data.epoch_order(jax.random.clone(key), 10, 4, 1)
-    assert first.shape == (3, 4)
-    assert sorted(first.ravel()[:10].tolist()) == list(range(10))
-    assert first.ravel()[10:].tolist() == first.ravel()[:2].tolist()
-    assert first.tolist() != second.tolist()
-    assert data.epoch_order(key, 10, 4, 0).tolist() == first.tolist()
+    orders = [
+        data.epoch_order(jax.random.clone(key), 10, epoch).tolist() for epoch in (0, 1)
+    ]
+    assert [sorted(order) for order in orders] == [list(range(10))] * 2
+    assert orders[0] != orders[1]
 
 
-def test_examples_for_scoring_are_distinct_and_not_too_many():
-    chosen = data.sample_examples(jax.random.key(0), 20, 10)
-    assert len(set(chosen.tolist())) == 10
-    with pytest.raises(ValueError, match="scoring wants 21 examples.*has 20"):
+def test_the_order_of_an_epoch_depends_on_its_number_only():
+    key = jax.random.key(0)
+    first = data.epoch_order(jax.random.clone(key), 10, 3)
+    assert first.tolist() == data.epoch_order(key, 10, 3).tolist()
+
+
+def test_the_last_step_of_an_epoch_may_be_short():
+    assert [data.steps_per_epoch(examples, 4) for examples in (7, 8, 9)] == [2, 2, 3]
+
+
+def test_examples_for_scoring_are_distinct():
+    chosen = data.sample_examples(jax.random.key(0), 20, 10).tolist()
+    assert len(set(chosen)) == 10
+    assert set(chosen) <= set(range(20))
+
+
+def test_scoring_with_more_examples_than_there_are_is_an_error():
+    with pytest.raises(ValueError, match="scoring needs 21 examples.*has 20"):
         data.sample_examples(jax.random.key(0), 20, 21)
 
 
-HOW = data.Preprocessing((0.0,), (1.0,), pad=2, flip=True)
+AUGMENTED = data.Preprocessing((0.0,), (1.0,), pad=2, flip=True)
 
 
-def test_crops_are_windows_of_the_padded_picture():
+def test_augmented_images_are_windows_of_the_padded_image_some_mirrored():
     images = jnp.arange(1, 17, dtype=jnp.uint8).reshape(1, 4, 4, 1).repeat(64, 0)
-    made = 255 * data.preprocess(images, HOW, jax.random.key(0))[..., 0]
+    augmented = 255 * data.preprocess(images, AUGMENTED, jax.random.key(0))[..., 0]
     padded = np.pad(np.arange(1, 17).reshape(4, 4), 2)
     windows = {
         np.asarray(w).astype(int).tobytes()
@@ -212,21 +302,21 @@ def test_crops_are_windows_of_the_padded_picture():
         for j in range(5)
         for w in (padded[i : i + 4, j : j + 4], padded[i : i + 4, j : j + 4][:, ::-1])
     }
-    seen = {np.asarray(picture).round().astype(int).tobytes() for picture in made}
-    assert seen <= windows
-    assert len(seen) > 20
+    drawn = {np.asarray(image).round().astype(int).tobytes() for image in augmented}
+    assert drawn <= windows
+    assert len(drawn) > 20
 
 
-def test_evaluation_is_not_augmented():
+def test_without_a_key_images_are_not_augmented():
     images = jnp.arange(16, dtype=jnp.uint8).reshape(1, 4, 4, 1)
     chex.assert_trees_all_close(
-        data.preprocess(images, HOW), images.astype(jnp.float32) / 255, rtol=1e-6
+        data.preprocess(images, AUGMENTED), images.astype(jnp.float32) / 255, rtol=1e-6
     )
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_prepares_from_an_archive_in_the_downloads_place(tmp_path, monkeypatch):
-    """CIFAR-10's own archive layout, ten pictures a file, where TFDS would download it."""
+def test_a_prepared_download_can_be_read(tmp_path, monkeypatch):
+    """The download is replaced by an archive in CIFAR-10's layout, ten images per file."""
     import tensorflow_datasets as tfds
 
     archive = tmp_path / "cifar-10-binary.tar.gz"
@@ -255,13 +345,13 @@ def test_prepares_from_an_archive_in_the_downloads_place(tmp_path, monkeypatch):
             info.size = len(content)
             tar.addfile(info, io.BytesIO(content))
 
-    def unpacked(self, url):
-        place = tmp_path / "unpacked"
+    def extract(self, url):
+        target = tmp_path / "extracted"
         with tarfile.open(archive) as tar:
-            tar.extractall(place, filter="data")
-        return place
+            tar.extractall(target, filter="data")
+        return target
 
-    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", unpacked)
+    monkeypatch.setattr(tfds.download.DownloadManager, "download_and_extract", extract)
     folder = data.prepare("cifar10", data_dir=tmp_path / "prepared")
     assert folder.parent.name == "cifar10"
     dataset = data.load(data.find("cifar10", data_dir=tmp_path / "prepared"))

@@ -1,4 +1,4 @@
-"""Multiply-accumulates by hand, and measurements that leave blank what they do not know."""
+"""Multiply-accumulates against counts by hand, and measurements of time and memory."""
 
 import sys
 
@@ -9,13 +9,14 @@ import pytest
 from jaxprune import masks, models, profiling
 
 
-def test_products_and_biases_by_hand():
+def test_a_product_counts_for_its_kernel_and_a_bias_once_per_output():
     params = {"bias": jnp.ones((1, 4)), "kernel": jnp.ones((3, 4))}
     fn = lambda params, x: jax.nn.relu(x @ params["kernel"] + params["bias"])
+    # 2 rows of 4 outputs, each a sum of 3 products plus a bias
     assert profiling.macs(fn, params, jnp.ones((2, 3))) == {"bias": 8, "kernel": 24}
 
 
-def test_convolution_by_hand_with_stride_groups_and_padding():
+def test_a_convolution_counts_stride_groups_and_padding():
     def fn(params, x):
         return jax.lax.conv_general_dilated(
             x, params["kernel"], (2, 2), "SAME", feature_group_count=2,
@@ -29,7 +30,7 @@ def test_convolution_by_hand_with_stride_groups_and_padding():
     }
 
 
-def test_programs_within_programs_are_counted():
+def test_nested_programs_are_counted():
     def body(carry, kernel):
         return jax.nn.relu(carry @ kernel), None
 
@@ -44,7 +45,14 @@ def test_programs_within_programs_are_counted():
         "stack": jnp.ones((5, 4, 4)),
     }
     macs = profiling.macs(fn, params, jnp.ones((1, 4)))
-    assert macs == {"first": 16, "last": 16, "stack": 80}
+    assert macs == {"first": 16, "last": 16, "stack": 80}  # 5 iterations of 16
+
+
+def test_a_while_loop_counts_one_iteration():
+    def fn(params, x):
+        return jax.lax.while_loop(lambda x: x.sum() < 9, lambda x: x @ params["w"], x)
+
+    assert profiling.macs(fn, {"w": jnp.ones((3, 3))}, jnp.ones((1, 3))) == {"w": 9}
 
 
 def test_a_kernel_used_twice_counts_twice():
@@ -52,13 +60,13 @@ def test_a_kernel_used_twice_counts_twice():
     assert profiling.macs(fn, {"w": jnp.ones((3, 3))}, jnp.ones((1, 3))) == {"w": 18}
 
 
-def test_kept_multiply_accumulates_follow_the_mask():
+def test_kept_multiply_accumulates_are_proportional_to_the_mask():
     dense = {"bias": 8, "kernel": 24}
     mask = {"bias": jnp.ones((1, 4), bool), "kernel": jnp.arange(12).reshape(3, 4) < 3}
     assert profiling.kept_macs(dense, mask) == {"bias": 8.0, "kernel": 6.0}
 
 
-def test_batch_norm_counts_two_for_each_number():
+def test_batch_norm_counts_two_per_output():
     model = models.create(
         "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=1 / 64
     )
@@ -68,8 +76,8 @@ def test_batch_norm_counts_two_for_each_number():
     assert macs["conv1"] == {"bias": 64, "kernel": 9 * 64}
 
 
-def test_masks_do_not_make_the_dense_program_smaller():
-    """What XLA executes does not see zeros: that is what kept_macs is beside it for."""
+def test_a_mask_changes_kept_macs_but_not_macs():
+    """XLA executes the dense program, zeros included; only kept_macs counts the mask."""
     params = {"w": jnp.ones((64, 64))}
     fn = lambda params, x: x @ params["w"]
     mask = masks.select(params, 0.01)
@@ -78,17 +86,17 @@ def test_masks_do_not_make_the_dense_program_smaller():
     assert profiling.kept_macs(dense, mask)["w"] == 41
 
 
-def test_memory_is_measured_in_a_fresh_process_and_blank_where_silent():
-    hoard = jnp.ones((50_000_000,))  # 200 MB here must not count there
+def test_memory_is_that_of_a_fresh_process():
+    large = jnp.ones((50_000_000,))  # 200 MB in this process, which must not count
     memory = profiling.measure(lambda x: x @ x, jnp.ones((512, 512)))
-    del hoard
+    del large
     assert 50 < memory.idle_rss < memory.peak_rss < 1000
     assert memory.arguments == pytest.approx(512 * 512 * 4 / 1e6)
-    assert memory.device_peak is None  # a CPU keeps no statistics
+    assert memory.device_peak is None  # a CPU reports no statistics
     assert 0 < memory.machine_percent <= 100
 
 
-def test_a_process_that_fails_says_why(monkeypatch, tmp_path):
+def test_a_failed_measurement_reports_the_error_of_its_process(monkeypatch, tmp_path):
     broken = tmp_path / "python"
     broken.write_text("#!/bin/sh\necho 'no such device' >&2\nexit 3\n")
     broken.chmod(0o755)
@@ -99,15 +107,56 @@ def test_a_process_that_fails_says_why(monkeypatch, tmp_path):
         profiling.measure(lambda x: x, jnp.ones(2))
 
 
-def test_latency_counts_its_calls():
-    taken = profiling.latency(lambda x: x * 2, jnp.ones(8), calls=7)
-    assert taken.calls == 7
-    assert 0 < taken.p50 <= taken.p95
+def test_a_full_temporary_folder_is_named_with_a_remedy(monkeypatch):
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.save", full)
+    with pytest.raises(RuntimeError, match=r"No space left.*Free disk space.*TMPDIR"):
+        profiling.measure(lambda x: x, jnp.ones(2))
+
+
+def test_latency_times_the_requested_number_of_calls():
+    timed = profiling.latency(lambda x: x * 2, jnp.ones(8), calls=7)
+    assert timed.calls == 7
+    assert 0 < timed.p50 <= timed.p95
+
+
+def test_interleaved_calls_each_function_twice_in_a_row():
+    """The first of two calls in a row warms the caches, so only the second is timed."""
+    calls = []
+    profiling.interleaved(
+        lambda: calls.append("a"), lambda: calls.append("b"), calls=2, warmup=1
+    )
+    assert calls == ["a", "a", "b", "b"] * 3
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: profiling.latency(lambda x: x, jnp.ones(1), calls=0),
+        lambda: profiling.interleaved(lambda: None, calls=0),
+        lambda: profiling.seconds(lambda: None, calls=0),
+    ],
+)
+def test_timing_no_calls_is_an_error(measure):
     with pytest.raises(ValueError, match="calls is how many calls to time; got 0"):
-        profiling.latency(lambda x: x, jnp.ones(1), calls=0)
+        measure()
 
 
-def test_the_device_is_named():
+def test_the_maximum_is_unknown_if_a_sample_is():
+    samples = [
+        profiling.MemorySample(1.0, None, 5.0),
+        profiling.MemorySample(2.0, 3.0, 4.0),
+    ]
+    assert profiling.maximum(samples) == {
+        "device_in_use": 2.0,
+        "device_reserved": None,
+        "machine_percent": 5.0,
+    }
+
+
+def test_the_device_and_the_machine_are_described():
     described = profiling.describe()
     assert described["platform"] == "cpu"
     assert described["cores"] > 0

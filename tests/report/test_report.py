@@ -1,4 +1,4 @@
-"""Tables and figures, from records that no network made."""
+"""Tables, figures and the page, built from handwritten records."""
 
 import io
 
@@ -7,10 +7,11 @@ import rich.console
 
 from jaxprune import report
 from jaxprune.report import figures, tables
+from jaxprune.report.page import CAPTIONS
 from jaxprune.study import files, records
 from jaxprune.study.records import Layer, Record
 
-MADE = {
+MACHINE = {
     "kind": "<cpu>", "devices": 1, "processor": "x", "cores": 2, "ram_gb": 1, "jax": "0",
     "flax": "0", "jaxprune": "0", "commit": None, "began": "now",
 }  # fmt: skip
@@ -27,7 +28,7 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
         "epochs": 1.0,
         "seconds": 2.0,
         "history": [],
-        "made": MADE,
+        "made": MACHINE,
         "density": 0.5,
         "effective_density": 0.4,
         "macs_dense": 10,
@@ -37,18 +38,31 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
     return Record(**{**fields, **changes})
 
 
-def test_seeds_are_averaged_and_blanks_stay_blank():
-    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("magnitude", 2)]
-    table = report.build(found, "accuracy")
-    assert table.head == ["c", "density", "SNIP", "MAG"]
+def two_seeds_and_another_method(c=1):
+    return [
+        record("snip", 1, 0, 90.0),
+        record("snip", 1, 1, 92.0),
+        record("magnitude", c, title="Mag"),
+    ]
+
+
+def test_seeds_are_averaged_and_values_not_measured_are_blank():
+    cell_records = two_seeds_and_another_method(c=2)
+    table = report.build(cell_records, "accuracy")
+    assert table.head == ["c", "density", "SNIP", "Mag"]
     assert table.rows == [["1", "0.1", "91.00 ± 1.41", ""], ["2", "0.01", "", "90.00"]]
-    assert report.build(found, "device_in_use").rows[0][2:] == ["", ""]
+    assert report.build(cell_records, "device_in_use").rows[0][2:] == ["", ""]
 
 
-def test_what_diverged_says_so_and_joins_no_mean():
-    lost = record("snip", 1, 1, None, status="diverged")
-    assert report.build([lost], "accuracy").rows[0][2:] == ["diverged"]
-    both = report.build([record("snip", 1), lost], "accuracy")
+def test_a_method_that_a_quantity_is_never_measured_for_has_no_column():
+    cell_records = [record("snip", 1), record("magnitude", 1, accuracy=None)]
+    assert report.build(cell_records, "accuracy").head == ["c", "density", "SNIP"]
+
+
+def test_a_diverged_seed_is_reported_and_left_out_of_the_mean():
+    diverged = record("snip", 1, 1, None, status="diverged")
+    assert report.build([diverged], "accuracy").rows[0][2:] == ["diverged"]
+    both = report.build([record("snip", 1), diverged], "accuracy")
     assert both.rows[0][2:] == ["90.00 (1 diverged)"]
 
 
@@ -62,61 +76,74 @@ COMPACTION = {
 }  # fmt: skip
 
 
-def test_what_pruning_bought_is_a_row_a_method_and_density():
-    slower = {**COMPACTION, "compacted_64_p50_s": 0.004}
-    found = [
-        record("snip", 1, 0, compaction=COMPACTION),
-        record("snip", 1, 1, compaction=slower),
-        record("magnitude", 1),
+def compaction_tables(*compactions):
+    cell_records = [
+        record("snip", 1, seed, compaction=compaction)
+        for seed, compaction in enumerate(compactions)
     ]
-    built = {table.name: table for table in report.build_all(found, [])}
+    built = report.build_all([*cell_records, record("magnitude", 1)], [])
+    return {table.name: table for table in built if table.name.startswith("compacted_")}
+
+
+def test_compaction_results_have_one_row_per_method_and_density():
+    slower = {**COMPACTION, "compacted_64_p50_s": 0.004}
+    built = compaction_tables(COMPACTION, slower)
     size, work = built["compacted_size"], built["compacted_work"]
     assert size.rows == [["SNIP", "1", "10", "25", "4", "1", "3", "1"]]
     assert work.rows == [["SNIP", "1", "10", "25", "40", "1", "300", "200"]]
+    # Means over the two seeds; 1.3x = (4 + 4) / (2 + 4) and 4.0x = (4 + 4) / (1 + 1).
     (time,) = built["compacted_time"].rows
     assert time == ["SNIP", "1", "64", "4", "5", "3", "3", "1.3x", "1", "4.0x"]
-    assert "compacted_size" not in {
-        t.name for t in report.build_all([record("magnitude", 1)], [])
-    }
 
 
-def test_tables_read_the_same_in_every_format():
+def test_a_seed_without_a_time_leaves_the_gain_blank():
+    missing = {**COMPACTION, "sparse_64_p50_s": None}
+    (time,) = compaction_tables(COMPACTION, missing)["compacted_time"].rows
+    assert time[-3:] == ["2.0x", "", ""]
+
+
+def test_a_study_without_compaction_has_no_compaction_tables():
+    assert compaction_tables() == {}
+
+
+def test_a_table_has_the_same_values_in_every_format():
     table = report.build([record("snip", 0.5)], "flop_ratio")
     assert "| 0.5 | 0.316 | 0.5000 |" in tables.markdown(table)
     assert tables.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
 
 
-def test_notes_stand_above_every_table_in_every_format():
+def test_notes_are_above_the_table_in_every_format():
     table = report.build([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
     assert "> Reduced run: width 0.25.\n" in tables.markdown(table)
     assert tables.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
     assert "Reduced run" in str(tables.terminal(table).title)
 
 
-def test_a_published_table_stands_beside_ours_with_the_difference():
-    found = [record("snip", 1, 0, 90.0), record("snip", 1, 1, 92.0), record("magnitude", 1)]
+def test_a_comparison_shows_ours_the_published_value_and_the_difference():
     numbers = {("snip", 1.0): 88.5, ("snip", 2.0): 70.0}
-    comparison = report.Comparison("beside", report.TABLES["accuracy"], numbers)
-    table = report.beside(found, comparison)
+    comparison = report.Comparison("table1", report.TABLES["accuracy"], numbers)
+    table = report.compare(two_seeds_and_another_method(), comparison)
     assert table.rows == [
         ["1", "ours", "91.00 ± 1.41", "90.00"],
-        ["", "theirs", "88.50", ""],
-        ["", "gap", "+2.50", ""],
+        ["", "published", "88.50", ""],
+        ["", "diff.", "+2.50", ""],
     ]
     assert "1,ours,91.00" in tables.csv(table)
+    assert table.caption.endswith("diff.: ours minus published.")
 
 
-def test_layers_stand_beside_published_ones():
-    found = [record("snip", 0.5), record("magnitude", 0.5)]
-    table = report.by_layer(found, {"snip": [0.4], "magnitude": [0.1, 0.2]}, 0.5)
+def test_layers_are_compared_only_where_the_published_network_has_as_many():
+    cell_records = [record("snip", 0.5), record("magnitude", 0.5)]
+    published = {"snip": [0.4], "magnitude": [0.1, 0.2]}
+    table = report.compare_layers(cell_records, published, 0.5)
     assert table.rows == [
         ["fc", "ours", "50.000", "50.000"],
-        ["", "theirs", "40.000", ""],
+        ["", "published", "40.000", ""],
     ]
-    assert report.by_layer(found, {}, 1.0).rows == []
+    assert report.compare_layers(cell_records, {}, 1.0).rows == []
 
 
-def test_a_table_of_nine_methods_is_whole_in_80_columns():
+def test_a_comparison_of_nine_methods_fits_in_80_columns():
     titles = (
         "Dense",
         "Rand",
@@ -128,53 +155,55 @@ def test_a_table_of_nine_methods_is_whole_in_80_columns():
         "IMP-3",
         "IMP-4",
     )
-    found = [record(title, 0.5, title=title) for title in titles]
+    cell_records = [record(title, 0.5, title=title) for title in titles]
     comparison = report.Comparison(
-        "beside", report.TABLES["accuracy"], {(title, 0.5): 10.0 for title in titles}
+        "table1", report.TABLES["accuracy"], {(title, 0.5): 10.0 for title in titles}
     )
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.terminal(report.beside(found, comparison)))
+    console.print(tables.terminal(report.compare(cell_records, comparison)))
     assert console.export_text().count("+80.00") == 9
 
 
-def test_a_method_has_its_colour_whatever_else_is_in_the_figure(tmp_path):
-    found = [record("snip", 0.5, title="SNIP"), record("random", 0.5, title="Rand")]
-    for shown, folder in ((found, tmp_path / "both"), (found[:1], tmp_path / "one")):
-        figures.draw(shown, folder)
-        drawn = (folder / "weight_histograms.svg").read_text()
-        assert "#009e73" in drawn
-        assert ("#e69f00" in drawn) == (len(shown) == 2)
+def test_a_method_has_the_same_color_in_every_figure(tmp_path):
+    snip, rand = record("snip", 0.5, title="SNIP"), record("random", 0.5, title="Rand")
+    for cell_records, folder in (([snip, rand], "both"), ([snip], "one")):
+        figures.draw(cell_records, tmp_path / folder)
+        svg = (tmp_path / folder / "weight_histograms.svg").read_text()
+        assert "#009e73" in svg
+        assert ("#e69f00" in svg) == (rand in cell_records)
 
 
-def test_the_published_numbers_are_those_of_the_study():
+def test_the_published_numbers_are_those_of_the_publication():
     from experiments import published
 
-    found = published.load()
-    assert [t.name[:6] for t in found.tables] == [f"table{i}" for i in range(1, 7)]
-    accuracy, *_, cached = found.tables
+    loaded = published.load()
+    assert [t.name[:6] for t in loaded.tables] == [f"table{i}" for i in range(1, 7)]
+    accuracy, *_, cached = loaded.tables
     assert len(accuracy.published) == 48
     assert accuracy.published["magnitude", 0.5] == 89.95
     assert cached.published["imp4", 2.0] == 1.277
-    assert ("imp4", 0.5) not in found.tables[3].published  # that column was lost
-    assert (len(found.layers_dense), found.layers["random"][-1]) == (14, 1620)
-    assert sum(found.layers_dense) == 313_201_664  # conv and fc weights, without biases
+    assert ("imp4", 0.5) not in loaded.tables[3].published  # that column was lost
+    assert (len(loaded.layers_dense), loaded.layers["random"][-1]) == (14, 1620)
+    assert (
+        sum(loaded.layers_dense) == 313_201_664
+    )  # conv and fc weights, without biases
 
 
-def written(folder, found, notes=()):
-    cells = [{"id": r.id, "cell": r.cell} for r in found]
+def write_study(folder, cell_records, notes=()):
+    cells = [{"id": r.id, "cell": r.cell} for r in cell_records]
     records.open_runs(folder, "fake", cells, notes)
-    for one in found:
-        (folder / one.id).mkdir()
-        files.write_json(folder / one.id / "config.json", one.cell)
-        records.write(folder / one.id, one)
+    for written in cell_records:
+        (folder / written.id).mkdir()
+        files.write_json(folder / written.id / "config.json", written.cell)
+        records.write(folder / written.id, written)
 
 
-def test_the_page_holds_everything_and_escapes_what_it_prints(tmp_path):
-    found = [
+def test_the_page_is_one_file_and_escapes_its_text(tmp_path):
+    cell_records = [
         record("snip", 1),
         record("magnitude", 2, layers=[], accuracy=None, status="diverged"),
     ]
-    written(tmp_path, found, notes=["reduced <i>run</i>"])
+    write_study(tmp_path, cell_records, notes=["reduced <i>run</i>"])
     page = report.write(tmp_path).read_text()
     assert page.count("data:image/png;base64,") == 5
     assert "reduced &lt;i&gt;run&lt;/i&gt;" in page
@@ -184,20 +213,28 @@ def test_the_page_holds_everything_and_escapes_what_it_prints(tmp_path):
     assert "http" not in page
 
 
-def test_a_report_of_nothing_says_so(tmp_path):
-    written(tmp_path, [])
+def test_every_figure_has_a_caption(tmp_path):
+    connectivity = {"errors": [1.0, 2.0, 1.0], "barrier": 1.0}
+    cell_records = [record("snip", 1, compaction=COMPACTION, connectivity=connectivity)]
+    write_study(tmp_path, cell_records)
+    page = report.write(tmp_path).read_text()
+    assert page.count("data:image/png;base64,") == len(CAPTIONS)
+
+
+def test_a_study_without_cell_recordsis_an_error(tmp_path):
+    write_study(tmp_path, [])
     with pytest.raises(ValueError, match="no records yet.*Run the study"):
         report.write(tmp_path)
 
 
-def test_what_is_printed_is_escaped():
+def test_names_from_cell_recordsare_escaped_in_every_format():
     """Records are files: a name in them is neither markup, nor HTML, nor a new column."""
     table = report.build([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
     table = table._replace(notes=["[b]<i>note</i>"])
-    shown = io.StringIO()
-    rich.console.Console(file=shown, width=120).print(report.terminal(table))
-    assert "[red]<script>|x[/red]" in shown.getvalue()
-    assert "[b]<i>note</i>" in shown.getvalue()
-    written = tables.markdown(table)
-    assert "[red]&lt;script&gt;\\|x[/red]" in written
-    assert "<script>" not in written
+    printed = io.StringIO()
+    rich.console.Console(file=printed, width=120).print(report.terminal(table))
+    assert "[red]<script>|x[/red]" in printed.getvalue()
+    assert "[b]<i>note</i>" in printed.getvalue()
+    markdown = tables.markdown(table)
+    assert "[red]&lt;script&gt;\\|x[/red]" in markdown
+    assert "<script>" not in markdown
