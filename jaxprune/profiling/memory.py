@@ -15,8 +15,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax import export
+
+from jaxprune import tree
 
 
 class Memory(NamedTuple):
@@ -74,6 +77,28 @@ def measure(fn: Callable[..., Any], *args: Any, calls: int = 3) -> Memory:
     return start_measure(fn, *args, calls=calls)()
 
 
+def _to_plain(leaf: Any) -> Any:
+    """Turn a key into its words, and a type that NumPy can't store into integers."""
+    leaf = jnp.asarray(leaf)
+    if tree.is_key(leaf):
+        return jax.random.key_data(leaf)
+    if leaf.dtype.kind == "V":  # bfloat16 and the 8-bit floats
+        return jax.lax.bitcast_convert_type(leaf, f"uint{8 * leaf.dtype.itemsize}")
+    return leaf
+
+
+def _from_plain(plain: Any, leaf: Any) -> Any:
+    """Undo `_to_plain`."""
+    leaf = jnp.asarray(leaf)
+    if tree.is_key(leaf):
+        return jax.random.wrap_key_data(plain, impl=jax.random.key_impl(leaf))
+    return (
+        jax.lax.bitcast_convert_type(plain, leaf.dtype)
+        if leaf.dtype.kind == "V"
+        else plain
+    )
+
+
 def start_measure(
     fn: Callable[..., Any], *args: Any, calls: int = 3
 ) -> Callable[[], Memory]:
@@ -99,14 +124,16 @@ def start_measure(
         True
     """
     leaves, structure = jax.tree.flatten(args)
-    exported = export.export(jax.jit(lambda *flat: fn(*structure.unflatten(flat))))(
-        *leaves
-    )
+
+    def run(*plain: Any) -> Any:
+        return fn(*structure.unflatten(map(_from_plain, plain, leaves)))
+
+    exported = export.export(jax.jit(run))(*map(_to_plain, leaves))
     folder = tempfile.TemporaryDirectory(prefix="jaxprune-", ignore_cleanup_errors=True)
     try:
         (Path(folder.name) / "program").write_bytes(bytes(exported.serialize()))
         for i, leaf in enumerate(leaves):
-            array = np.asarray(leaf)
+            array = np.asarray(_to_plain(leaf))
             np.save(Path(folder.name) / f"{i}.npy", array, allow_pickle=False)
     except OSError as error:
         folder.cleanup()

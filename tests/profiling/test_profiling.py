@@ -161,3 +161,11 @@ def test_the_device_and_the_machine_are_described():
     assert described["platform"] == "cpu"
     assert described["cores"] > 0
     assert profiling.device_memory() == (None, None, None)
+
+
+def test_memory_is_measured_with_keys_and_bfloat16_among_the_arguments():
+    def fn(key, x):
+        return jax.random.normal(key, x.shape, jnp.bfloat16) + x
+
+    memory = profiling.measure(fn, jax.random.key(0), jnp.ones((8, 8), jnp.bfloat16))
+    assert memory.peak_rss > 0
