@@ -24,7 +24,7 @@ from jaxprune.study.records import Layer, Record
 
 
 def _read_whole(place: Path, cell: Cell) -> Record | None:
-    """Read a record; None if it is not there, or something in its folder is damaged."""
+    """Read a record; None if it is not there, or something in its folder is corrupt."""
     try:
         record = records.read(place / "record.json")
         if record.cell != config.as_json(cell):
@@ -39,7 +39,7 @@ def _read_whole(place: Path, cell: Cell) -> Record | None:
 
 
 def _recorded(folder: Path, cell: Cell) -> Record | None:
-    """Read the record of a finished cell; set aside what is damaged of it."""
+    """Read the record of a finished cell; quarantine what is corrupt of it."""
     place = folder / config.cell_id(cell)
 
     def read() -> tuple[Record | None, bool]:
@@ -50,11 +50,11 @@ def _recorded(folder: Path, cell: Cell) -> Record | None:
         )  # others may see a file later
         return record if whole else None, is_there and not whole
 
-    record, is_damaged = read()
-    if is_damaged:
+    record, is_corrupt = read()
+    if is_corrupt:
         with files.disk_errors(folder), locks.held(folder, place.name):
-            record, is_damaged = read()  # another process may have moved it, or made it
-            if is_damaged:
+            record, is_corrupt = read()  # another process may have moved it, or made it
+            if is_corrupt:
                 checkpoint.quarantine(place)
     return record
 

@@ -69,7 +69,7 @@ def _join(
         first = str(error).strip().partition("\n")[0]
         raise RunsError(
             f"no Ray cluster can be had at RAY_ADDRESS={address} ({first}). Start one there "
-            "with `ray start --head`, or mend the address, such as 10.0.0.1:6379 (set "
+            "with `ray start --head`, or correct the address, such as 10.0.0.1:6379 (set "
             "RAY_AUTH_MODE=token too, if it asks for tokens); without an address a cluster "
             "of this machine alone is started."
         ) from error
@@ -147,7 +147,7 @@ def _result(done: Any) -> Any:
         first = str(error).strip().partition("\n")[0]
         raise RunsError(
             f"Ray lost a stage {RETRIES + 1} times ({first}). What was finished is whole; "
-            "mend the cluster and run the same again."
+            "repair the cluster and run the same command again."
         ) from error
 
 

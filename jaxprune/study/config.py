@@ -329,7 +329,9 @@ def reduced(
         dataclasses.replace(cell, recipe=_scaled(cell.recipe, epochs_scale), **changes)
         for cell in study.cells
     ]
-    note = f"Reduced study: {', '.join(changed)}. The results are not those of the full study."
+    note = (
+        f"Reduced study: {', '.join(changed)}. These are not results of the full study."
+    )
     return study._replace(cells=cells, notes=(*study.notes, note))
 
 

@@ -28,9 +28,9 @@ def disk_errors(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise RunsError(
-            f"{folder} can't be written ({error.strerror or error}). All that was finished "
-            "before is whole. Make room or mend the disk, and run the same again; or pass "
-            "another folder with --runs-dir."
+            f"{folder} can't be written ({error.strerror or error}). Finished stages "
+            "are safe. Free disk space or repair the disk, and run the same command again; "
+            "or pass another folder with --runs-dir."
         ) from error
 
 

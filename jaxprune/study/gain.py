@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxprune import checkpoint, compact, masks, models, profiling, tree
 from jaxprune.types import Mask
 
-BATCHES = (1, 64, 256)  # pictures a call
+BATCHES = (1, 64, 256)  # images a call
 MOST_SPARSE = 64  # of these; what a sparse layer gathers grows with them, to gigabytes
 
 
@@ -26,13 +26,13 @@ def measure(
 ) -> Callable[[], dict[str, float | None]]:
     """Compact a network, and measure it beside the masked one, taking turns.
 
-    Up to `MOST_SPARSE` pictures a call `compact.fastest` takes its turn too.
+    Up to `MOST_SPARSE` images a call `compact.fastest` takes its turn too.
 
     Args:
         model: with its parameters and statistics, and a graph.
         mask: what to keep.
         input_shape: height, width and channels of a picture.
-        batches: pictures a call.
+        batches: images a call.
         calls: of each network at each batch size.
 
     Returns:

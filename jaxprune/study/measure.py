@@ -12,7 +12,7 @@ import numpy as np
 from jaxprune import data, masks, models, profiling, train, tree
 from jaxprune.study import gain, workbench
 
-PROFILE_BATCH = 256  # pictures a call, as in the published study
+PROFILE_BATCH = 256  # images a call, as in the published study
 
 
 def inspect(
@@ -63,7 +63,7 @@ def evaluate(
     params = masks.apply(model.params, mask)
     model = dataclasses.replace(model, params=params)
     found = train.evaluate(model, workbench.test_set(at))
-    if not np.isfinite(found.loss):  # finite weights may still overflow on new pictures
+    if not np.isfinite(found.loss):  # finite weights may still overflow on new images
         return workbench.Output({}, {"diverged": True})
     prunable = tree.by_name(tree.prunable(mask))
     weights = tree.by_name(params)
@@ -157,17 +157,17 @@ def epoch_time(
     Returns:
         Seconds an epoch.
     """
-    network, pictures = workbench.network(settings), workbench.train_set(settings, at)
+    network, image_set = workbench.network(settings), workbench.train_set(settings, at)
     training = workbench.training(settings)
     model = network.init(workbench.key_for(settings, "initialize"))
-    steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
+    steps = data.steps_per_epoch(image_set.images.shape[0], training.batch_size)
     total = round(training.epochs * steps)
     timed = min(steps, total, most or steps)
 
     def train_a_bit() -> Any:
         key, mask = workbench.key_for(settings, "train"), masks.ones_like(model.params)
         start = total - timed
-        return train.fit(model, mask, pictures, training, key, start=start).model
+        return train.fit(model, mask, image_set, training, key, start=start).model
 
     (taken,) = profiling.seconds(train_a_bit, calls=1, warmup=1)
     return EpochTime(taken * steps / timed, timed, steps)

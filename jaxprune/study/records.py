@@ -237,7 +237,7 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     recipes = [_recipe(cell) for cell in cells]
     try:
         listed = read_study(folder)["cells"] if (folder / "study.json").exists() else []
-    except CorruptFileError:  # a run makes it anew
+    except CorruptFileError:  # a run regenerates it
         return 0
     held = [c for c in listed if _recipe(c["cell"]) not in recipes]
     return sum((folder / cell["id"] / "record.json").exists() for cell in held)

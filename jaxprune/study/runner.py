@@ -117,7 +117,7 @@ def check(
         mesh: devices that share the work of each stage.
 
     Raises:
-        ValueError: if a stage has nothing to do, or asks for more pictures than there are;
+        ValueError: if a stage has nothing to do, or asks for more images than there are;
             or if there are not that many devices, or they do not divide a batch.
     """
     parts = 1
@@ -163,8 +163,7 @@ def run(
     """Run the cells of a study that have no record yet.
 
     Several processes may run one study in one folder: each stage is made once, by
-    whichever comes first. What is damaged on disk is set aside with a warning and made
-    anew.
+    whichever comes first. Corrupt files are quarantined with a warning, and regenerated.
 
     Args:
         study: its cells.

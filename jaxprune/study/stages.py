@@ -48,7 +48,7 @@ def chain(cell: Cell) -> list[Stage]:
     """
     recipe, method = cell.recipe, config.METHODS[cell.method]
     rewind = config.REWINDS[config.rewind_of(cell)]
-    pictures = {
+    dataset = {
         "dataset": cell.dataset,
         "data_version": cell.data_version,
         "train_examples": cell.train_examples,
@@ -70,7 +70,7 @@ def chain(cell: Cell) -> list[Stage]:
         if "start" in own and rewind.constant:
             held = _at_last_rate(held)
         own = {"rewind_epochs": None, "start": 0, **own}
-        return "train", {**pictures, **own, "training": config.as_json(held)}
+        return "train", {**dataset, **own, "training": config.as_json(held)}
 
     plan: list[_Step] = [("initialize", network)]
     if method.pretrained:
@@ -91,7 +91,7 @@ def chain(cell: Cell) -> list[Stage]:
             plan.append(("level", own))
         plan += [("inspect", {}), training(None, start=start)]
     elif method.score:
-        scoring = {"score": method.score, **_scoring(cell, method.score, pictures)}
+        scoring = {"score": method.score, **_scoring(cell, method.score, dataset)}
         rounds = recipe.synflow_rounds if method.score == "synflow" else 1
         if rounds == 1:
             plan += [("score", scoring), ("select", ranking)]
@@ -106,7 +106,7 @@ def chain(cell: Cell) -> list[Stage]:
         _, again = training(None, start=recipe.rewind_epochs)
         plan.append(("connect", {**again, "points": method.points}))
     else:
-        plan += [("evaluate", dict(pictures)), ("profile", dict(pictures))]
+        plan += [("evaluate", dict(dataset)), ("profile", dict(dataset))]
         plan.append(("compact", {}))
 
     stages: list[Stage] = []
@@ -134,7 +134,7 @@ def _at_last_rate(training: Training) -> Training:
     )
 
 
-def _scoring(cell: Cell, score: str, pictures: dict[str, Any]) -> dict[str, Any]:
+def _scoring(cell: Cell, score: str, dataset: dict[str, Any]) -> dict[str, Any]:
     """Name the settings that a score depends on, and no others."""
     recipe = cell.recipe
     needs = scores.SCORERS[score].needs
@@ -147,7 +147,7 @@ def _scoring(cell: Cell, score: str, pictures: dict[str, Any]) -> dict[str, Any]
             "temperature": temperature,
             "train_mode": score in recipe.train_mode_scores,
         }
-        return {**pictures, **number}
+        return {**dataset, **number}
     return {}
 
 

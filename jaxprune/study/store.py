@@ -96,7 +96,7 @@ def _read(stage: Stage, inputs: dict[str, Any], store: Store) -> Ran | None:
     if sharding.broadcast_from_first(path.exists()):
         with contextlib.suppress(
             CorruptFileError, FileNotFoundError
-        ):  # or being set aside
+        ):  # or being quarantined
             noted = files.read_json(path)
     whole = sharding.all_hosts_agree(noted is not None)
     if noted is None or not whole:
@@ -202,7 +202,7 @@ def run_stage(
     *,
     wait: bool = True,
 ) -> Ran:
-    """Run a stage, or read it if it is finished; what is damaged of it is set aside.
+    """Run a stage, or read it if it is finished; what is corrupt of it is quarantined.
 
     Args:
         stage: which one.

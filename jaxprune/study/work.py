@@ -62,14 +62,14 @@ def _fit(
     noise: str = "train",
 ) -> train.FitResult:
     """Train as the settings say; `noise` names the order of the data and augmentation."""
-    pictures = workbench.train_set(settings, at)
+    image_set = workbench.train_set(settings, at)
     training = workbench.training(settings)
-    steps = data.steps_per_epoch(pictures.images.shape[0], training.batch_size)
+    steps = data.steps_per_epoch(image_set.images.shape[0], training.batch_size)
     rewind = settings["rewind_epochs"]
     return train.fit(
         workbench.model(settings, start),
         mask,
-        pictures,
+        image_set,
         training,
         workbench.key_for(settings, noise),
         start=round(settings["start"] * steps),
@@ -92,8 +92,8 @@ def steps(settings: workbench.Settings, at: workbench.Bench) -> int:
     if found < 1:
         raise ValueError(
             f"training to epoch {training.epochs:g} from {settings['start']:g} has no step "
-            f"with {examples} pictures in batches of {training.batch_size}. Train for more "
-            "epochs (--epochs-scale), on more pictures, or in smaller batches."
+            f"with {examples} images in batches of {training.batch_size}. Train for more "
+            "epochs (--epochs-scale), on more images, or in smaller batches."
         )
     return found
 
@@ -159,14 +159,14 @@ def _scorer(
         flow = models.flow(model, batch_norm=settings["norm_flow"])
         rescale = settings["rescale"]
         return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
-    pictures = workbench.train_set(settings, at)
+    image_set = workbench.train_set(settings, at)
     key, augment_key = jax.random.split(workbench.key_for(settings, "examples"))
     chosen = data.sample_examples(
-        key, pictures.images.shape[0], settings["score_examples"]
+        key, image_set.images.shape[0], settings["score_examples"]
     )
     batch = (
-        data.preprocess(pictures.images[chosen], pictures.preprocessing, augment_key),
-        pictures.labels[chosen],
+        data.preprocess(image_set.images[chosen], image_set.preprocessing, augment_key),
+        image_set.labels[chosen],
     )
     if at.mesh is not None and len(chosen) % at.mesh.shape["data"] == 0:
         batch = sharding.shard_batch(batch, at.mesh)

@@ -1,4 +1,4 @@
-"""What stages share: their settings, keys, networks and pictures."""
+"""What stages share: their settings, keys, networks and images."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -101,17 +101,17 @@ def mask_of(inputs: Mapping[str, Any]) -> Mask:
 
 
 def train_set(settings: Settings, bench: Bench) -> train.ImageSet:
-    """Put the training set on the device, or as many pictures as the settings say."""
-    return _pictures(bench.found, "train", settings["train_examples"], bench.mesh)
+    """Put the training set on the device, or as many images as the settings say."""
+    return _image_set(bench.found, "train", settings["train_examples"], bench.mesh)
 
 
 def test_set(bench: Bench) -> train.ImageSet:
     """Put the test set on the device."""
-    return _pictures(bench.found, "test", None, bench.mesh)
+    return _image_set(bench.found, "test", None, bench.mesh)
 
 
 @functools.lru_cache(maxsize=2)
-def _pictures(
+def _image_set(
     found: data.DatasetFiles, split: str, examples: int | None, mesh: Mesh | None
 ) -> train.ImageSet:
     source, dataset = data.DATASETS[found.name], _loaded(found)
@@ -124,7 +124,7 @@ def _pictures(
     if examples is not None and examples > len(images):
         raise ValueError(
             f"train_examples is {examples}, but {found.name} has {len(images)} training "
-            "pictures. Pass fewer, or leave it out for all."
+            "images. Pass fewer, or leave it out for all."
         )
     images, labels = images[:examples], labels[:examples]
     if mesh is not None:
