@@ -22,8 +22,8 @@ from jaxprune.study.records import Record
 from jaxprune.types import Mask, Params, Scores
 
 # Reference numbers from the code of Tanaka et al. (https://arxiv.org/abs/2006.05467), for
-# this VGG-16 with untruncated normal initialization. The published study has neither MAGNITUDE_AT_INIT
-# nor SYNFLOW_100.
+# this VGG-16 with untruncated normal initialization. The published study has neither
+# MAGNITUDE_AT_INIT nor SYNFLOW_100.
 PRUNABLE = 14_715_584
 MACS = {False: 313_478_154, True: 314_031_114}  # without and with BatchNorm
 KEPT = {

@@ -34,9 +34,9 @@ _TABLES = (
             "Table 2: seconds for a pass over the test set",
             lambda record: record.latency.get("pass_s"),
             3,
-            "Published: one pass over the 10,000 test images on one GPU, batch 256, including "
-            "the loader and the copies from the host, timed once. Ours: the same pass, median "
-            "of 3, on the device that the report names; the compiled call alone is in the "
+            "Published: one pass over the 10,000 test images on one GPU, batch 256, with the "
+            "loader and the copies from the host, timed once. Ours: the same pass, median of "
+            "3, on the device that the report names; the compiled call alone is in the "
             "table of inference time.",
         ),
     ),
@@ -57,10 +57,10 @@ _TABLES = (
             lambda record: record.training_memory.get("machine_percent"),
             1,
             "Published: the share of the machine's memory in use by the processes of all "
-            "users, read between training epochs (psutil.virtual_memory().percent). Ours: the "
-            "maximum of the same figure on our machine, which has another size and runs other "
-            "processes, so the difference is not an effect of pruning; the memory of the "
-            "process itself at inference is in the table of process memory.",
+            "users, read between training epochs (psutil.virtual_memory().percent). Ours: "
+            "the maximum of the same figure on our machine, which has another size and runs "
+            "other processes, so the difference is not an effect of pruning; the memory of "
+            "the process itself at inference is in the table of process memory.",
         ),
     ),
     (
@@ -81,8 +81,8 @@ _TABLES = (
             "Table 6: device memory reserved between training epochs (GB)",
             lambda record: _gigabytes(record.training_memory.get("device_reserved")),
             3,
-            "Published: the maximum that torch's caching allocator had reserved, read between "
-            "training epochs. Ours: the same for XLA's allocator without preallocation; it "
+            "Published: the maximum that torch's caching allocator had reserved, read "
+            "between training epochs. Ours: the same for XLA's allocator without preallocation; it "
             "never returns memory, so earlier cells of the process count.",
         ),
     ),

@@ -7,8 +7,9 @@ import runpy
 import sys
 from pathlib import Path
 
-package, script, *arguments = sys.argv[1:]
-sys.modules[package] = None  # pyright: ignore[reportArgumentType]
-sys.path[0] = str(Path(script).parent)
-sys.argv = [script, *arguments]
-runpy.run_path(script, run_name="__main__")
+if __name__ == "__main__":
+    package, script, *arguments = sys.argv[1:]
+    sys.modules[package] = None  # pyright: ignore[reportArgumentType]
+    sys.path[0] = str(Path(script).parent)
+    sys.argv = [script, *arguments]
+    runpy.run_path(script, run_name="__main__")
