@@ -1,4 +1,4 @@
-"""Studies that ship with jaxprune."""
+"""The studies that ship with jaxprune."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, NamedTuple
 from experiments import digits, imp_curve, poster
 from jaxprune.study.config import Recipe, Study
 
-if TYPE_CHECKING:  # running cells needs no report, nor what draws it
+if TYPE_CHECKING:  # running cells needs neither the report nor matplotlib
     from experiments.fidelity import Finding
     from jaxprune.report import Published
     from jaxprune.study.records import Record
 
 
 class Preset(NamedTuple):
-    """A study by name.
+    """A study that can be run by name.
 
-    dataset: that it needs; study: `study(found, seeds, recipe)` lists its cells; recipes: by
-    name, the first being what `study` takes without one; published: reads what its report is
-    set beside, or None; check: compares what needs no data, and records, with what was
-    published, None where nothing was.
+    dataset: name of its data set.
+    study: `study(dataset_files, seeds, recipe)` lists its cells.
+    recipes: by name; `study` uses the first if it gets none.
+    published: reads the published numbers for the report, or returns None.
+    check: compares masks and records with published numbers; None if there are none.
     """
 
     dataset: str

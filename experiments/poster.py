@@ -2,11 +2,13 @@
 
 Two recipes. `as_run` repeats what the study's author ran: no BatchNorm, Adam, SynFlow in one
 round, Mag after 200 epochs, GraSP trained for 300, IMP that rewinds nothing and lets weights
-grow back, one seed. `corrected` is what its text claims: BatchNorm, SGD with drops, SynFlow
-in 100 rounds, IMP that rewinds to an early iteration, the same length for every training.
+grow back, one seed. `corrected` is what its text describes: BatchNorm, SGD with drops,
+SynFlow in 100 rounds, IMP that rewinds to an early iteration, and the same number of epochs
+for every training.
 
-Source: Y. Zhao, Enhancing Network Pruning Method Evaluation and Integration, Princeton; its
-numbers are in published/. What came out, and how long it took: README.md.
+Source: Y. Zhao, Enhancing Network Pruning Method Evaluation and Integration, Princeton.
+Expect accuracies within 2 points of published/ (GraSP 6); `--plan` estimates the hours on
+your machine. Ours, at a reduced size: results/poster-reduced, explained in README.md.
     python scripts/study.py run poster --recipe as_run   # resumes; finished cells are skipped
     python scripts/study.py check poster --recipe as_run
 """
@@ -24,7 +26,7 @@ if TYPE_CHECKING:
     from experiments.fidelity import Finding
     from jaxprune.report import Published
 
-COMPRESSIONS = (1.0, 2.0, 0.5, 0.2, 0.1, 0.05)  # what says most comes first
+COMPRESSIONS = (1.0, 2.0, 0.5, 0.2, 0.1, 0.05)  # the most informative first
 
 RECIPES = {
     "corrected": Recipe(
@@ -42,7 +44,7 @@ RECIPES = {
         # (https://arxiv.org/abs/1912.05671, ICML 2020, section 3).
         rewind="early",
         rewind_epochs=2.5,
-        # As its authors score. In evaluation mode GraSP does not learn on BatchNorm networks.
+        # As GraSP's authors do. Scored in evaluation mode, BatchNorm networks do not learn.
         train_mode_scores=("grasp",),
     ),
     "as_run": Recipe(
@@ -62,7 +64,7 @@ RECIPES = {
 
 
 def published() -> "Published":
-    """Read the published numbers; needs what the report needs."""
+    """Read the published numbers; imports the report."""
     from experiments import published as numbers
 
     return numbers.load()
@@ -75,13 +77,15 @@ def check(records: Sequence[Record]) -> "Iterator[Finding]":
     return fidelity.check(records)
 
 
-def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -> Study:
-    """List the cells of the study, seed by seed; without a name, of the corrected recipe."""
+def study(
+    dataset_files: data.DatasetFiles, seeds: int = 1, recipe: str | None = None
+) -> Study:
+    """List the cells of the study, seed by seed; by default with the corrected recipe."""
     chosen = RECIPES[recipe or "corrected"]
     points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in COMPARED)]
     cells = [
         Cell(
-            **config.dataset_fields(found),
+            **config.dataset_fields(dataset_files),
             model="vgg16",
             method=method,
             compression=compression,
@@ -92,4 +96,4 @@ def study(found: data.DatasetFiles, seeds: int = 1, recipe: str | None = None) -
         for seed in range(seeds)
         for method, compression in points
     ]
-    return Study(f"poster-{chosen.name}", cells, [f"Data: {found.about}"])
+    return Study(f"poster-{chosen.name}", cells, [f"Data: {dataset_files.about}"])

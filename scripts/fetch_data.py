@@ -1,6 +1,7 @@
-"""Download a data set and prepare it once; reading it then needs no TensorFlow.
+"""Download and prepare a data set. Reading it afterwards does not need TensorFlow.
 
-python scripts/fetch_data.py cifar10 --data-dir ~/tensorflow_datasets
+Example:
+    python scripts/fetch_data.py cifar10 --data-dir ~/tensorflow_datasets
 """
 
 import _cli
@@ -12,15 +13,18 @@ import tyro
 
 from jaxprune import data
 
+NAMES = [name for name in data.DATASETS if name != "digits"]  # which is built in
+DatasetName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NAMES)}}}")
+]
 
-def fetch(
-    name: Annotated[str, tyro.conf.Positional], /, data_dir: Path | None = None
-) -> None:
-    """Download a data set and prepare it once.
+
+def fetch(name: DatasetName, /, data_dir: Path | None = None) -> None:
+    """Download and prepare a data set.
 
     Args:
-        name: cifar10, cifar100, mnist or fashion_mnist.
-        data_dir: where to prepare it; TFDS's own default without it.
+        name: data set to prepare.
+        data_dir: folder to prepare it in; by default that of TFDS.
     """
     print(f"{name} is prepared in {data.prepare(name, data_dir=data_dir)}")
 

@@ -1,13 +1,14 @@
-"""Prune and train one network, and say what it bought.
+"""Prune and train one network, and print its accuracy, size and time.
 
-python scripts/prune.py conv2 --method synflow --c 1
-python scripts/prune.py vgg16 --method snip --c 2 --dataset cifar10 --epochs 30
+Examples:
+    python scripts/prune.py conv2 --method synflow --density 0.1
+    python scripts/prune.py vgg16 --method snip --c 2 --dataset cifar10 --epochs 30
 """
 
 import _cli
 
 from pathlib import Path  # isort: skip
-from typing import Annotated  # isort: skip
+from typing import Annotated, Literal  # isort: skip
 
 import tyro
 
@@ -16,20 +17,27 @@ from jaxprune.study import config, runner
 from jaxprune.study.config import METHODS, Cell, Recipe, Study
 from jaxprune.train import Training
 
+ModelName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(models.MODELS)}}}")
+]
+MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)}}}")]
+DatasetName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(data.DATASETS)}}}")]
+
 
 def prune(
-    model: Annotated[str, tyro.conf.Positional],
+    model: ModelName,
     /,
-    method: str = "synflow",
-    c: float = 1.0,
-    dataset: str = "digits",
+    method: MethodName = "synflow",
+    c: float | None = None,
+    density: float | None = None,
+    dataset: DatasetName = "digits",
     epochs: float = 10.0,
     batch_size: int = 64,
     learning_rate: float = 0.1,
-    optimizer: str = "sgd",
-    rate: str = "cosine",
+    optimizer: Literal["sgd", "adam"] = "sgd",
+    schedule: Literal["cosine", "constant"] = "cosine",
     weight_decay: float = 1e-4,
-    precision: str = "float32",
+    precision: Literal["float32", "bfloat16"] = "float32",
     width: float = 1.0,
     batch_norm: bool = True,
     seed: int = 0,
@@ -38,47 +46,50 @@ def prune(
     data_dir: Path | None = None,
     cache_dir: Path = _cli.CACHE / "data",
 ) -> None:
-    """Prune and train one network; run it again and it is read from runs/single.
+    """Prune and train one network. The same command again reads the stored result.
 
     Args:
-        model: such as conv2, vgg16, resnet20 or lenet-300-100.
-        method: dense, rand, mag, snip, grasp, synflow, imp2, imp3 or imp4.
-        c: compression; 10**-c of the prunable weights are kept.
-        dataset: digits, or one prepared by fetch_data.py.
-        epochs: of training, at every level of IMP.
-        batch_size: examples a step.
-        learning_rate: its peak.
-        optimizer: sgd (Nesterov) or adam.
-        rate: constant or cosine.
-        weight_decay: added to the gradient, times the weight.
-        precision: float32 or bfloat16.
+        model: network to prune.
+        method: pruning method; dense prunes nothing.
+        c: compression exponent: keep 10**-c of the prunable weights. It is 1 if neither
+            --c nor --density is given.
+        density: fraction of the prunable weights to keep, in (0, 1]; another way to give c.
+        dataset: digits, or a data set prepared by scripts/fetch_data.py.
+        epochs: length of training, for IMP of each level.
+        batch_size: examples per step.
+        learning_rate: peak learning rate.
+        optimizer: SGD has Nesterov momentum 0.9.
+        schedule: learning-rate schedule; cosine falls to 0.
+        weight_decay: L2 coefficient; times the weight, added to the gradient.
+        precision: dtype of the forward and backward pass.
         width: factor on the number of channels.
-        batch_norm: whether to normalize.
-        seed: of weights, order of the data and scores.
-        train_examples: train on the first so many; all without it.
-        runs_dir: where results are kept.
-        data_dir: folder of prepared TFDS data sets.
+        batch_norm: whether the network has BatchNorm.
+        seed: seed of the weights, the order of the data and the scores.
+        train_examples: train on the first N examples only.
+        runs_dir: folder of the results, which go to <runs-dir>/single.
+        data_dir: folder of prepared TFDS data sets; by default that of TFDS.
         cache_dir: folder of decoded data sets.
     """
     if model not in models.MODELS:
         raise ValueError(
-            f"model '{model}' is not known. Pass one of {', '.join(models.MODELS)}."
+            f"model '{model}' is unknown. Pass one of {', '.join(models.MODELS)}."
         )
-    found = data.find(dataset, data_dir=data_dir, cache_dir=cache_dir)
+    compression = _cli.compression(c, density)
+    dataset_files = data.find(dataset, data_dir=data_dir, cache_dir=cache_dir)
     training = Training(
         epochs=epochs,
         batch_size=batch_size,
         learning_rate=learning_rate,
         optimizer=optimizer,
-        schedule=rate,
+        schedule=schedule,
         weight_decay=weight_decay,
         precision=precision,
     )
     cell = Cell(
-        **config.dataset_fields(found),
+        **config.dataset_fields(dataset_files),
         model=model,
         method=method,
-        compression=c,
+        compression=compression,
         seed=seed,
         recipe=Recipe(
             name="single", training=training, rewind_epochs=min(1.0, epochs / 10)
@@ -87,7 +98,7 @@ def prune(
         batch_norm=batch_norm,
         train_examples=train_examples,
     )
-    (record,) = runner.run(Study("single", [cell]), runs_dir, found)
+    (record,) = runner.run(Study("single", [cell]), runs_dir, dataset_files)
     print(f"{METHODS[method].title} on {model}, {dataset}: {record.status}")
     if record.density is not None:
         size = sum(layer.size for layer in record.layers)
@@ -96,7 +107,7 @@ def prune(
         print(
             f"  on a live path    {record.effective_density:.6g} of all prunable weights"
         )
-        print(f"  kept MACs         {record.macs_kept:.0f} of {record.macs_dense}")
+        print(f"  MACs kept         {record.macs_kept:.0f} of {record.macs_dense}")
     if record.accuracy is not None:
         print(
             f"  test accuracy     {record.accuracy:.2f} % after {record.epochs:g} epochs"
@@ -104,13 +115,13 @@ def prune(
     if record.latency:
         milliseconds = 1e3 * (record.latency["call_p50_s"] or 0)
         print(
-            f"  a call of {record.latency['batch']}     {milliseconds:.3f} ms, masked only"
+            f"  inference         {milliseconds:.3f} ms per batch of "
+            f"{record.latency['batch']}, with the mask only"
         )
     if record.collapse:
         print(f"  warning: {record.collapse}")
-    print(
-        f"  everything else   {runs_dir / 'single' / config.cell_id(cell)}/record.json"
-    )
+    record_path = runs_dir / "single" / config.cell_id(cell) / "record.json"
+    print(f"  full record       {record_path}")
 
 
 if __name__ == "__main__":

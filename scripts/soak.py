@@ -1,12 +1,14 @@
-"""Do to studies what happens to them, and see that they end as if nothing had.
+"""Run a study under faults, and check that its results do not change.
 
-python scripts/soak.py                              # everything; about 10 minutes
-python scripts/soak.py --kills 100 --seed 1         # other moments
-python scripts/soak.py --damages 0 --processes 1    # killed only
+One study runs untouched. Then others are killed with SIGKILL, stopped by SIGINT and SIGTERM,
+run out of disk, have files corrupted, and share a folder. Each is resumed until it is
+complete. Its records and masks must equal those of the first bit for bit, apart from times
+and memory.
 
-One study runs untouched. Then others are killed with -9, stopped by SIGINT and SIGTERM, run
-out of disk, find files damaged, and share a folder; each is resumed to its end, and its
-records and masks must be those of the first to the last bit, times and memory aside.
+Examples:
+    python scripts/soak.py                                # everything; about 10 minutes
+    python scripts/soak.py --kills 100 --seed 1           # at other moments
+    python scripts/soak.py --corruptions 0 --processes 1  # without these faults
 """
 
 import _cli
@@ -21,118 +23,121 @@ import subprocess  # isort: skip
 import sys  # isort: skip
 import tempfile  # isort: skip
 import time  # isort: skip
-from collections.abc import Callable, Iterator, Mapping  # isort: skip
+from collections.abc import Callable, Iterator, Mapping, Sequence  # isort: skip
 from pathlib import Path  # isort: skip
 from typing import Any, NamedTuple, TypeAlias  # isort: skip
 
-# What a run may do otherwise: how long it took, and with what.
-VARIES = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
+# Fields of a record that may differ between runs.
+VARYING = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
 STUDY = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
 
 
-class Ended(NamedTuple):
-    """How one process ended, and what it said."""
+class Exit(NamedTuple):
+    """How a process ended.
+
+    code: its exit code.
+    stderr: what it printed there.
+    """
 
     code: int
-    said: str
+    stderr: str
 
 
-class Place(NamedTuple):
-    """What every fault works with.
+class Setup(NamedTuple):
+    """What every fault needs.
 
-    root: where to work; methods: of the study; draw: of moments and files; taken: seconds
-    that an untouched study takes, compiled.
+    root: folder to work in.
+    methods: of the study, separated by commas.
+    generator: of random moments and files.
+    seconds: duration of an untouched study whose programs are compiled.
     """
 
     root: Path
     methods: str
-    draw: random.Random
-    taken: float = 0.0
+    generator: random.Random
+    seconds: float = 0.0
 
 
-Result: TypeAlias = Mapping[str, Any]
+# cell -> its record without the varying fields, and the bytes of its mask
+Results: TypeAlias = Mapping[str, Any]
 
 
 def soak(
     kills: int = 30,
     stops: int = 4,
-    damages: int = 9,
+    corruptions: int = 9,
     processes: int = 3,
     disk_mb: float = 1.0,
     methods: str = "snip,synflow,imp2",
     seed: int = 0,
     folder: Path | None = None,
 ) -> None:
-    """Run a small study of digits under every fault, and compare its ends.
+    """Run a small study of digits under every fault, and compare the results.
 
     Args:
-        kills: how often to kill -9 at a random moment.
-        stops: how often to send SIGINT or SIGTERM, in turns.
-        damages: files to flip a bit of, to cut and to empty, in turns.
-        processes: how many share one folder.
-        disk_mb: size of the disk that fills, a tmpfs, which takes the right to mount;
-            0 to leave it out.
-        methods: of the study, one cell each.
-        seed: of moments and files.
-        folder: where to work; a temporary one without it.
+        kills: number of SIGKILLs, at random moments.
+        stops: number of signals SIGINT and SIGTERM, alternating.
+        corruptions: files to corrupt: a bit flipped, cut or emptied, alternating.
+        processes: processes that share one folder.
+        disk_mb: size of a disk that fills up, in MB; 0 for no such disk. It is a tmpfs, and
+            mounting one needs the permission to mount.
+        methods: pruning methods of the study, one cell each.
+        seed: seed of the moments and files.
+        folder: folder to work in, empty or new; by default a temporary one.
     """
-    for name, number in (("kills", kills), ("stops", stops), ("damages", damages)):
+    counts = {"kills": kills, "stops": stops, "corruptions": corruptions}
+    for option, number in counts.items():
         if number < 0:
             raise ValueError(
-                f"--{name} is how often to do that; got {number}. Pass 0 or more."
+                f"--{option} is a number of faults; got {number}. Pass 0 or more."
             )
     if processes < 1:
-        raise ValueError(f"--processes is 1 or more; got {processes}. Pass 3, say.")
+        raise ValueError(f"--processes must be 1 or more; got {processes}. Pass 3.")
     with contextlib.ExitStack() as stack:
         root = folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise ValueError(f"--folder {root} is not empty. Pass a new one.")
-        at = Place(root, methods, random.Random(seed))
-        whole = _finished(at, root / "untouched")
-        began = time.monotonic()  # now that all is compiled
-        differing = int(_finished(at, root / "again") != whole)
-        at = at._replace(taken=time.monotonic() - began)
-        _tell(f"untouched, twice: {len(whole)} cells in {at.taken:.1f} s")
-        for name, ends in _scenarios(at, kills, stops, damages, processes, disk_mb):
-            same = ends == whole
-            differing += not same
-            _tell(f"{name}: {'the same bits' if same else 'DIFFERS'}")
+        setup = Setup(root, methods, random.Random(seed))
+        expected = _completed(setup, root / "untouched")
+        start = time.monotonic()  # the programs are compiled now
+        differing = int(_completed(setup, root / "again") != expected)
+        setup = setup._replace(seconds=time.monotonic() - start)
+        _print(f"untouched, twice: {len(expected)} cells in {setup.seconds:.1f} s")
+        for name, results in _faults(setup, counts, processes, disk_mb):
+            is_same = results == expected
+            differing += not is_same
+            _print(f"{name}: {'same bits' if is_same else 'DIFFERENT'}")
     if differing:
         raise SystemExit(1)
 
 
-def _tell(line: str) -> None:
+def _print(line: str) -> None:
     print(line, flush=True)
 
 
-def _scenarios(
-    at: Place,
-    kills: int,
-    stops: int,
-    damages: int,
-    processes: int,
-    disk_mb: float,
-) -> Iterator[tuple[str, Result]]:
-    yield from _interrupted(at, "kill -9", [signal.SIGKILL] * kills)
-    turns = [(signal.SIGINT, signal.SIGTERM)[i % 2] for i in range(stops)]
-    yield from _interrupted(at, "stopped", turns)
-    if damages:
-        yield from _damaged(at, damages)
+def _faults(
+    setup: Setup, counts: Mapping[str, int], processes: int, disk_mb: float
+) -> Iterator[tuple[str, Results]]:
+    yield from _interrupted(setup, "SIGKILL", [signal.SIGKILL] * counts["kills"])
+    stops = [(signal.SIGINT, signal.SIGTERM)[i % 2] for i in range(counts["stops"])]
+    yield from _interrupted(setup, "stopped", stops)
+    if counts["corruptions"]:
+        yield from _corrupted(setup, counts["corruptions"])
     if processes > 1:
-        yield _shared(at, processes)
+        yield _shared(setup, processes)
     if disk_mb:
-        yield from _full(at, disk_mb)
+        yield from _full_disk(setup, disk_mb)
 
 
 @contextlib.contextmanager
-def _running(at: Place, runs: Path) -> Iterator[subprocess.Popen[str]]:
-    """Start a study, and leave none behind."""
+def _running(setup: Setup, runs: Path) -> Iterator[subprocess.Popen[str]]:
+    """Start a study, and kill it at the end if it still runs."""
     script = Path(__file__).with_name("study.py")
     with subprocess.Popen(
         [
             *(sys.executable, str(script), "run", *STUDY),
-            *(f"method={at.methods}", "--runs-dir", str(runs)),
+            *(f"method={setup.methods}", "--runs-dir", str(runs)),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -144,136 +149,138 @@ def _running(at: Place, runs: Path) -> Iterator[subprocess.Popen[str]]:
             process.kill()
 
 
-def _end(process: subprocess.Popen[str]) -> Ended:
-    _, said = process.communicate()
-    return Ended(process.returncode, said)
+def _wait(process: subprocess.Popen[str]) -> Exit:
+    _, stderr = process.communicate()
+    return Exit(process.returncode, stderr)
 
 
 def _cells(runs: Path) -> list[Path]:
-    """Return the folders of the finished cells, without those set aside."""
-    found = sorted(runs.glob("digits/*-*/record.json"))
-    return [path.parent for path in found if ".corrupt" not in path.parent.name]
+    """Return the folders of the finished cells, without those in quarantine."""
+    paths = sorted(runs.glob("digits/*-*/record.json"))
+    return [path.parent for path in paths if ".corrupt" not in path.parent.name]
 
 
-def _finished(at: Place, runs: Path) -> Result:
-    """Run a study to its end, and read what must be the same every time."""
-    with _running(at, runs) as process:
-        ended = _end(process)
-    if ended.code:
-        raise RuntimeError(f"the study in {runs} failed: {ended.said.strip()[-500:]}")
-    found = {}
+def _completed(setup: Setup, runs: Path) -> Results:
+    """Run a study until it is complete, and read the results that must not change."""
+    with _running(setup, runs) as process:
+        end = _wait(process)
+    if end.code:
+        raise RuntimeError(f"the study in {runs} failed: {end.stderr.strip()[-500:]}")
+    results = {}
     for cell in _cells(runs):
         record = json.loads((cell / "record.json").read_text())
-        kept = {name: record[name] for name in record if name not in VARIES}
-        del kept["checksum"]  # of the times too
-        found[cell.name] = kept, (cell / "mask.npz").read_bytes()
-    return found
+        for name in (*VARYING, "checksum"):  # the checksum covers the times
+            record.pop(name)
+        results[cell.name] = record, (cell / "mask.npz").read_bytes()
+    return results
 
 
 def _interrupted(
-    at: Place, name: str, signals: list[signal.Signals]
-) -> Iterator[tuple[str, Result]]:
-    """Send each signal at a random moment; begin a new study whenever one came through."""
+    setup: Setup, name: str, signals: Sequence[signal.Signals]
+) -> Iterator[tuple[str, Results]]:
+    """Send each signal at a random moment; start a new study when one completes."""
     number, sent = 0, 0
     while sent < len(signals):
-        runs, here = at.root / f"{name.split()[0]}-{number}", 0
+        runs, in_this_study = setup.root / f"{name}-{number}", 0
         while sent < len(signals):
-            with _running(at, runs) as process:
+            with _running(setup, runs) as process:
                 with contextlib.suppress(subprocess.TimeoutExpired):
-                    process.wait(at.draw.uniform(0.1, 0.7) * at.taken)
-                stopped = time.monotonic()
+                    process.wait(setup.generator.uniform(0.1, 0.7) * setup.seconds)
+                sent_at = time.monotonic()
                 process.send_signal(signals[sent])
-                ended = _end(process)
-            if ended.code == 0 and time.monotonic() - stopped < 4:
-                break  # it had ended, or was about to; a signal is repeated after 2 s
-            _check_stop(signals[sent], ended)
-            here, sent = here + 1, sent + 1
-        yield f"{name} {here} times, resumed each time", _finished(at, runs)
+                end = _wait(process)
+            if end.code == 0 and time.monotonic() - sent_at < 4:
+                break  # it was complete, or almost; a signal is repeated after 2 s
+            _check_stop(signals[sent], end)
+            in_this_study, sent = in_this_study + 1, sent + 1
+        results = _completed(setup, runs)
+        yield f"{name} {in_this_study} times, resumed each time", results
         number += 1
 
 
-def _check_stop(sent: signal.Signals, ended: Ended) -> None:
-    """A process that may still speak says how to resume."""
-    told = ended.code == 128 + sent and "this resumes it" in ended.said
-    if not told and ended.code != -sent:  # that one while Python starts or ends
+def _check_stop(sent: signal.Signals, end: Exit) -> None:
+    """Check that a stopped process printed how to resume."""
+    is_explained = end.code == 128 + sent and "To resume:" in end.stderr
+    if not is_explained and end.code != -sent:  # that one while Python starts or ends
         raise RuntimeError(
-            f"after {sent.name} a study ended with {ended.code}: {ended.said.strip()[-500:]}"
+            f"after {sent.name} a study ended with {end.code}: {end.stderr.strip()[-500:]}"
         )
 
 
-def _flip(held: bytes, draw: random.Random) -> bytes:
-    place = draw.randrange(len(held))
-    flipped = bytes([held[place] ^ 1 << draw.randrange(8)])
-    return held[:place] + flipped + held[place + 1 :]
+def _flip_bit(content: bytes, generator: random.Random) -> bytes:
+    position = generator.randrange(len(content))
+    flipped = bytes([content[position] ^ 1 << generator.randrange(8)])
+    return content[:position] + flipped + content[position + 1 :]
 
 
-DAMAGE: Mapping[str, Callable[[bytes, random.Random], bytes]] = {
-    "a bit flipped": _flip,
-    "cut": lambda held, draw: held[: draw.randrange(len(held))],
-    "emptied": lambda held, draw: b"",
+CORRUPTIONS: Mapping[str, Callable[[bytes, random.Random], bytes]] = {
+    "with a bit flipped": _flip_bit,
+    "cut": lambda content, generator: content[: generator.randrange(len(content))],
+    "emptied": lambda content, generator: b"",
 }
 
 
-def _damaged(at: Place, damages: int) -> Iterator[tuple[str, Result]]:
-    """Damage a file of a finished study; the records go, so that all is read again."""
-    for number in range(damages):
-        runs = at.root / "damaged"
+def _corrupted(setup: Setup, number: int) -> Iterator[tuple[str, Results]]:
+    """Corrupt a file of a finished study. Without the records, everything is read again."""
+    for i in range(number):
+        runs = setup.root / "corrupted"
         shutil.rmtree(runs, ignore_errors=True)
-        shutil.copytree(at.root / "untouched", runs)
+        shutil.copytree(setup.root / "untouched", runs)
+        study = runs / "digits"
         files = [
             path
-            for path in sorted((runs / "digits").rglob("*"))
+            for path in sorted(study.rglob("*"))
             if path.is_file()
             and path.stat().st_size
-            and path.relative_to(runs / "digits").parts[0] not in ("report", "locks")
+            and path.relative_to(study).parts[0] not in ("report", "locks")
         ]
-        path = at.draw.choice(files)
-        how = list(DAMAGE)[number % len(DAMAGE)]
-        path.write_bytes(DAMAGE[how](path.read_bytes(), at.draw))
+        path = setup.generator.choice(files)
+        kind = list(CORRUPTIONS)[i % len(CORRUPTIONS)]
+        path.write_bytes(CORRUPTIONS[kind](path.read_bytes(), setup.generator))
         for cell in _cells(runs):
             if cell not in path.parents:
                 (cell / "record.json").unlink()
-        for stage in (runs / "digits" / "stages").glob("evaluate-*"):
+        for stage in (study / "stages").glob("evaluate-*"):
             if stage not in path.parents:
                 shutil.rmtree(stage)
-        where = "/".join(path.relative_to(runs / "digits").parts)
-        yield f"{where} {how}", _finished(at, runs)
+        yield f"{path.relative_to(study)} {kind}", _completed(setup, runs)
 
 
-def _shared(at: Place, processes: int) -> tuple[str, Result]:
+def _shared(setup: Setup, processes: int) -> tuple[str, Results]:
     """Run several processes on one folder."""
-    runs = at.root / "shared"
+    runs = setup.root / "shared"
     with contextlib.ExitStack() as stack:
-        running = [stack.enter_context(_running(at, runs)) for _ in range(processes)]
-        for ended in map(_end, running):
-            if ended.code:
+        running = [stack.enter_context(_running(setup, runs)) for _ in range(processes)]
+        for end in map(_wait, running):
+            if end.code:
                 raise RuntimeError(
-                    f"one of several failed: {ended.said.strip()[-500:]}"
+                    f"one of {processes} processes failed: {end.stderr.strip()[-500:]}"
                 )
-    return f"{processes} processes on one folder", _finished(at, runs)
+    return f"{processes} processes on one folder", _completed(setup, runs)
 
 
-def _full(at: Place, size_mb: float) -> Iterator[tuple[str, Result]]:
-    """Let a small disk fill, make it larger, and resume."""
-    disk = at.root / "full"
+def _full_disk(setup: Setup, size_mb: float) -> Iterator[tuple[str, Results]]:
+    """Let a small disk fill up, enlarge it, and resume."""
+    disk = setup.root / "full"
     disk.mkdir()
     mount = ["mount", "-t", "tmpfs", "-o", f"size={int(size_mb * 1024)}k", "tmpfs"]
     mounted = subprocess.run([*mount, str(disk)], capture_output=True, text=True)
     if mounted.returncode:
-        _tell(f"a disk that fills: left out, {mounted.stderr.strip() or 'no mount'}")
+        reason = mounted.stderr.strip() or "mount failed"
+        _print(f"a disk that fills up: skipped, {reason}")
         return
     try:
-        with _running(at, disk / "runs") as process:
-            ended = _end(process)
-        if ended.code != 2 or "can't be written" not in ended.said:
+        with _running(setup, disk / "runs") as process:
+            end = _wait(process)
+        if end.code != 2 or "written" not in end.stderr:
             raise RuntimeError(
-                f"on a disk of {size_mb:g} MB a study ended with {ended.code}, where its end "
-                f"should be that there is no room (pass a smaller --disk-mb?): "
-                f"{ended.said.strip()[-500:]}"
+                f"on a disk of {size_mb:g} MB a study ended with {end.code}, where an error "
+                "about the full disk is expected (pass a smaller --disk-mb?): "
+                f"{end.stderr.strip()[-500:]}"
             )
-        larger = ["mount", "-o", "remount,size=500m", str(disk)]
-        subprocess.run(larger, check=True, capture_output=True)
-        yield "a disk that filled, then had room", _finished(at, disk / "runs")
+        enlarge = ["mount", "-o", "remount,size=500m", str(disk)]
+        subprocess.run(enlarge, check=True, capture_output=True)
+        yield "a disk that filled up, then enlarged", _completed(setup, disk / "runs")
     finally:
         subprocess.run(["umount", str(disk)], check=False, capture_output=True)
 

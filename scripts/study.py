@@ -1,17 +1,18 @@
-"""Run a study, see how far it is, and write its report.
+"""Run a study, list its finished cells, and write its report.
 
-python scripts/study.py run digits
-python scripts/study.py run digits --only method=snip,synflow c=1 --seeds 3
-python scripts/study.py status digits
-python scripts/study.py report digits
-python scripts/study.py check poster --recipe as_run
+Examples:
+    python scripts/study.py run digits
+    python scripts/study.py run digits --only method=snip,synflow density=0.1 --seeds 3
+    python scripts/study.py status digits
+    python scripts/study.py report digits
+    python scripts/study.py check poster --recipe as_run
 """
 
 import _cli
 
 import os  # isort: skip
 from pathlib import Path  # isort: skip
-from typing import Annotated  # isort: skip
+from typing import Annotated, Literal  # isort: skip
 
 import tyro
 from rich.console import Console
@@ -29,29 +30,31 @@ from jaxprune import data
 from jaxprune.study import cluster, config, executors, records, runner, stages
 from jaxprune.study.records import Record
 
-Name = Annotated[str, tyro.conf.Positional]
+StudyName = Annotated[
+    str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(STUDIES)}}}")
+]
 console = Console()
 
 
 def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
-    """Return where the study's results are: runs/<name>, or runs/<name>-<recipe>."""
+    """Return the folder of a study: runs/<name>, or runs/<name>-<recipe>."""
     if name not in STUDIES:
         raise ValueError(
-            f"study '{name}' is not known. Pass one of {', '.join(STUDIES)}."
+            f"study '{name}' is unknown. Pass one of {', '.join(STUDIES)}."
         )
     recipes = list(STUDIES[name].recipes)
     if recipe is not None and recipe not in recipes:
         raise ValueError(
-            f"recipe '{recipe}' is not known to {name}. Pass one of {', '.join(recipes)}."
+            f"recipe '{recipe}' of {name} is unknown. Pass one of {', '.join(recipes)}."
         )
-    several = len(recipes) > 1
-    return runs_dir / (f"{name}-{recipe or recipes[0]}" if several else name)
+    has_choice = len(recipes) > 1
+    return runs_dir / (f"{name}-{recipe or recipes[0]}" if has_choice else name)
 
 
 def run(
-    name: Name,
+    name: StudyName,
     /,
-    only: tuple[str, ...] | None = None,
+    only: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = (),
     seeds: int = 1,
     recipe: str | None = None,
     epochs_scale: float = 1.0,
@@ -60,60 +63,58 @@ def run(
     runs_dir: Path = Path("runs"),
     data_dir: Path | None = None,
     cache_dir: Path = _cli.CACHE / "data",
-    executor: str = "local",
+    executor: Literal["local", "ray"] = "local",
     cpus: int = 1,
     mesh: str | None = None,
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
 ) -> None:
-    """Run the cells of a study that are not finished yet, then write its report.
+    """Run the cells of a study that are not finished, then write its report.
 
     Args:
-        name: the study: digits, poster or imp_curve.
-        only: conditions that cells must meet, such as method=snip,synflow c=1.
-        seeds: how many seeds; more than one gives mean ± standard deviation.
-        recipe: of poster, as_run or corrected.
+        name: study to run.
+        only: conditions that cells must meet, such as method=snip,synflow c=1; fields are
+            method, c, density, seed and model. Several --only add up.
+        seeds: number of seeds; with several, tables show mean ± standard deviation.
+        recipe: recipe of poster: as_run or corrected.
         epochs_scale: factor on all epochs, for a reduced run.
         width: factor on the number of channels, for a reduced run.
-        train_examples: train on the first so many pictures, for a reduced run.
-        runs_dir: where results are kept; run again with the same folder to resume.
-        data_dir: folder of prepared TFDS data sets; TFDS's own default without it.
+        train_examples: train on the first N images only, for a reduced run.
+        runs_dir: folder of the results; the same folder resumes.
+        data_dir: folder of prepared TFDS data sets; by default that of TFDS.
         cache_dir: folder of decoded data sets.
-        executor: where stages run: local, in this process; or ray, on a cluster whose
-            address is in RAY_ADDRESS (without it, one on this machine).
-        cpus: of a stage on a cluster without GPUs.
+        executor: where stages run: in this process, or on the Ray cluster at RAY_ADDRESS
+            (if unset, one is started on this machine).
+        cpus: CPUs per stage on a Ray cluster without GPUs.
         mesh: devices that share the work of a stage, such as data=8 or data=4,model=2.
-        plan: print cells, stages and savings, time some steps of training and print how
-            long all would take; run nothing.
+        plan: run nothing; print cells, stages and savings, time a few training steps and
+            print how long the study takes.
     """
     folder = _folder(name, recipe, runs_dir)
     if not 1 <= seeds <= 1000:
         raise ValueError(
-            f"--seeds is how many seeds to run, 1 to 1000; got {seeds}. Pass 3, say."
+            f"--seeds is the number of seeds, 1 to 1000; got {seeds}. Pass 3, say."
         )
-    if only is not None and not only:
+    conditions = [condition for group in only for condition in group]
+    if only and not conditions:
         raise ValueError(
-            "--only has no condition. Write some, such as method=snip,synflow or c=1."
+            "--only has no condition. Pass some, such as method=snip,synflow or c=1."
         )
     preset = STUDIES[name]
-    found = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
-    whole = preset.study(found, seeds, recipe)
+    dataset_files = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
+    full_study = preset.study(dataset_files, seeds, recipe)
     study = config.reduced(
-        whole._replace(cells=config.select_cells(whole.cells, only or ())),
+        full_study._replace(cells=config.select_cells(full_study.cells, conditions)),
         epochs_scale=epochs_scale,
         width=width,
         train_examples=train_examples,
     )
-    if executor not in ("local", "ray"):
-        raise ValueError(
-            f"--executor '{executor}' is not known. Pass one of local, ray."
-        )
-    shape = None if mesh is None else _mesh(mesh)
+    mesh_shape = None if mesh is None else _mesh_shape(mesh)
     run_cells = executors.local
     if executor == "ray":
-        if shape is not None:
+        if mesh_shape is not None:
             raise ValueError(
-                "--mesh takes the devices of this process, and --executor ray runs stages in "
-                "others, with one GPU each. Leave out one of the two."
+                "--mesh uses the devices of this process, and --executor ray runs stages in "
+                "other processes, with one GPU each. Leave out one of them."
             )
         address = os.environ.get("RAY_ADDRESS")
         run_cells = cluster.executor(cpus, _cli.environment(), address)
@@ -130,54 +131,62 @@ def run(
     if planned.unlisted:
         console.print(
             f"{planned.unlisted} finished cells of {folder} have another recipe or size. "
-            "They stay there, but status and report list them no longer: pass another "
-            "--runs-dir to see both.",
+            "They stay on disk, but status and report no longer list them. Pass another "
+            "--runs-dir to keep both.",
             highlight=False,
             markup=False,
         )
-    if plan:  # a run checks by itself
-        runner.check(planned, found, shape)
-        _print_plan(study, planned, found)
+    if plan:  # runner.run does this check itself
+        runner.check(planned, dataset_files, mesh_shape)
+        _print_plan(study, planned, dataset_files)
         return
-    _run(study, runs_dir, found, planned, run_cells, shape)
+    _run(study, runs_dir, dataset_files, planned, run_cells, mesh_shape)
     try:
         _report(name, folder, tables=1)
     except ImportError as error:
+        reason = _cli.missing_extra(error)
+        if reason is None:
+            raise
         console.print(
-            f"no report: {error.name} is not installed; the records are whole"
+            f"The records are complete, but there is no report: {reason}",
+            highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
 
 
-def _mesh(text: str) -> tuple[int, int]:
-    """Read data=4,model=2."""
+def _mesh_shape(text: str) -> tuple[int, int]:
+    """Parse a text such as data=4,model=2."""
     sizes: dict[str, int] = {}
     for part in text.split(","):
         name, _, number = part.partition("=")
-        known = name in ("data", "model") and name not in sizes
-        if not (known and number.isascii() and number.isdecimal()):
+        is_new_axis = name in ("data", "model") and name not in sizes
+        if not (is_new_axis and number.isascii() and number.isdecimal()):
             raise ValueError(
-                f"--mesh '{text}' is not understood. Write data=8 or data=4,model=2."
+                f"--mesh '{text}' is invalid. Pass data=8 or data=4,model=2, say."
             )
         sizes[name] = int(number)
     return sizes.get("data", 1), sizes.get("model", 1)
 
 
 def _report(name: str, folder: Path, tables: int | None = None) -> None:
-    """Write the report, and print the first so many tables of it."""
+    """Write the report, and print its first tables."""
     from jaxprune import report
 
     published = STUDIES[name].published()
     index = report.write(folder, published)
     notes = records.read_study(folder)["notes"]
-    built = report.build_all(records.read_all(folder), notes, published)
-    for table in built[:tables]:
+    all_tables = report.build_all(records.read_all(folder), notes, published)
+    for table in all_tables[:tables]:
         console.print(report.terminal(table))
     console.print(
         f"The report is in {index}", soft_wrap=True, highlight=False, markup=False
     )
 
 
-def _print_plan(study: config.Study, planned: runner.Plan, found: data.DatasetFiles) -> None:
+def _print_plan(
+    study: config.Study, planned: runner.Plan, dataset_files: data.DatasetFiles
+) -> None:
     for cell in study.cells:
         chain = stages.chain(cell)
         names = [
@@ -193,14 +202,14 @@ def _print_plan(study: config.Study, planned: runner.Plan, found: data.DatasetFi
     if not planned.epochs:
         return
     console.print(
-        "timing an epoch, which takes minutes for a large network on a CPU ..."
+        "Timing an epoch, which takes minutes for a large network on a CPU ..."
     )
-    epoch = runner.epoch_time(study, found)
+    epoch = runner.epoch_time(study, dataset_files)
     console.print(
         f"An epoch takes {epoch.seconds:,.2f} s here (timed on {epoch.timed} of its "
-        f"{epoch.steps} steps), so what is left of training takes "
-        f"{epoch.seconds * planned.epochs / 3600:,.2f} h; scoring, evaluation and timing "
-        "come on top.",
+        f"{epoch.steps} steps), so the remaining training takes "
+        f"{epoch.seconds * planned.epochs / 3600:,.2f} h. Scoring, evaluation and timing "
+        "take extra time.",
         highlight=False,
     )
 
@@ -208,10 +217,10 @@ def _print_plan(study: config.Study, planned: runner.Plan, found: data.DatasetFi
 def _run(
     study: config.Study,
     runs_dir: Path,
-    found: data.DatasetFiles,
+    dataset_files: data.DatasetFiles,
     planned: runner.Plan,
     executor: executors.Executor,
-    mesh: tuple[int, int] | None,
+    mesh_shape: tuple[int, int] | None,
 ) -> None:
     columns = (
         TextColumn("{task.description}"),
@@ -225,7 +234,7 @@ def _run(
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("starting", total=round(planned.epochs))
 
-        def tell(now: runner.Progress) -> None:
+        def show(now: runner.Progress) -> None:
             epoch = f" epoch {now.epoch}" if now.history else ""
             bar.update(
                 task,
@@ -233,49 +242,52 @@ def _run(
                 description=f"[{now.cell}/{now.cells}] {now.label}: {now.stage}{epoch}",
             )
 
-        done = runner.run(study, runs_dir, found, tell, executor, mesh)
-        for number, record in enumerate(done, start=1):
+        finished = runner.run(
+            study, runs_dir, dataset_files, show, executor, mesh_shape
+        )
+        for number, record in enumerate(finished, start=1):
             console.print(
-                f"[{number}/{len(study.cells)}] {_line(record)}",
+                f"[{number}/{len(study.cells)}] {_summary(record)}",
                 highlight=False,
                 markup=False,
             )
 
 
-def _line(record: Record) -> str:
-    where = (
+def _summary(record: Record) -> str:
+    """Return the result of a cell in one line."""
+    label = (
         f"{record.title} c={record.cell['compression']:g} seed {record.cell['seed']}"
     )
     if record.status == "diverged":
-        return f"{where}: diverged"
+        return f"{label}: diverged"
     collapsed = ", collapsed" if record.collapse else ""
-    found = (
+    result = (
         f"error barrier {record.connectivity['barrier']:.2f} points"
         if record.accuracy is None
         else f"{record.accuracy:.2f} %"
     )
     return (
-        f"{where}: {found} at density {record.density:.4f}{collapsed} "
+        f"{label}: {result} at density {record.density:.4f}{collapsed} "
         f"({record.seconds:.1f} s)"
     )
 
 
 def status(
-    name: Name, /, recipe: str | None = None, runs_dir: Path = Path("runs")
+    name: StudyName, /, recipe: str | None = None, runs_dir: Path = Path("runs")
 ) -> None:
-    """List which cells of a study are done.
+    """List the cells of a study, and the results of those that are finished.
 
     Args:
-        name: the study: digits, poster or imp_curve.
-        recipe: of poster, as_run or corrected.
-        runs_dir: where its results are kept.
+        name: study to list.
+        recipe: recipe of poster: as_run or corrected.
+        runs_dir: folder of the results.
     """
     folder = _folder(name, recipe, runs_dir)
     listed = records.read_study(folder)["cells"]
     finished = {record.id: record for record in records.read_all(folder)}
     for cell in listed:
         record = finished.get(cell["id"])
-        line = "not finished" if record is None else _line(record)
+        line = "not finished" if record is None else _summary(record)
         console.print(
             f"{cell['id']}: {line}", highlight=False, soft_wrap=True, markup=False
         )
@@ -285,48 +297,49 @@ def status(
 
 
 def report(
-    name: Name, /, recipe: str | None = None, runs_dir: Path = Path("runs")
+    name: StudyName, /, recipe: str | None = None, runs_dir: Path = Path("runs")
 ) -> None:
-    """Write the report of what is finished, and print its tables.
+    """Write the report of the finished cells, and print its tables.
 
     Args:
-        name: the study: digits, poster or imp_curve.
-        recipe: of poster, as_run or corrected.
-        runs_dir: where its results are kept.
+        name: study to report.
+        recipe: recipe of poster: as_run or corrected.
+        runs_dir: folder of the results.
     """
     _report(name, _folder(name, recipe, runs_dir))
 
 
 def check(
-    name: Name, /, recipe: str | None = None, runs_dir: Path = Path("runs")
+    name: StudyName, /, recipe: str | None = None, runs_dir: Path = Path("runs")
 ) -> None:
-    """Compare a study with what was published; exit code 1 if something differs.
+    """Compare a study with published numbers; exit code 1 if some differ.
 
     Args:
-        name: the study; only poster has something published beside it.
-        recipe: as_run or corrected, whose records are compared.
-        runs_dir: where its results are kept; without any, what needs no data is compared.
+        name: study to compare; only poster has published numbers.
+        recipe: recipe of poster whose records to compare: as_run or corrected.
+        runs_dir: folder of the results; without results, only masks are compared.
     """
     folder = _folder(name, recipe, runs_dir)
     compare = STUDIES[name].check
     if compare is None:
-        known = [name for name, preset in STUDIES.items() if preset.check]
+        comparable = [name for name, preset in STUDIES.items() if preset.check]
         raise ValueError(
-            f"nothing is published beside {name}. Pass one of {', '.join(known)}."
+            f"{name} has no published numbers. Pass one of {', '.join(comparable)}."
         )
-    found = records.read_all(folder) if (folder / "study.json").exists() else []
+    finished = records.read_all(folder) if (folder / "study.json").exists() else []
     differing = 0
-    for finding in compare(found):
-        differing += not finding.holds
+    for finding in compare(finished):
+        differing += not finding.agrees
         console.print(
-            f"{'ok     ' if finding.holds else 'DIFFERS'} {finding.what}: "
-            f"{finding.got:.10g}, expected {finding.expected:.10g} ± {finding.tolerance:g}",
+            f"{'ok     ' if finding.agrees else 'DIFFERS'} {finding.quantity}: "
+            f"{finding.value:.10g}, expected {finding.expected:.10g} ± "
+            f"{finding.tolerance:g}",
             highlight=False,
             soft_wrap=True,
         )
     console.print(
-        f"{differing} differ; {len(found)} records in {folder}, of which those of reduced "
-        "runs are not compared",
+        f"{differing} differ; {len(finished)} records in {folder}, of which those of "
+        "reduced runs are not compared",
         highlight=False,
         markup=False,
         soft_wrap=True,

@@ -1,4 +1,4 @@
-"""What `study.py check` finds, and how it ends."""
+"""`study.py check`: what it compares, and its exit code."""
 
 import dataclasses
 import importlib.util
@@ -27,31 +27,30 @@ def full(method, c, accuracy, recipe="as_run", **changes):
 
 
 def test_accuracies_are_compared_within_the_stated_tolerance():
-    found = [full("snip", 0.5, 88.0), full("snip", 1, 60.0), full("random", 2, 10.0)]
-    assert [finding.holds for finding in fidelity.accuracies(found)] == [
-        True,
-        False,
-        True,
-    ]
+    cells = [full("snip", 0.5, 88.0), full("snip", 1, 60.0), full("random", 2, 10.0)]
+    agree = [finding.agrees for finding in fidelity.accuracies(cells)]
+    assert agree == [True, False, True]
     (mean,) = fidelity.accuracies([full("snip", 0.5, 86.0), full("snip", 0.5, 90.0)])
-    assert (mean.got, mean.expected) == (88.0, 88.55)
+    assert (mean.value, mean.expected) == (88.0, 88.55)
 
 
-def test_what_can_not_be_compared_is_left_out():
+def test_reduced_collapsed_and_unpublished_cells_are_not_compared():
     reduced = full("snip", 0.5, 50.0, width=0.25)
-    scattered, unpublished = full("magnitude", 2, 80.0), full("snip", 0.3, 50.0)
-    assert not list(fidelity.accuracies([reduced, scattered, unpublished]))
+    collapsed, unpublished = full("magnitude", 2, 80.0), full("snip", 0.3, 50.0)
+    assert not list(fidelity.accuracies([reduced, collapsed, unpublished]))
 
 
 def test_the_corrected_recipe_is_compared_with_the_synflow_paper():
     (finding,) = fidelity.accuracies([full("synflow", 2, 89.0, "corrected")])
-    assert (finding.expected, finding.holds) == (90.08, True)
+    assert (finding.expected, finding.agrees) == (90.08, True)
     assert not list(fidelity.accuracies([full("magnitude", 1, 93.0, "corrected")]))
 
 
-@pytest.mark.parametrize(("got", "code"), [(10.0, None), (13.0, 1)])
-def test_check_exits_1_with_what_differs(got, code, tmp_path, monkeypatch, capsys):
-    one = full("random", 2, got)
+@pytest.mark.parametrize(("accuracy", "code"), [(10.0, None), (13.0, 1)])
+def test_check_exits_with_1_if_a_number_differs(
+    accuracy, code, tmp_path, monkeypatch, capsys
+):
+    one = full("random", 2, accuracy)
     folder = tmp_path / "poster-as_run"
     records.open_runs(folder, "poster-as_run", [{"id": one.id, "cell": one.cell}], [])
     (folder / one.id).mkdir()
@@ -66,9 +65,9 @@ def test_check_exits_1_with_what_differs(got, code, tmp_path, monkeypatch, capsy
     if code is None:
         script.check("poster", recipe="as_run", runs_dir=tmp_path)
     else:
-        with pytest.raises(SystemExit) as ended:
+        with pytest.raises(SystemExit) as exit_info:
             script.check("poster", recipe="as_run", runs_dir=tmp_path)
-        assert ended.value.code == code
+        assert exit_info.value.code == code
     printed = capsys.readouterr().out
     word = "ok     " if code is None else "DIFFERS"
-    assert f"{word} accuracy of rand, c = 2: {got:g}, expected 10 ± 2" in printed
+    assert f"{word} accuracy of random, c = 2: {accuracy:g}, expected 10 ± 2" in printed

@@ -1,6 +1,7 @@
-"""The numbers of the published study, and what of ours belongs beside each.
+"""The numbers of the published study, and our quantities to compare them with.
 
-How each was taken is read off its author's code and logs; README.md says how far to trust it.
+How they were measured is known from the author's code and logs. README.md rates how reliable
+each table is.
 """
 
 import csv
@@ -10,10 +11,10 @@ from jaxprune.report import Comparison, Published, Quantity, flop_ratio
 
 FOLDER = Path(__file__).parent
 
-# The columns of the files whose methods have other names here.
+# Column of the files -> method here, where the names differ.
 _METHODS = {"rand": "random", "mag": "magnitude"}
 
-# file, what of ours belongs beside it
+# file, our quantity to compare it with
 _TABLES = (
     (
         "table1_accuracy",
@@ -23,8 +24,8 @@ _TABLES = (
             2,
             "Published: one run with one seed, 300 epochs of training for GraSP and Mag, "
             "100 for Rand, SNIP and SynFlow, 100 + 50 L for IMP-L. Ours: top-1 on the whole "
-            "test set after the last epoch, the mean over the seeds there are; the table of "
-            "epochs says what each was given.",
+            "test set after the last epoch, mean over the seeds; the table of epochs lists "
+            "the length of each training.",
         ),
     ),
     (
@@ -33,10 +34,10 @@ _TABLES = (
             "Table 2: seconds for a pass over the test set",
             lambda record: record.latency.get("pass_s"),
             3,
-            "Published: one pass over the 10,000 test pictures on one GPU, batch 256, the "
-            "loader and the copies from the host included, timed once. Ours: the same pass, "
-            "median of 3, on the device that the report names; the compiled call alone is in "
-            "the table of inference time.",
+            "Published: one pass over the 10,000 test images on one GPU, batch 256, with the "
+            "loader and the copies from the host, timed once. Ours: the same pass, median of "
+            "3, on the device that the report names; the compiled call alone is in the "
+            "table of inference time.",
         ),
     ),
     (
@@ -45,8 +46,8 @@ _TABLES = (
             "Table 3: kept FLOPs / dense FLOPs",
             flop_ratio,
             4,
-            "Published and ours: multiply-accumulates that the mask leaves, biases in full, "
-            "counted and not timed; no run of either was faster for it.",
+            "Published and ours: multiply-accumulates that the mask leaves, with all biases, "
+            "counted and not timed; no run of either study became faster.",
         ),
     ),
     (
@@ -55,12 +56,11 @@ _TABLES = (
             "Table 4: memory of the whole machine in use (%)",
             lambda record: record.training_memory.get("machine_percent"),
             1,
-            "Published: the share of the whole machine's memory that all its users' "
-            "processes held, read between training epochs "
-            "(psutil.virtual_memory().percent). Ours: the highest of the same figure on our "
-            "machine, which has another size and other processes, so the difference says "
-            "nothing of pruning; what the process itself needs at inference is in the table "
-            "of process memory.",
+            "Published: the share of the machine's memory in use by the processes of all "
+            "users, read between training epochs (psutil.virtual_memory().percent). Ours: "
+            "the maximum of the same figure on our machine, which has another size and runs "
+            "other processes, so the difference is not an effect of pruning; the memory of "
+            "the process itself at inference is in the table of process memory.",
         ),
     ),
     (
@@ -69,10 +69,10 @@ _TABLES = (
             "Table 5: device memory in use between training epochs (GB)",
             lambda record: _gigabytes(record.training_memory.get("device_in_use")),
             3,
-            "Published: the most the allocator held, read between training epochs: weights, "
-            "masks, gradients and Adam's two moments, whatever the density. Ours: the same "
-            "moments, the training set itself included, since it stays on the device; the "
-            "peak at inference in a fresh process is in a table of its own.",
+            "Published: the maximum that the allocator had in use, read between training "
+            "epochs: weights, masks, gradients and Adam's two moments, at any density. Ours: "
+            "read at the same times, including the training set, which stays on the device; "
+            "the peak at inference in a fresh process has its own table.",
         ),
     ),
     (
@@ -81,9 +81,9 @@ _TABLES = (
             "Table 6: device memory reserved between training epochs (GB)",
             lambda record: _gigabytes(record.training_memory.get("device_reserved")),
             3,
-            "Published: the most that torch's caching allocator had taken from the device, "
-            "read between training epochs. Ours: the same of XLA's allocator without "
-            "preallocation; it gives nothing back, so earlier cells of the process count.",
+            "Published: the maximum that torch's caching allocator had reserved, read "
+            "between training epochs. Ours: the same for XLA's allocator without preallocation; it "
+            "never returns memory, so earlier cells of the process count.",
         ),
     ),
 )
@@ -93,7 +93,7 @@ def load() -> Published:
     """Read the published numbers.
 
     Returns:
-        Tables 1 to 6 and the layers of Figure 1's companion, ready for a report.
+        Tables 1 to 6, and the FLOPs per layer that accompany Figure 1, for a report.
     """
     tables = [Comparison(name, quantity, table(name)) for name, quantity in _TABLES]
     rows = _rows("layer_flops_c0.5")
@@ -111,10 +111,10 @@ def load() -> Published:
 
 
 def table(name: str) -> dict[tuple[str, float], float]:
-    """Read one table by method and compression; figures that were lost are left out.
+    """Read one table by method and compression; lost figures are left out.
 
     Args:
-        name: of the file, without its ending.
+        name: of the file, without its extension.
 
     Returns:
         The figures by (method, c).

@@ -1,4 +1,4 @@
-"""The command line: one tiny run, and one sentence with exit code 2 for every slip."""
+"""The command line: small runs of every script, and one clear error for invalid input."""
 
 import json
 import subprocess
@@ -7,12 +7,24 @@ from pathlib import Path
 
 import pytest
 
+from jaxprune.study import config
+
 ROOT = Path(__file__).parents[2]
+SCRIPTS = ROOT / "scripts"
+
+
+def path_of(name):
+    return SCRIPTS / ("bench" if name == "bench" else f"{name}.py")
 
 
 def script(name, *args, cwd=ROOT):
-    command = [sys.executable, str(ROOT / "scripts" / f"{name}.py"), *map(str, args)]
+    command = [sys.executable, str(path_of(name)), *map(str, args)]
     return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+
+
+def plain(text):
+    """Remove the line breaks and boxes that tyro adds."""
+    return "".join(character for character in text if character not in " \n│")
 
 
 @pytest.fixture(scope="module")
@@ -47,7 +59,7 @@ def test_a_study_ends_with_its_report(runs):
         assert "<svg" in (report / f"{name}.svg").read_text()
 
 
-def test_status_lists_what_is_done(runs):
+def test_status_lists_finished_cells(runs):
     done = script("study", "status", "digits", "--runs-dir", runs[0])
     assert done.returncode == 0
     assert "4 of 4 cells are finished." in done.stdout
@@ -57,8 +69,7 @@ def test_report_prints_every_table(runs):
     done = script("study", "report", "digits", "--runs-dir", runs[0])
     assert done.returncode == 0
     for title in ("Test accuracy", "Inference time", "Kept multiply-accumulates", "Process memory",
-                  "Device memory in use", "Device memory reserved", "Epochs", "Density",
-                  "What pruning bought: size"):  # fmt: skip
+                  "Device memory in use", "Device memory reserved", "Epochs", "Density"):  # fmt: skip
         assert title in done.stdout
 
 
@@ -72,95 +83,215 @@ def test_a_plan_prints_cells_stages_savings_and_hours_and_writes_nothing(tmp_pat
     assert not (tmp_path / "runs").exists()
 
 
-SLIPS = {
-    ("study", "run", "digit"): "study 'digit' is not known. Pass one of digits, poster",
-    ("study", "run", "digits", "--recipe", "as_run"): "recipe 'as_run' is not known to digits",
+@pytest.mark.parametrize(
+    "only",
+    [
+        ("--only", "method=snip,synflow", "density=0.1"),
+        ("--only", "method=snip,synflow", "--only", "c=1"),
+    ],
+    ids=" ".join,
+)
+def test_conditions_of_one_and_of_several_only_add_up(only, tmp_path):
+    done = script("study", "run", "digits", "--plan", *only, "--runs-dir", tmp_path)
+    assert done.returncode == 0, done.stderr
+    cells = [
+        line.split("-s0-")[0] for line in done.stdout.splitlines() if "-s0-" in line
+    ]
+    assert cells == ["snip-c1", "synflow-c1"]
+
+
+INVALID = {
+    ("study", "run", "digit"): "study 'digit' is unknown. Pass one of digits, poster",
+    ("study", "run", "digits", "--recipe", "as_run"): "recipe 'as_run' of digits is unknown",
     ("study", "run", "digits", "--epochs-scale", "-1"): "epochs_scale multiplies all epochs",
     ("study", "run", "digits", "--epochs-scale", "1e300"): "from 0.0001 to 100",
     ("study", "run", "digits", "--width", "1e9"): "width multiplies all channels; got 1000000000.0",
     ("study", "run", "digits", "--only"): "--only has no condition",
     ("study", "run", "digits", "--only", "seed=3"): "Pass some of 0, or more --seeds",
-    ("study", "run", "digits", "--train-examples", "50"): "SNIP scores with 100 pictures, but",
-    ("study", "run", "poster", "--data-dir", "/tmp", "--cache-dir", "none"): "cifar10 is not prepared in /tmp",
-    ("study", "check", "digits"): "nothing is published beside digits. Pass one of poster",
-    ("study", "run", "digits", "--only", "method=snap"): "there is no method snap",
+    ("study", "run", "digits", "--only", "c=1", "--only", "method=snap"): "there is no method snap",
+    ("study", "run", "digits", "--train-examples", "50"): "SNIP scores with 100 images, but",
+    ("study", "run", "poster", "--data-dir", "/tmp", "--cache-dir", "none"): "fetch_data.py cifar10 --data-dir /tmp",
+    ("study", "check", "digits"): "digits has no published numbers. Pass one of poster",
     ("study", "run", "digits", "--seeds", "0"): "1 to 1000; got 0",
-    ("study", "run", "digits", "--executor", "slurm"): "Pass one of local",
-    ("study", "run", "digits", "--executor", "ray", "--cpus", "0"): "cpus is how many CPUs",
-    ("study", "run", "digits", "--mesh", "8"): "--mesh '8' is not understood. Write data=8",
-    ("study", "run", "digits", "--mesh", "data=2,data=1"): "is not understood. Write data=8",
+    ("study", "run", "digits", "--executor", "ray", "--cpus", "0"): "cpus",
+    ("study", "run", "digits", "--mesh", "8"): "--mesh '8' is invalid. Pass data=8",
+    ("study", "run", "digits", "--mesh", "data=2,data=1"): "is invalid. Pass data=8",
     ("study", "run", "digits", "--plan", "--mesh", "data=8"): "device_count=8",
     ("study", "run", "digits", "--executor", "ray", "--mesh", "data=1"): "Leave out one of",
-    ("study", "run", "digits", "--mesh", "data=99"): "takes 99 devices, and there are 1",
-    ("study", "run", "digits", "--runs-dir", "/proc/nothing"): "can't be written",
-    ("study", "report", "digits", "--runs-dir", "nowhere"): "holds no study. Run it first",
-    ("prune", "vgg17"): "model 'vgg17' is not known. Pass one of mlp",
-    ("prune", "mlp", "--c", "nan"): "keeps 10**-c of the weights and lies in [0, 300); got nan",
-    ("prune", "mlp", "--dataset", "cifar10", "--data-dir", "/nowhere"): "is not a folder",
-    ("prune", "mlp", "--optimizer", "lion"): "optimizer 'lion' is not known",
+    ("study", "run", "digits", "--mesh", "data=99"): "99 devices",
+    ("study", "run", "digits", "--runs-dir", "/proc/nothing"): "/proc/nothing",
+    ("study", "report", "digits", "--runs-dir", "nowhere"): "nowhere/digits",
+    ("prune", "vgg17"): "model 'vgg17' is unknown. Pass one of mlp",
+    ("prune", "mlp", "--method", "mag"): "method 'mag' is unknown. Pass one of dense, random, magnitude",
+    ("prune", "mlp", "--c", "nan"): "--c keeps 10**-c of the prunable weights and lies in [0, 300); got nan",
+    ("prune", "mlp", "--density", "95"): "fraction of prunable weights to keep, in (0, 1]; got 95. For a sparsity of s",
+    ("prune", "mlp", "--density", "0"): "in (0, 1]; got 0",
+    ("prune", "mlp", "--density", "0.1", "--c", "1"): "got --c 1 and --density 0.1. Pass one of them.",
+    ("prune", "mlp", "--dataset", "cifar10", "--data-dir", "/nowhere"): "/nowhere",
     ("prune", "mlp", "--train-examples", "9", "--method", "snip"): "SNIP scores with 100",
     ("prune", "mlp", "--width", "0"): "width must be positive and finite; got 0.0",
     ("prune", "mlp", "--batch-size", "0"): "must be positive",
-    ("profile", "mlp", "--method", "snip"): "'snip' is none that needs no data. Pass one of",
-    ("fetch_data", "digits"): "'digits' can't be prepared",
-    ("bench", "--only", "snap"): "--only is works to time; got snap. Pass some of snip grasp",
+    ("profile_model", "mlp", "--density", "2"): "in (0, 1]; got 2",
+    ("profile_model", "mlp", "--density", "0.5", "--c", "0.3"): "Pass one of them.",
+    ("profile_model", "mlp", "--density", "1e-9"): "keeps none of the 923136 weights of mlp. Pass --density 1.1e-06 or more",
+    ("fetch_data", "digits"): "Pass one of cifar10",
     ("bench", "--threads", "0"): "--threads 1 to",
+    ("bench", "--only"): "--only names no task. Pass some of snip, grasp",
     ("bench", "scaling", "--largest", "9"): "--largest 3000000 or more; got",
-    ("bench", "epoch", "--precisions", "fp8"): "--precisions knows float32, tf32, bfloat16; got fp8",
-    ("bench", "epoch", "--examples", "9"): "--batch-sizes at most the examples; got 3, 9 and",
+    ("bench", "epoch", "--precisions"): "--precisions has no value. Pass some of float32, tf32, bfloat16",
+    ("bench", "epoch", "--examples", "9"): "--batch-sizes at most --examples; got 3, 9 and",
+    ("soak", "--kills", "-1"): "--kills is a number of faults; got -1. Pass 0 or more.",
+    ("soak", "--processes", "0"): "--processes must be 1 or more; got 0. Pass 3.",
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("slip", SLIPS, ids=" ".join)
-def test_a_slip_gets_one_sentence_and_exit_code_2(slip, tmp_path):
-    done = script(*slip, cwd=tmp_path)
+@pytest.mark.parametrize("arguments", INVALID, ids=" ".join)
+def test_invalid_arguments_get_one_sentence_and_exit_code_2(arguments, tmp_path):
+    done = script(*arguments, cwd=tmp_path)
     assert done.returncode == 2, done.stderr
-    assert SLIPS[slip] in done.stderr
+    assert INVALID[arguments] in done.stderr
     assert done.stderr.startswith("error: ")
     assert len(done.stderr.strip().splitlines()) == 1
 
 
-def test_one_network_is_pruned_and_read_again(tmp_path):
-    args = (
-        "mlp",
-        "--width",
-        "0.1",
-        "--epochs",
-        "1",
-        "--c",
-        "0.5",
-        "--runs-dir",
-        tmp_path,
+CHOICES = {
+    ("prune", "mlp", "--optimizer", "lion"): ("sgd", "adam"),
+    ("prune", "mlp", "--schedule", "steps"): ("cosine", "constant"),
+    ("prune", "mlp", "--precision", "fp8"): ("float32", "bfloat16"),
+    ("profile_model", "mlp", "--method", "snip"): ("random", "magnitude", "synflow"),
+    ("study", "run", "digits", "--executor", "slurm"): ("local", "ray"),
+    ("bench", "--only", "snap"): ("snip", "grasp", "cold_start"),
+    ("bench", "scaling", "--only", "trees"): ("tree", "network", "cells"),
+    ("bench", "epoch", "--precisions", "fp8"): ("float32", "tf32", "bfloat16"),
+}
+
+
+@pytest.mark.parametrize("arguments", CHOICES, ids=" ".join)
+def test_an_unknown_choice_gets_the_choices_and_exit_code_2(arguments, tmp_path):
+    done = script(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    for choice in CHOICES[arguments]:
+        assert f"'{choice}'" in plain(done.stderr)
+
+
+def test_help_lists_the_methods_models_and_data_sets():
+    text = plain(script("prune", "--help").stdout)
+    assert f"--method{{{','.join(config.METHODS)}}}" in text
+    assert "{mlp,lenet-300-100,conv2," in text
+    assert "--dataset{digits,cifar10," in text
+
+
+MISSING = {
+    ("tyro", "study", "run", "digits"): "study",
+    ("rich", "prune", "mlp"): "study",
+    ("polars", "study", "report", "digits"): "study",
+    ("matplotlib", "study", "report", "digits"): "study",
+    ("matplotlib", "bench", "scaling"): "study",
+    ("sklearn", "prune", "mlp"): "study",
+    ("tensorflow_datasets", "study", "run", "poster"): "study",
+    ("tensorflow", "fetch_data", "cifar10"): "study,prepare",
+    ("ray", "study", "run", "digits", "--executor", "ray"): "scale",
+    ("torch", "bench"): "bench",
+}
+
+
+@pytest.mark.parametrize("arguments", MISSING, ids=" ".join)
+def test_a_missing_package_gets_the_extra_that_installs_it(arguments, runs, tmp_path):
+    package, name, *args = arguments
+    if "report" in args:
+        args += ["--runs-dir", runs[0]]
+    program = Path(__file__).with_name("without_package.py")
+    done = subprocess.run(
+        [sys.executable, program, package, path_of(name), *map(str, args)],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
     )
-    first, again = script("prune", *args), script("prune", *args)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ")
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert package.replace("_", "-") in done.stderr.replace("_", "-")
+    assert f"pip install 'jaxprune[{MISSING[arguments]}]'" in done.stderr
+
+
+def test_a_run_without_the_packages_of_the_report_keeps_its_records(runs):
+    program = Path(__file__).with_name("without_package.py")
+    only = ("--only", "method=random,imp2", "c=0.5,1")
+    done = subprocess.run(
+        [sys.executable, program, "polars", path_of("study"), "run", "digits", *only,
+         "--runs-dir", runs[0]], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "The records are complete, but there is no report: polars" in done.stdout
+    assert "pip install 'jaxprune[study]'" in done.stdout
+
+
+def test_no_script_has_the_name_of_a_module_that_it_could_hide():
+    hidden = {*sys.stdlib_module_names, "torch", "jax", "flax", "optax", "numpy", "ray"}
+    assert not {path.stem for path in SCRIPTS.rglob("*.py")} & hidden
+
+
+def test_a_pruned_network_is_read_again_whether_by_c_or_by_density(tmp_path):
+    args = ("mlp", "--width", 0.1, "--epochs", 1, "--runs-dir", tmp_path)
+    first = script("prune", *args, "--density", 0.1)
+    again = script("prune", *args, "--c", 1)
     assert first.returncode == 0, first.stderr
-    assert "density 0.316" in first.stdout
+    assert "density 0.1" in first.stdout
     assert again.stdout == first.stdout
 
 
-def test_a_profile_lists_layers_and_calls(tmp_path):
-    done = script("profile", "mlp", "--input-shape", "4", "4", "1", "--batch", "2")
+def test_a_profile_lists_layers_and_times(tmp_path):
+    args = ("--input-shape", 4, 4, 1, "--batch", 2, "--density", 0.25)
+    path = tmp_path / "profile.json"
+    done = script("profile_model", "mlp", *args, "--json", path)
     assert done.returncode == 0, done.stderr
     assert "fc4/kernel" in done.stdout
-    assert "Time of a call" in done.stdout
+    assert "Time per batch" in done.stdout
     assert "compacted" in done.stdout
-    assert "…" not in done.stdout, "a head or a figure was cut"
+    assert "…" not in done.stdout, "a heading or a number was cut"
+    measured = json.loads(path.read_text())
+    assert measured["weights_kept"] == measured["weights_dense"] // 4
 
 
-def test_bench_sets_both_sides_into_rows(tmp_path):
+@pytest.mark.parametrize("method", ["random", "magnitude"])
+def test_a_profile_takes_every_method_that_needs_no_data(method):
+    args = ("--input-shape", 4, 4, 1, "--batch", 2, "--method", method)
+    done = script("profile_model", "mlp", *args)
+    assert done.returncode == 0, done.stderr
+    assert "13,773" in done.stdout  # a tenth of 137,728
+
+
+@pytest.mark.parametrize("task", ["snip", "imp_level", "cold_start"])
+def test_a_bench_worker_prepares_a_task_and_times_it_once_per_line(task):
+    done = subprocess.run(
+        [sys.executable, "-m", "bench.worker", "ours", task],
+        cwd=SCRIPTS,
+        input="go\ngo\n",
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    ready, *seconds, peak_mb = done.stdout.splitlines()
+    assert ready == "ready"
+    assert len(seconds) == 2
+    assert all(float(one) > 0 for one in seconds)
+    assert float(peak_mb) > 100
+
+
+def test_bench_compares_both_sides_in_one_row(tmp_path):
     pytest.importorskip("torch")
     path = tmp_path / "bench.json"
     done = script("bench", "--only", "select", "--repeats", "1", "--json", path)
     assert done.returncode == 0, done.stderr
-    found = json.loads(path.read_text())
-    (row,) = found["rows"]
+    result = json.loads(path.read_text())
+    (row,) = result["rows"]
     assert row["work"] == "select"
     assert row["ratio"] == row["torch_s"] / row["ours_s"]
     assert min(row["ours_rss_mb"], row["torch_rss_mb"]) > 100
-    assert found["machine"]["dot_gflops"] > 0
+    assert result["machine"]["dot_gflops"] > 0
 
 
-def test_bench_draws_how_time_grows(tmp_path):
+def test_bench_plots_how_time_grows(tmp_path):
     args = ("--only", "tree", "--largest", 3_000_000, "--repeats", 1)
     done = script("bench", "scaling", *args, "--results-dir", tmp_path)
     assert done.returncode == 0, done.stderr
@@ -183,34 +314,21 @@ def test_bench_times_epochs(tmp_path):
         "--repeats",
         1,
     )
-    done = script(
-        "bench", "epoch", *args, "--scores", "select", "--json", tmp_path / "e"
-    )
+    path = tmp_path / "epoch.json"
+    done = script("bench", "epoch", *args, "--scores", "select", "--json", path)
     assert done.returncode == 0, done.stderr
-    found = json.loads((tmp_path / "e").read_text())
-    assert found["rows"][0]["images_per_s"] > 0
-    assert list(found["milliseconds"]) == ["select"]
+    result = json.loads(path.read_text())
+    assert result["rows"][0]["images_per_s"] > 0
+    assert list(result["milliseconds"]) == ["select"]
 
 
-def test_a_study_survives_what_happens_to_studies(tmp_path):
-    """The short form of soak.py: stopped, damaged; killing has tests of its own."""
+def test_a_study_gives_the_same_bits_after_faults(tmp_path):
+    """A short form of soak.py: stopped and corrupted; other tests kill."""
     done = script(
-        "soak", "--kills", 0, "--stops", 1, "--damages", 1, "--processes", 1,
+        "soak", "--kills", 0, "--stops", 1, "--corruptions", 1, "--processes", 1,
         "--disk-mb", 0, "--methods", "snip", "--folder", tmp_path / "soak",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
     assert len(lines) >= 3
-    assert all(line.endswith("the same bits") for line in lines[1:])
-
-
-@pytest.mark.parametrize(
-    ("args", "sentence"),
-    [
-        (["--kills", "-1"], "--kills is how often to do that; got -1. Pass 0 or more."),
-        (["--processes", "0"], "--processes is 1 or more; got 0. Pass 3, say."),
-    ],
-)
-def test_soak_refuses_what_it_cannot_do(args, sentence):
-    done = script("soak", *args)
-    assert (done.returncode, done.stderr.strip()) == (2, f"error: {sentence}")
+    assert all(line.endswith("same bits") for line in lines[1:])

@@ -1,6 +1,8 @@
 """How time grows with the parameters of a network and with the cells of a study."""
 
-import functools
+import _cli
+
+import functools  # isort: skip
 import gc
 import json
 import statistics
@@ -10,61 +12,64 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal, get_args
 
-import _bench_ours
-import _cli
 import jax
 import numpy as np
 import tyro
 from rich.console import Console
 from rich.progress import track
 
+from bench import ours
 from jaxprune import masks, profiling, scores
 from jaxprune.study import provenance
 
 PARAMETERS = (1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000, 300_000_000)
 DEPTHS, WIDTHS = ("vgg11", "vgg13", "vgg16", "vgg19"), (0.25, 0.5, 1.0, 2.0)
-SEEDS = (1, 2, 4, 8)  # of the 6 cells of Rand in the digits study
-PANELS = ("tree", "network", "cells")
+SEEDS = (1, 2, 4, 8)  # each with the 6 cells of random pruning in the digits study
+Panel = Literal["tree", "network", "cells"]
+PANELS: tuple[Panel, ...] = get_args(Panel)
 RESULTS = _cli.ROOT / "experiments" / "results" / "scaling"
 
 
 def scaling(
-    only: tuple[str, ...] = PANELS,
+    only: Annotated[tuple[tuple[Panel, ...], ...], tyro.conf.UseAppendAction] = (),
     repeats: int = 3,
     largest: int = PARAMETERS[-1],
     to: Annotated[Path, tyro.conf.arg(name="results-dir")] = RESULTS,
 ) -> None:
-    """Measure how time grows, fit its exponent, and draw it.
+    """Measure how time grows, fit its exponent, and plot it.
 
     Args:
-        only: of tree (select and magnitude on that many weights), network (SNIP, GraSP
-            and SynFlow on VGG-11 to -19 at widths 0.25 to 2) and cells (a study).
-        repeats: calls a point, of which the median counts; a study runs once.
-        largest: leave out trees and networks with more parameters.
-        to: folder for scaling.json and scaling.png; panels left out are kept if this machine
-            made them.
+        only: panels to measure, by default all: tree (select and magnitude on 1 to 300
+            million weights), network (SNIP, GraSP and SynFlow on VGG-11 to VGG-19 at widths
+            0.25 to 2) and cells (a study).
+        repeats: calls per point, of which the median counts; a study runs once.
+        largest: skip trees and networks with more parameters.
+        to: folder for scaling.json and scaling.png. Other panels that were measured on this
+            machine stay in them.
     """
-    unknown = [panel for panel in only if panel not in PANELS]
-    if unknown or not only or repeats < 1 or largest < PARAMETERS[1]:
+    panels = [panel for group in only for panel in group] if only else list(PANELS)
+    if not panels or repeats < 1 or largest < PARAMETERS[1]:
         raise ValueError(
-            f"--only is some of {', '.join(PANELS)}, --repeats 1 or more and --largest "
-            f"{PARAMETERS[1]} or more; got {' '.join(only) or 'none'}, {repeats}, {largest}."
+            f"--only must name some of {', '.join(PANELS)}, --repeats must be 1 or more and "
+            f"--largest {PARAMETERS[1]} or more; got {' '.join(panels) or 'none'}, {repeats} "
+            f"and {largest}."
         )
+    _cli.check_installed("matplotlib")
     path = to / "scaling.json"
-    old = _read(path)
+    stored = _read(path)
     _cli.check_writable(path)
     _cli.check_writable(to / "scaling.png")
     machine = provenance.describe()
     points = []
-    if profiling.describe().items() <= old["machine"].items():
-        points = [point for point in old["points"] if point["panel"] not in only]
-    measured = {"tree": _trees, "network": _networks}
-    for panel in only:
-        points += _cells() if panel == "cells" else measured[panel](repeats, largest)
-        found = {"machine": machine, "points": points}
-        _cli.write_text(path, json.dumps(found, indent=1) + "\n")
+    if profiling.describe().items() <= stored["machine"].items():
+        points = [point for point in stored["points"] if point["panel"] not in panels]
+    measure = {"tree": _trees, "network": _networks}
+    for panel in panels:
+        points += _cells() if panel == "cells" else measure[panel](repeats, largest)
+        result = {"machine": machine, "points": points}
+        _cli.write_text(path, json.dumps(result, indent=1) + "\n")
     for (panel, work), curve in _curves(points).items():
         print(f"{panel:8} {work:10} {_growth(panel, curve)}")
     _draw(points, to / "scaling.png")
@@ -72,16 +77,16 @@ def scaling(
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read what was measured before; nothing if the file is not there, or empty."""
+    """Read earlier measurements; none if the file is missing or empty."""
     try:
         text = path.read_text() if path.exists() else ""
-        old = json.loads(text or '{"machine": {}, "points": []}')
+        stored = json.loads(text or '{"machine": {}, "points": []}')
         keys = ("panel", "work", "size", "seconds")
-        points = [{key: point[key] for key in keys} for point in old["points"]]
-        return {"machine": dict(old["machine"]), "points": points}
+        points = [{key: point[key] for key in keys} for point in stored["points"]]
+        return {"machine": dict(stored["machine"]), "points": points}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} is not what this script writes. Move it away or pass another "
+            f"{path} was not written by this script. Move it away, or pass another "
             "--results-dir."
         ) from error
 
@@ -90,7 +95,7 @@ def _point(panel: str, work: str, size: int, seconds: float) -> dict[str, Any]:
     return {"panel": panel, "work": work, "size": size, "seconds": seconds}
 
 
-def _median(call: Callable[[], Any], repeats: int) -> float:
+def _median_seconds(call: Callable[[], Any], repeats: int) -> float:
     return statistics.median(profiling.seconds(call, calls=repeats, warmup=1))
 
 
@@ -104,35 +109,35 @@ def _trees(repeats: int, largest: int) -> list[dict[str, Any]]:
             for i, key in enumerate(keys)
         }
         magnitude = jax.jit(lambda params: scores.magnitude(params))
-        scored = magnitude(params)
+        magnitudes = magnitude(params)
         calls = {
             "magnitude": functools.partial(magnitude, params),
-            "select": functools.partial(masks.select, scored, 0.1),
+            "select": functools.partial(masks.select, magnitudes, 0.1),
         }
         points += [
-            _point("tree", work, size, _median(call, repeats))
+            _point("tree", work, size, _median_seconds(call, repeats))
             for work, call in calls.items()
         ]
-        del params, scored, calls
+        del params, magnitudes, calls
         gc.collect()
     return points
 
 
 def _networks(repeats: int, largest: int) -> list[dict[str, Any]]:
     points = []
-    each = [(depth, width) for width in WIDTHS for depth in DEPTHS]
-    for depth, width in _track(each, "SNIP, GraSP, SynFlow"):
-        network = _bench_ours.vgg(depth, width)
+    shapes = [(depth, width) for width in WIDTHS for depth in DEPTHS]
+    for depth, width in _track(shapes, "SNIP, GraSP, SynFlow"):
+        network = ours.vgg(depth, width)
         size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
         if size > largest:
             continue
         calls = {
-            "snip": _bench_ours.snip(network),
-            "grasp": _bench_ours.grasp(network),
-            "synflow_1": _bench_ours.synflow(network, 1),
+            "snip": ours.snip(network),
+            "grasp": ours.grasp(network),
+            "synflow_1": ours.synflow(network, 1),
         }
         points += [
-            _point("network", work, size, _median(call, repeats))
+            _point("network", work, size, _median_seconds(call, repeats))
             for work, call in calls.items()
         ]
         jax.clear_caches()
@@ -141,28 +146,36 @@ def _networks(repeats: int, largest: int) -> list[dict[str, Any]]:
 
 
 def _cells() -> list[dict[str, Any]]:
-    """Time whole studies of Rand on digits, each in a folder of its own."""
+    """Time whole studies of random pruning on digits, each in its own folder."""
     points = []
-    script = Path(__file__).with_name("study.py")
+    script = Path(__file__).parents[1] / "study.py"
     for seeds in _track(SEEDS, "studies"):
         with tempfile.TemporaryDirectory() as runs:
-            began = time.perf_counter()
+            start = time.perf_counter()
             subprocess.run(
                 [
-                    *(sys.executable, script, "run", "digits", "--only", "method=random"),
+                    *(
+                        sys.executable,
+                        script,
+                        "run",
+                        "digits",
+                        "--only",
+                        "method=random",
+                    ),
                     *("--seeds", str(seeds), "--runs-dir", runs),
                 ],
                 check=True,
                 stdout=subprocess.DEVNULL,
             )
-            seconds = time.perf_counter() - began
+            seconds = time.perf_counter() - start
             cells = len(list(Path(runs).glob("digits/*/record.json")))
         points.append(_point("cells", "study", cells, seconds))
     return points
 
 
-def _track(points: Sequence[Any], what: str) -> Any:
-    return track(points, what, console=Console(stderr=True), transient=True)
+def _track(sequence: Sequence[Any], description: str) -> Any:
+    console = Console(stderr=True)
+    return track(sequence, description, console=console, transient=True)
 
 
 def _curves(points: list[dict[str, Any]]) -> dict[tuple[str, str], np.ndarray]:
@@ -175,10 +188,10 @@ def _curves(points: list[dict[str, Any]]) -> dict[tuple[str, str], np.ndarray]:
 
 
 def _growth(panel: str, curve: np.ndarray) -> str:
-    """Fit what the time of a study starts from, of the others the exponent."""
+    """Fit a line through the times of a study, and an exponent to the other times."""
     if panel == "cells":
-        slope, start = np.polyfit(curve[:, 0], curve[:, 1], 1)
-        return f"{start:.1f} s + {slope:.2f} s a cell"
+        slope, offset = np.polyfit(curve[:, 0], curve[:, 1], 1)
+        return f"{offset:.1f} s + {slope:.2f} s per cell"
     exponent, _ = np.polyfit(np.log(curve[:, 0]), np.log(curve[:, 1]), 1)
     return f"time ~ size^{exponent:.2f}"
 
@@ -191,8 +204,8 @@ def _draw(points: list[dict[str, Any]], path: Path) -> None:
     panels = [panel for panel in PANELS if any(name[0] == panel for name in curves)]
     axes = figure.subplots(1, len(panels), squeeze=False)[0]
     for axis, panel in zip(axes, panels, strict=True):
-        for (kind, work), curve in curves.items():
-            if kind == panel:
+        for (curve_panel, work), curve in curves.items():
+            if curve_panel == panel:
                 line = "o" if panel == "network" else "o-"
                 label = f"{work}: {_growth(panel, curve)}"
                 axis.plot(*curve.T, line, label=label)

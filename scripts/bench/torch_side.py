@@ -1,4 +1,4 @@
-"""What bench.py times in PyTorch: the work of `_bench_ours.py`, straightforwardly written."""
+"""The tasks of ours.py in PyTorch, written in the usual way."""
 
 import functools
 from collections.abc import Callable
@@ -12,13 +12,13 @@ from torch.nn import (  # pyright: ignore[reportMissingImports]
 )
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-if DEVICE.type == "cuda":  # products of float32 as XLA makes them there by default
+if DEVICE.type == "cuda":  # as XLA multiplies float32 there by default
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-PICTURES = 100
+IMAGES = 100
 STEPS, BATCH = 4, 128
 EVALUATED, EVALUATED_BATCH = 1024, 256
-LEVEL_BATCH, LEVEL_EPOCHS, EARLY = 64, 8, 23
+LEVEL_BATCH, LEVEL_EPOCHS, REWIND_ITERATION = 64, 8, 23
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 Masks = list[torch.Tensor]
@@ -39,11 +39,11 @@ def _vgg16() -> nn.Module:
             ]
             channels = features
     layers += [nn.AvgPool2d(2), nn.Flatten(), nn.Linear(channels, 10)]
-    return _initialised(nn.Sequential(*layers))
+    return _initialized(nn.Sequential(*layers))
 
 
 def _conv2() -> nn.Module:
-    """Conv-2 with batch normalization at a quarter of its width, for 8x8 pictures."""
+    """Build Conv-2 with BatchNorm at a quarter of its width, for images of 8x8."""
     layers: list[nn.Module] = []
     for before, after in ((1, 16), (16, 16)):
         layers += [
@@ -54,10 +54,10 @@ def _conv2() -> nn.Module:
     layers += [nn.MaxPool2d(2), nn.Flatten()]
     for before, after in ((256, 64), (64, 64)):
         layers += [nn.Linear(before, after), nn.BatchNorm1d(after), nn.ReLU()]
-    return _initialised(nn.Sequential(*layers, nn.Linear(64, 10)))
+    return _initialized(nn.Sequential(*layers, nn.Linear(64, 10)))
 
 
-def _initialised(network: nn.Module) -> nn.Module:
+def _initialized(network: nn.Module) -> nn.Module:
     torch.manual_seed(0)
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
@@ -67,10 +67,12 @@ def _initialised(network: nn.Module) -> nn.Module:
     return network.to(DEVICE)
 
 
-def _pictures(number: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = np.random.default_rng(0)
-    images = draw.integers(0, 256, (number, 32, 32, 3), np.uint8).transpose(0, 3, 1, 2)
-    labels = draw.integers(0, 10, number, np.int64)
+def _random_images(number: int) -> tuple[torch.Tensor, torch.Tensor]:
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (number, 32, 32, 3), np.uint8).transpose(
+        0, 3, 1, 2
+    )
+    labels = generator.integers(0, 10, number, np.int64)
     return _on_device(np.ascontiguousarray(images)), _on_device(labels)
 
 
@@ -78,18 +80,18 @@ def _on_device(array: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(array).to(DEVICE)
 
 
-def _normalise(
+def _normalize(
     images: torch.Tensor, mean: tuple[float, ...], std: tuple[float, ...]
 ) -> torch.Tensor:
-    centre = torch.tensor(mean, device=DEVICE).view(1, -1, 1, 1)
-    scale = torch.tensor(std, device=DEVICE).view(1, -1, 1, 1)
-    # One layout for all works, the one in which its convolutions are fastest on this CPU.
-    fastest = torch.channels_last
-    return ((images.float() / 255 - centre) / scale).contiguous(memory_format=fastest)
+    means = torch.tensor(mean, device=DEVICE).view(1, -1, 1, 1)
+    stds = torch.tensor(std, device=DEVICE).view(1, -1, 1, 1)
+    # One layout for all tasks: the one with the fastest convolutions on the CPU measured.
+    inputs = (images.float() / 255 - means) / stds
+    return inputs.contiguous(memory_format=torch.channels_last)
 
 
 def _augment(images: torch.Tensor, pad: int = 4) -> torch.Tensor:
-    """Crop and flip at random, the whole batch with one gather."""
+    """Crop and flip at random: one gather for the whole batch."""
     number, _, height, width = images.shape
     padded = F.pad(images, (pad,) * 4)
     corners = torch.randint(0, 2 * pad + 1, (2, number, 1), device=DEVICE)
@@ -115,8 +117,8 @@ def _masks(scores: list[torch.Tensor], density: float) -> Masks:
 
 def _snip() -> Callable[[], Masks]:
     network = _vgg16()
-    images, labels = _pictures(PICTURES)
-    inputs, weights = _normalise(images, MEAN, STD), _weights(network)
+    images, labels = _random_images(IMAGES)
+    inputs, weights = _normalize(images, MEAN, STD), _weights(network)
 
     def snip() -> Masks:
         loss = F.cross_entropy(network(inputs), labels)
@@ -131,8 +133,8 @@ def _snip() -> Callable[[], Masks]:
 
 def _grasp() -> Callable[[], Masks]:
     network = _vgg16()
-    images, labels = _pictures(PICTURES)
-    inputs, weights = _normalise(images, MEAN, STD), _weights(network)
+    images, labels = _random_images(IMAGES)
+    inputs, weights = _normalize(images, MEAN, STD), _weights(network)
 
     def grasp() -> Masks:
         loss = F.cross_entropy(network(inputs) / 200, labels)
@@ -175,7 +177,7 @@ def _select() -> Callable[[], Masks]:
     return lambda: _masks(scores, 0.1)
 
 
-def _steps(
+def _train_on_batch(
     network: nn.Module,
     optimizer: torch.optim.Optimizer,
     weights: list[torch.Tensor],
@@ -183,7 +185,7 @@ def _steps(
     inputs: torch.Tensor,
     labels: torch.Tensor,
 ) -> None:
-    """Take one step, pruned weights at zero."""
+    """Take one step; pruned weights stay zero."""
     optimizer.zero_grad()
     F.cross_entropy(network(inputs), labels).backward()
     optimizer.step()
@@ -194,7 +196,7 @@ def _steps(
 
 def _train_step() -> Callable[[], None]:
     network = _vgg16()
-    images, labels = _pictures(STEPS * BATCH)
+    images, labels = _random_images(STEPS * BATCH)
     weights = _weights(network)
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
     optimizer = torch.optim.SGD(
@@ -203,8 +205,8 @@ def _train_step() -> Callable[[], None]:
 
     def epoch() -> None:
         for chosen in torch.randperm(STEPS * BATCH, device=DEVICE).split(BATCH):
-            inputs = _normalise(_augment(images[chosen]), MEAN, STD)
-            _steps(network, optimizer, weights, masks, inputs, labels[chosen])
+            inputs = _normalize(_augment(images[chosen]), MEAN, STD)
+            _train_on_batch(network, optimizer, weights, masks, inputs, labels[chosen])
 
     return epoch
 
@@ -216,12 +218,12 @@ def _accuracy(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) ->
 
 def _evaluate() -> Callable[[], float]:
     network = _vgg16().eval()
-    images, labels = _pictures(EVALUATED)
+    images, labels = _random_images(EVALUATED)
 
     def evaluate() -> float:
         accuracies = [
-            _accuracy(network, _normalise(some, MEAN, STD), theirs)
-            for some, theirs in zip(
+            _accuracy(network, _normalize(batch, MEAN, STD), batch_labels)
+            for batch, batch_labels in zip(
                 images.split(EVALUATED_BATCH),
                 labels.split(EVALUATED_BATCH),
                 strict=True,
@@ -237,13 +239,13 @@ def _digits() -> tuple[torch.Tensor, torch.Tensor]:
 
     digits: Any = load_digits()
     images = _on_device((digits.images * 255 / 16).astype(np.uint8)[:, None])
-    return _normalise(images, (0.287,), (0.353,)), _on_device(digits.target)
+    return _normalize(images, (0.287,), (0.353,)), _on_device(digits.target)
 
 
 def _fit(
     network: nn.Module, masks: Masks, inputs: torch.Tensor, labels: torch.Tensor
 ) -> Any:
-    """Train for 8 epochs, and return the weights of the early iteration."""
+    """Train for 8 epochs, and return the weights at the rewind iteration."""
     weights = _weights(network)
     with torch.no_grad():
         for weight, mask in zip(weights, masks, strict=True):
@@ -255,37 +257,40 @@ def _fit(
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
         optimizer, LEVEL_EPOCHS * per_epoch
     )
-    early, done = None, 0
+    rewind_point, iteration = None, 0
     for _ in range(LEVEL_EPOCHS):
         for chosen in torch.randperm(len(inputs), device=DEVICE).split(LEVEL_BATCH):
-            _steps(network, optimizer, weights, masks, inputs[chosen], labels[chosen])
+            _train_on_batch(
+                network, optimizer, weights, masks, inputs[chosen], labels[chosen]
+            )
             schedule.step()
-            done += 1
-            if done == EARLY:
-                early = [weight.detach().clone() for weight in weights]
-    return early
+            iteration += 1
+            if iteration == REWIND_ITERATION:
+                rewind_point = [weight.detach().clone() for weight in weights]
+    return rewind_point
 
 
 def _imp_level() -> Callable[[], Any]:
-    inputs, labels = (whole[:1437] for whole in _digits())
+    inputs, labels = (array[:1437] for array in _digits())
 
     def level() -> Any:
         network = _conv2()
         weights = _weights(network)
         ones = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
-        early = _fit(network, ones, inputs, labels)
+        rewind_point = _fit(network, ones, inputs, labels)
         masks = _masks([weight.detach().abs() for weight in weights], 0.8)
-        return [weight * mask for weight, mask in zip(early, masks, strict=True)], masks
+        rewound = [w * mask for w, mask in zip(rewind_point, masks, strict=True)]
+        return rewound, masks
 
     return level
 
 
 def _cold_start() -> Callable[[], float]:
-    def first() -> float:
+    def first_result() -> float:
         inputs, labels = _digits()
         network = _conv2().eval()
         weights = _weights(network)
-        loss = F.cross_entropy(network(inputs[:PICTURES]), labels[:PICTURES])
+        loss = F.cross_entropy(network(inputs[:IMAGES]), labels[:IMAGES])
         gradients = torch.autograd.grad(loss, weights)
         masks = _masks(
             [(w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)],
@@ -294,10 +299,10 @@ def _cold_start() -> Callable[[], float]:
         _fit(network.train(), masks, inputs[:1437], labels[:1437])
         return _accuracy(network.eval(), inputs[1437:], labels[1437:])
 
-    return first
+    return first_result
 
 
-WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
+TASKS: dict[str, Callable[[], Callable[[], Any]]] = {
     "snip": _snip,
     "grasp": _grasp,
     "synflow_1": functools.partial(_synflow, 1),
@@ -311,7 +316,7 @@ WORKS: dict[str, Callable[[], Callable[[], Any]]] = {
 
 
 def wait(result: Any) -> None:
-    """Wait for the device."""
+    """Wait until the device is done."""
     del result
     if DEVICE.type == "cuda":
         torch.cuda.synchronize()

@@ -1,0 +1,1 @@
+"""Benchmarks: jaxprune beside PyTorch, growth of time with size, and training epochs."""

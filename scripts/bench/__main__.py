@@ -1,0 +1,25 @@
+"""Benchmark jaxprune. Without a command, compare it with PyTorch.
+
+Examples:
+    python scripts/bench             # every task; extra `bench`
+    python scripts/bench --only select snip --json bench.json
+    python scripts/bench scaling     # time against parameters and cells, with a figure
+    python scripts/bench epoch       # training throughput of an accelerator
+"""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/
+
+import _cli
+
+from bench.compare import compare  # isort: skip
+from bench.epoch import epoch
+from bench.scaling import scaling
+
+if __name__ == "__main__":
+    arguments = sys.argv[1:]
+    if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
+        sys.argv.insert(1, "compare")
+    _cli.main([compare, scaling, epoch], __doc__ or "")

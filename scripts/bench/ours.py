@@ -1,0 +1,189 @@
+"""The tasks of the benchmarks in jaxprune; torch_side.py does the same in PyTorch.
+
+Each task is prepared once and returns the call to time.
+"""
+
+import _cli  # noqa: F401
+
+from collections.abc import Callable  # isort: skip
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxprune import data, imp, masks, models, profiling, prune, scores, train
+
+IMAGES = 100  # that SNIP and GraSP score with
+STEPS, BATCH = 4, 128
+EVALUATED, EVALUATED_BATCH = 1024, 256
+LEVEL_BATCH, LEVEL_EPOCHS, REWIND_ITERATION = 64, 8.0, 23
+
+Call = Callable[[], Any]
+
+
+def _preprocessing(dataset: str) -> data.Preprocessing:
+    spec = data.DATASETS[dataset]
+    return data.Preprocessing(spec.mean, spec.std, spec.pad, spec.flip)
+
+
+def vgg(name: str = "vgg16", width: float = 1.0) -> models.Model:
+    """Build a VGG without BatchNorm."""
+    return models.create(name, key=jax.random.key(0), batch_norm=False, width=width)
+
+
+def macs() -> int:
+    """Count the multiply-accumulates of VGG-16 per image."""
+    network = vgg()
+    counts = profiling.macs(
+        lambda params, x: network.apply(params, network.state, x)[0],
+        network.params,
+        jnp.ones((1, 32, 32, 3)),
+    )
+    return sum(jax.tree.leaves(counts))
+
+
+def random_images(number: int) -> train.ImageSet:
+    """Draw random images of 32x32 with labels."""
+    generator = np.random.default_rng(0)
+    images = generator.integers(0, 256, (number, 32, 32, 3), np.uint8)
+    labels = generator.integers(0, 10, number, np.int32)
+    return train.ImageSet(
+        jnp.asarray(images), jnp.asarray(labels), _preprocessing("cifar10")
+    )
+
+
+def _first_batch(image_set: train.ImageSet) -> tuple[jax.Array, jax.Array]:
+    """Preprocess the images that SNIP and GraSP score with."""
+    images, labels, preprocessing = image_set
+    return data.preprocess(images[:IMAGES], preprocessing), labels[:IMAGES]
+
+
+def snip(network: models.Model) -> Call:
+    """Score with 100 images, and select a tenth of the weights."""
+    return _data_scores(network, scores.snip, 1.0)
+
+
+def grasp(network: models.Model) -> Call:
+    """Score with 100 images, and select a tenth of the weights."""
+    return _data_scores(network, scores.grasp, 200.0)
+
+
+def _data_scores(
+    network: models.Model, score: Callable[..., Any], temperature: float
+) -> Call:
+    batch = _first_batch(random_images(IMAGES))
+    loss_fn = train.loss_function(network, temperature=temperature)
+    score_fn = jax.jit(lambda params: score(loss_fn, params, [batch]))
+    return lambda: masks.select(score_fn(network.params), 0.1)
+
+
+def synflow(network: models.Model, rounds: int) -> Call:
+    """Score in rounds, down to a tenth of the weights."""
+    flow, ones = models.flow(network), jnp.ones((1, 32, 32, 3))
+    score_fn = jax.jit(
+        lambda params, *, mask: scores.synflow(flow, params, ones, mask=mask)
+    )
+    return lambda: prune.prune(score_fn, network.params, 0.1, rounds=rounds)[0]
+
+
+def _select() -> Call:
+    magnitudes = scores.magnitude(vgg().params)
+    return lambda: masks.select(magnitudes, 0.1)
+
+
+def _sort() -> Call:
+    """Find the threshold of `select` with jnp.sort."""
+    leaves = jax.tree.leaves(scores.magnitude(vgg().params))
+    magnitudes = jnp.concatenate([leaf.ravel() for leaf in leaves])
+    threshold = jax.jit(lambda values: jnp.sort(values)[int(0.9 * values.size)])
+    return lambda: threshold(magnitudes)
+
+
+def _train_step() -> Call:
+    network, image_set = vgg(), random_images(STEPS * BATCH)
+    training = train.Training(
+        epochs=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=1e-4
+    )
+    mask, key = masks.ones_like(network.params), jax.random.key(1)
+    return lambda: train.fit(network, mask, image_set, training, key).model.params
+
+
+def _evaluate() -> Call:
+    network, image_set = vgg(), random_images(EVALUATED)
+    return lambda: train.evaluate(network, image_set, batch_size=EVALUATED_BATCH)
+
+
+def _digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Training]:
+    """Return the network, training set, test set and recipe of the digits study."""
+    network = models.create(
+        "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.25
+    )
+    digits = data.load(data.find("digits"))
+    train_set, test_set = (
+        train.ImageSet(
+            jnp.asarray(images), jnp.asarray(labels), _preprocessing("digits")
+        )
+        for images, labels in (
+            (digits.train_images, digits.train_labels),
+            (digits.test_images, digits.test_labels),
+        )
+    )
+    training = train.Training(
+        epochs=LEVEL_EPOCHS,
+        batch_size=LEVEL_BATCH,
+        learning_rate=0.1,
+        schedule="cosine",
+        weight_decay=1e-4,
+    )
+    return network, train_set, test_set, training
+
+
+def _imp_level() -> Call:
+    """Train, prune a fifth of the weights, rewind."""
+    network, train_set, _, training = _digits()
+
+    def train_fn(model: Any, mask: Any, key: Any, level: Any) -> imp.Trained:
+        del level
+        result = train.fit(
+            model,
+            mask.params,
+            train_set,
+            training,
+            key,
+            rewind_iteration=REWIND_ITERATION,
+        )
+        return imp.Trained(result.model, rewind_point=result.rewind_point)
+
+    state = imp.init(network, jax.random.key(1))
+    return lambda: imp.step(state, train_fn, 0.8)[0]
+
+
+def _cold_start() -> Call:
+    """Prune with SNIP, train and evaluate: the first result of the digits study."""
+    network, train_set, test_set, training = _digits()
+    batch = _first_batch(train_set)
+    loss_fn = train.loss_function(network)
+
+    def first_result() -> train.EvaluationResult:
+        score_fn = jax.jit(lambda params: scores.snip(loss_fn, params, [batch]))
+        mask = masks.select(score_fn(network.params), 0.1)
+        result = train.fit(network, mask, train_set, training, jax.random.key(1))
+        return train.evaluate(result.model, test_set)
+
+    return first_result
+
+
+TASKS: dict[str, Callable[[], Call]] = {
+    "snip": lambda: snip(vgg()),
+    "grasp": lambda: grasp(vgg()),
+    "synflow_1": lambda: synflow(vgg(), 1),
+    "synflow_100": lambda: synflow(vgg(), 100),
+    "select": _select,
+    "sort": _sort,
+    "train_step": _train_step,
+    "evaluate": _evaluate,
+    "imp_level": _imp_level,
+    "cold_start": _cold_start,
+}
+wait = jax.block_until_ready
