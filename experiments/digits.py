@@ -28,7 +28,6 @@ RECIPES = {
         ),
         rewind="early",
         rewind_epochs=1.0,
-        train_mode_scores=("grasp",),
     )
 }
 

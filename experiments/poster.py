@@ -57,6 +57,7 @@ RECIPES = {
         regrow=True,
         synflow_rounds=1,
         dense_epochs=200,
+        train_mode_scores=(),
         level_epochs=50,
         grasp_epochs=300,
     ),

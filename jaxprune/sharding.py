@@ -188,7 +188,7 @@ def gather_to_host(arrays: PyTree) -> PyTree:
 
     def fetch(leaf: Array | np.ndarray) -> Array | np.ndarray:
         if _is_key(leaf):  # NumPy has no keys
-            words = fetch(jax.random.key_data(leaf))
+            words = jax.numpy.asarray(fetch(jax.random.key_data(leaf)))
             return jax.random.wrap_key_data(words, impl=jax.random.key_impl(leaf))
         if isinstance(leaf, jax.Array) and not (
             leaf.is_fully_addressable or leaf.is_fully_replicated

@@ -107,8 +107,8 @@ class Recipe:
     synflow_rounds: rounds of scoring of SynFlow.
     synflow_rescale: as `rescale` in scores.synflow.
     score_examples: images that SNIP and GraSP score with, in one batch.
-    train_mode_scores: names of the scores that run the network in training mode: BatchNorm
-        uses the statistics of the batch.
+    train_mode_scores: names of the scores that run the network in training mode, where
+        BatchNorm uses the statistics of the batch. GraSP's authors score so.
     grasp_temperature: divides the logits of GraSP.
     norm_flow: BatchNorm in SynFlow, as in models.flow.
     dense_epochs: length of the training before magnitude pruning.
@@ -127,7 +127,7 @@ class Recipe:
     synflow_rounds: int = 100
     synflow_rescale: bool = False
     score_examples: int = 100
-    train_mode_scores: tuple[str, ...] = ()
+    train_mode_scores: tuple[str, ...] = ("grasp",)
     grasp_temperature: float = 200.0
     norm_flow: str = "identity"
     dense_epochs: float | None = None
