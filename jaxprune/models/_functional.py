@@ -2,6 +2,7 @@
 
 import dataclasses
 import inspect
+from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
 import jax
@@ -86,13 +87,13 @@ class Model:
 
     params: trainable arrays, a dict of dicts.
     state: other arrays, keyed by module: BatchNorm statistics, keys of Dropout.
-    apply: `apply(params, state, x, train=False) -> (outputs, state)`; a hashable value that
-        is no leaf of the tree.
+    apply: `apply(params, state, x, train=False) -> (outputs, state)`; part of the tree's
+        structure, so a hashable value such as `Apply`, or a function.
     """
 
     params: Params
     state: PyTree
-    apply: Apply = dataclasses.field(metadata={"static": True})
+    apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
 
 
 def functional(module: Any) -> Model:
@@ -141,7 +142,7 @@ def functional(module: Any) -> Model:
 class _Flow:
     """The forward pass with norm layers out of the way; compared by value."""
 
-    apply: Apply
+    apply: Any
     batch_norm: str  # a NormFlow
 
     def __call__(self, state: PyTree, params: Params, inputs: Any) -> Array:
