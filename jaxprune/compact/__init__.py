@@ -1,13 +1,24 @@
 """From a mask to a smaller dense network that computes the same function."""
 
 from jaxprune.compact.gathered import (
-    Fastest as Fastest,
-    fastest as fastest,
-    sparse as sparse,
+    Fastest,
+    fastest,
+    sparse,
 )
 from jaxprune.compact.narrower import (
-    Compacted as Compacted,
-    Info as Info,
-    compact as compact,
+    Compacted,
+    Info,
+    compact,
 )
-from jaxprune.compact.store import load as load, save as save
+from jaxprune.compact.store import load, save
+
+__all__ = [
+    "Compacted",
+    "Fastest",
+    "Info",
+    "compact",
+    "fastest",
+    "load",
+    "save",
+    "sparse",
+]

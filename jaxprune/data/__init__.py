@@ -1,21 +1,37 @@
 """Images and labels as arrays, shuffled and augmented inside the compiled step."""
 
 from jaxprune.data.augment import (
-    Preprocessing as Preprocessing,
-    preprocess as preprocess,
+    Preprocessing,
+    preprocess,
 )
 from jaxprune.data.batches import (
-    epoch_order as epoch_order,
-    sample_examples as sample_examples,
-    steps_per_epoch as steps_per_epoch,
+    epoch_order,
+    sample_examples,
+    steps_per_epoch,
 )
 from jaxprune.data.sources import (
-    DATASETS as DATASETS,
-    Dataset as Dataset,
-    DatasetError as DatasetError,
-    DatasetFiles as DatasetFiles,
-    DatasetSpec as DatasetSpec,
-    find as find,
-    load as load,
-    prepare as prepare,
+    DATASETS,
+    Dataset,
+    DatasetError,
+    DatasetFiles,
+    DatasetSpec,
+    find,
+    load,
+    prepare,
 )
+
+__all__ = [
+    "DATASETS",
+    "Dataset",
+    "DatasetError",
+    "DatasetFiles",
+    "DatasetSpec",
+    "Preprocessing",
+    "epoch_order",
+    "find",
+    "load",
+    "prepare",
+    "preprocess",
+    "sample_examples",
+    "steps_per_epoch",
+]

@@ -7,29 +7,51 @@ from flax import nnx
 
 from jaxprune.models import lenet, mlp, resnet, vgg
 from jaxprune.models._functional import (
-    FLOWS as FLOWS,
-    Apply as Apply,
-    Model as Model,
-    flow as flow,
-    functional as functional,
+    FLOWS,
+    Apply,
+    Model,
+    flow,
+    functional,
 )
 from jaxprune.models.conv import (
-    conv_general_dilated as conv_general_dilated,
-    max_pool as max_pool,
+    conv_general_dilated,
+    max_pool,
 )
 from jaxprune.models.wiring import (
-    Layer as Layer,
-    Product as Product,
-    fold_batch_norm as fold_batch_norm,
-    get_path as get_path,
-    input_shape as input_shape,
-    on_host as on_host,
-    products as products,
-    rebuild as rebuild,
-    replace_modules as replace_modules,
-    wiring as wiring,
+    Layer,
+    Product,
+    fold_batch_norm,
+    get_path,
+    input_shape,
+    on_host,
+    products,
+    rebuild,
+    replace_modules,
+    wiring,
 )
 from jaxprune.types import RandomKey
+
+__all__ = [
+    "FLOWS",
+    "MODELS",
+    "Apply",
+    "Layer",
+    "Model",
+    "Product",
+    "conv_general_dilated",
+    "create",
+    "flow",
+    "fold_batch_norm",
+    "functional",
+    "get_path",
+    "input_shape",
+    "max_pool",
+    "on_host",
+    "products",
+    "rebuild",
+    "replace_modules",
+    "wiring",
+]
 
 # Each value builds a module: f(input_shape=, num_classes=, batch_norm=, width=, rngs=).
 MODELS: Mapping[str, Callable[..., nnx.Module]] = {

@@ -1,22 +1,40 @@
 """Measure the cost of a network: multiply-accumulates, time and memory."""
 
 from jaxprune.profiling.device import (
-    DeviceMemory as DeviceMemory,
-    MemorySample as MemorySample,
-    describe as describe,
-    device_memory as device_memory,
-    maximum as maximum,
-    sample_memory as sample_memory,
+    DeviceMemory,
+    MemorySample,
+    describe,
+    device_memory,
+    maximum,
+    sample_memory,
 )
-from jaxprune.profiling.flops import kept_macs as kept_macs, macs as macs
+from jaxprune.profiling.flops import kept_macs, macs
 from jaxprune.profiling.latency import (
-    Latency as Latency,
-    interleaved as interleaved,
-    latency as latency,
-    seconds as seconds,
+    Latency,
+    interleaved,
+    latency,
+    seconds,
 )
 from jaxprune.profiling.memory import (
-    Memory as Memory,
-    measure as measure,
-    start_measure as start_measure,
+    Memory,
+    measure,
+    start_measure,
 )
+
+__all__ = [
+    "DeviceMemory",
+    "Latency",
+    "Memory",
+    "MemorySample",
+    "describe",
+    "device_memory",
+    "interleaved",
+    "kept_macs",
+    "latency",
+    "macs",
+    "maximum",
+    "measure",
+    "sample_memory",
+    "seconds",
+    "start_measure",
+]

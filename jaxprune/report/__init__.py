@@ -1,19 +1,36 @@
 """The report of a study: tables, figures and a page; imports no JAX."""
 
-from jaxprune.report.figures import FIGURES as FIGURES, draw as draw
+from jaxprune.report.figures import FIGURES, draw
 from jaxprune.report.page import (
-    Published as Published,
-    build_all as build_all,
-    write as write,
+    Published,
+    build_all,
+    write,
 )
 from jaxprune.report.tables import (
-    TABLES as TABLES,
-    Comparison as Comparison,
-    Quantity as Quantity,
-    Table as Table,
-    build as build,
-    compare as compare,
-    compare_layers as compare_layers,
-    flop_ratio as flop_ratio,
-    terminal as terminal,
+    TABLES,
+    Comparison,
+    Quantity,
+    Table,
+    build,
+    compare,
+    compare_layers,
+    flop_ratio,
+    terminal,
 )
+
+__all__ = [
+    "FIGURES",
+    "TABLES",
+    "Comparison",
+    "Published",
+    "Quantity",
+    "Table",
+    "build",
+    "build_all",
+    "compare",
+    "compare_layers",
+    "draw",
+    "flop_ratio",
+    "terminal",
+    "write",
+]

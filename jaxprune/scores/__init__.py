@@ -8,11 +8,21 @@ with the loss or forward function bound by `functools.partial`.
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
-from jaxprune.scores.grasp import grasp as grasp
-from jaxprune.scores.magnitude import magnitude as magnitude
-from jaxprune.scores.random import random as random
-from jaxprune.scores.snip import snip as snip
-from jaxprune.scores.synflow import synflow as synflow
+from jaxprune.scores.grasp import grasp
+from jaxprune.scores.magnitude import magnitude
+from jaxprune.scores.random import random
+from jaxprune.scores.snip import snip
+from jaxprune.scores.synflow import synflow
+
+__all__ = [
+    "SCORERS",
+    "Scorer",
+    "grasp",
+    "magnitude",
+    "random",
+    "snip",
+    "synflow",
+]
 
 
 class Scorer(NamedTuple):

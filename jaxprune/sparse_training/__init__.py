@@ -1,6 +1,11 @@
 """Optax wrappers that train sparse networks in any loop; the mask is in their state."""
 
 from jaxprune.sparse_training.hold import (
-    HoldPrunedState as HoldPrunedState,
-    hold_pruned as hold_pruned,
+    HoldPrunedState,
+    hold_pruned,
 )
+
+__all__ = [
+    "HoldPrunedState",
+    "hold_pruned",
+]

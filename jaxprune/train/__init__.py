@@ -1,23 +1,39 @@
 """Training and evaluating networks under a mask."""
 
 from jaxprune.train.connectivity import (
-    error_barrier as error_barrier,
-    errors_between as errors_between,
+    error_barrier,
+    errors_between,
 )
 from jaxprune.train.loop import (
-    EvaluationResult as EvaluationResult,
-    FitResult as FitResult,
-    ImageSet as ImageSet,
-    evaluate as evaluate,
-    fit as fit,
+    EvaluationResult,
+    FitResult,
+    ImageSet,
+    evaluate,
+    fit,
 )
 from jaxprune.train.objective import (
-    correct as correct,
-    cross_entropy as cross_entropy,
-    loss_function as loss_function,
+    correct,
+    cross_entropy,
+    loss_function,
 )
 from jaxprune.train.optimizer import (
-    learning_rate as learning_rate,
-    optimizer as optimizer,
+    learning_rate,
+    optimizer,
 )
-from jaxprune.train.recipe import Training as Training
+from jaxprune.train.recipe import Training
+
+__all__ = [
+    "EvaluationResult",
+    "FitResult",
+    "ImageSet",
+    "Training",
+    "correct",
+    "cross_entropy",
+    "error_barrier",
+    "errors_between",
+    "evaluate",
+    "fit",
+    "learning_rate",
+    "loss_function",
+    "optimizer",
+]
