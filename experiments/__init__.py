@@ -15,11 +15,12 @@ if TYPE_CHECKING:  # running cells needs neither the report nor matplotlib
 class Preset(NamedTuple):
     """A study that can be run by name.
 
-    dataset: name of its data set.
-    study: `study(dataset_files, seeds, recipe)` lists its cells.
-    recipes: by name; `study` uses the first if it gets none.
-    published: reads the published numbers for the report, or returns None.
-    check: compares masks and records with published numbers; None if there are none.
+    Attributes:
+        dataset: name of its data set.
+        study: `study(dataset_files, seeds, recipe)` lists its cells.
+        recipes: by name; `study` uses the first if it gets none.
+        published: reads the published numbers for the report, or returns None.
+        check: compares masks and records with published numbers; None if there are none.
     """
 
     dataset: str

@@ -57,10 +57,11 @@ NOT_REPRODUCIBLE = {("magnitude", 2.0), ("imp2", 2.0), ("imp3", 2.0), ("imp4", 2
 class Finding(NamedTuple):
     """One comparison.
 
-    quantity: what is compared.
-    value: ours.
-    expected: the published or reference value.
-    tolerance: the largest difference that counts as agreement.
+    Attributes:
+        quantity: what is compared.
+        value: ours.
+        expected: the published or reference value.
+        tolerance: the largest difference that counts as agreement.
     """
 
     quantity: str

@@ -44,7 +44,7 @@ RECIPES = {
         # (https://arxiv.org/abs/1912.05671, ICML 2020, section 3).
         rewind="early",
         rewind_epochs=2.5,
-        # As GraSP's authors score. In evaluation mode, its networks with BatchNorm don't learn.
+        # As its authors score; in evaluation mode, networks with BatchNorm don't learn.
         train_mode_scores=("grasp",),
     ),
     "as_run": Recipe(

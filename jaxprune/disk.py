@@ -14,8 +14,9 @@ from typing import IO, Any
 class CorruptFileError(ValueError):
     """A file or folder that differs from what was written.
 
-    path: the file or folder.
-    why: what shows it.
+    Attributes:
+        path: the file or folder.
+        why: what shows it.
     """
 
     def __init__(self, path: str | os.PathLike, why: str) -> None:

@@ -26,10 +26,11 @@ REWINDS = get_args(RewindTo)
 class State(NamedTuple):
     """Everything that the next level needs.
 
-    level: number of finished levels.
-    params: the tree that the next level starts from.
-    mask: weights that are still kept.
-    key: randomness of the next level.
+    Attributes:
+        level: number of finished levels.
+        params: the tree that the next level starts from.
+        mask: weights that are still kept.
+        key: randomness of the next level.
     """
 
     level: Int[Array, ""]
@@ -41,10 +42,11 @@ class State(NamedTuple):
 class Trained(NamedTuple):
     """The result of training one level.
 
-    params: the trained tree, BatchNorm statistics included if `State.params` has them.
-    metrics: anything to record, a tree of arrays and numbers.
-    rewind_point: the tree after iteration k of the first level. Only rewind="early" needs
-        it, at level 0.
+    Attributes:
+        params: the trained tree, BatchNorm statistics included if `State.params` has them.
+        metrics: anything to record, a tree of arrays and numbers.
+        rewind_point: the tree after iteration k of the first level. Only rewind="early" needs
+            it, at level 0.
     """
 
     params: Params
@@ -55,11 +57,12 @@ class Trained(NamedTuple):
 class Info(NamedTuple):
     """What a level observed.
 
-    params: the trained tree, at density `trained_density`.
-    metrics: `Trained.metrics`.
-    trained_density: kept / prunable while the level trained; accuracies in `metrics`
-        belong to this density.
-    pruned_density: kept / prunable after the level pruned.
+    Attributes:
+        params: the trained tree, at density `trained_density`.
+        metrics: `Trained.metrics`.
+        trained_density: kept / prunable while the level trained; accuracies in `metrics`
+            belong to this density.
+        pruned_density: kept / prunable after the level pruned.
     """
 
     params: Params

@@ -18,9 +18,10 @@ from jaxprune.types import (
 class Info(NamedTuple):
     """The densities of each round.
 
-    requested: the density that the schedule asked for.
-    densities: the density that was reached. It differs by less than one weight, or by the
-        number of ties with ties="reference".
+    Attributes:
+        requested: the density that the schedule asked for.
+        densities: the density that was reached. It differs by less than one weight, or by the
+            number of ties with ties="reference".
     """
 
     requested: tuple[float, ...]

@@ -35,8 +35,9 @@ STUDY = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
 class Exit(NamedTuple):
     """How a process ended.
 
-    code: its exit code.
-    stderr: what it printed there.
+    Attributes:
+        code: its exit code.
+        stderr: what it printed there.
     """
 
     code: int
@@ -46,10 +47,11 @@ class Exit(NamedTuple):
 class Setup(NamedTuple):
     """What every fault needs.
 
-    root: folder to work in.
-    methods: of the study, separated by commas.
-    generator: of random moments and files.
-    seconds: duration of an untouched study whose programs are compiled.
+    Attributes:
+        root: folder to work in.
+        methods: of the study, separated by commas.
+        generator: of random moments and files.
+        seconds: duration of an untouched study whose programs are compiled.
     """
 
     root: Path

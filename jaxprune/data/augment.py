@@ -12,10 +12,11 @@ from jaxprune.types import RandomKey
 class Preprocessing(NamedTuple):
     """The preprocessing of images; hashable, so that it can be a static argument.
 
-    mean: mean of pixels scaled to [0, 1], one value per channel.
-    std: standard deviation of the same pixels, one value per channel.
-    pad: pixels of zero padding for the random crop; 0 for no crop.
-    flip: whether to flip half of the images left to right.
+    Attributes:
+        mean: mean of pixels scaled to [0, 1], one value per channel.
+        std: standard deviation of the same pixels, one value per channel.
+        pad: pixels of zero padding for the random crop; 0 for no crop.
+        flip: whether to flip half of the images left to right.
     """
 
     mean: tuple[float, ...]

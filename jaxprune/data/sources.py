@@ -27,14 +27,15 @@ class DatasetError(Exception):
 class DatasetSpec(NamedTuple):
     """What is known about a data set before it is read.
 
-    num_classes: number of classes; labels are 0 to num_classes - 1.
-    mean: mean of the training pixels scaled to [0, 1], one value per channel.
-    std: standard deviation of the same pixels, one value per channel.
-    pad: pixels of zero padding for the usual random crop; 0 for no crop.
-    flip: whether the usual augmentation flips images left to right.
-    shape: height, width and channels of an image.
-    major_version: first number of the TFDS version that is read; other major versions
-        contain other images.
+    Attributes:
+        num_classes: number of classes; labels are 0 to num_classes - 1.
+        mean: mean of the training pixels scaled to [0, 1], one value per channel.
+        std: standard deviation of the same pixels, one value per channel.
+        pad: pixels of zero padding for the usual random crop; 0 for no crop.
+        flip: whether the usual augmentation flips images left to right.
+        shape: height, width and channels of an image.
+        major_version: first number of the TFDS version that is read; other major versions
+            contain other images.
     """
 
     num_classes: int
@@ -59,12 +60,13 @@ DATASETS: Mapping[str, DatasetSpec] = {
 class DatasetFiles(NamedTuple):
     """The location and version of a data set.
 
-    name: a key of DATASETS.
-    version: identifies the exact images: the TFDS version and a hash of its
-        `dataset_info.json`.
-    folder: the prepared TFDS folder, or None.
-    cache: the file of decoded arrays, which may not exist yet; None for no cache.
-    about: one sentence that describes the data set.
+    Attributes:
+        name: a key of DATASETS.
+        version: identifies the exact images: the TFDS version and a hash of its
+            `dataset_info.json`.
+        folder: the prepared TFDS folder, or None.
+        cache: the file of decoded arrays, which may not exist yet; None for no cache.
+        about: one sentence that describes the data set.
     """
 
     name: str
@@ -77,12 +79,13 @@ class DatasetFiles(NamedTuple):
 class Dataset(NamedTuple):
     """A data set in memory.
 
-    name: a key of DATASETS.
-    version: as in `DatasetFiles`.
-    train_images: uint8 pixels of 0 to 255, (examples, height, width, channels).
-    train_labels: int32 from 0, (examples,).
-    test_images: uint8 pixels of 0 to 255, (examples, height, width, channels).
-    test_labels: int32 from 0, (examples,).
+    Attributes:
+        name: a key of DATASETS.
+        version: as in `DatasetFiles`.
+        train_images: uint8 pixels of 0 to 255, (examples, height, width, channels).
+        train_labels: int32 from 0, (examples,).
+        test_images: uint8 pixels of 0 to 255, (examples, height, width, channels).
+        test_labels: int32 from 0, (examples,).
     """
 
     name: str

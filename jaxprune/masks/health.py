@@ -17,8 +17,9 @@ from jaxprune.types import ApplyFn, Mask, Prunable
 class Collapse(NamedTuple):
     """A warning that nothing flows from input to output: the network is a constant.
 
-    layers: names of the empty leaves in network order; empty if every path is cut although
-        no layer is empty.
+    Attributes:
+        layers: names of the empty leaves in network order; empty if every path is cut
+            although no layer is empty.
     """
 
     layers: tuple[str, ...]
@@ -37,12 +38,13 @@ class Collapse(NamedTuple):
 class Health(NamedTuple):
     """The weights that a mask leaves in each layer.
 
-    densities: kept / size of each prunable leaf, in network order.
-    effective: the same, counting only weights on a live path.
-    density: kept / size of all prunable leaves together.
-    effective_density: the same, counting only weights on a live path.
-    empty: names of the leaves without a kept weight.
-    collapse: a warning, or None while something flows.
+    Attributes:
+        densities: kept / size of each prunable leaf, in network order.
+        effective: the same, counting only weights on a live path.
+        density: kept / size of all prunable leaves together.
+        effective_density: the same, counting only weights on a live path.
+        empty: names of the leaves without a kept weight.
+        collapse: a warning, or None while something flows.
     """
 
     densities: Mapping[str, float]

@@ -41,7 +41,8 @@ class Apply:
     Call it as `apply(params, state, x, train=False) -> (outputs, state)`. In training mode
     the returned state holds the new BatchNorm statistics and random number counters.
 
-    graphdef: the structure of the NNX module, without arrays.
+    Attributes:
+        graphdef: the structure of the NNX module, without arrays.
     """
 
     graphdef: Any
@@ -85,10 +86,11 @@ def _call(module: nnx.Module, x: Any, train: bool) -> Any:
 class Model:
     """A network as data and one pure function; a pytree whose leaves are its arrays.
 
-    params: trainable arrays, a dict of dicts.
-    state: other arrays, keyed by module: BatchNorm statistics, keys of Dropout.
-    apply: `apply(params, state, x, train=False) -> (outputs, state)`; part of the tree's
-        structure, so a hashable value such as `Apply`, or a function.
+    Attributes:
+        params: trainable arrays, a dict of dicts.
+        state: other arrays, keyed by module: BatchNorm statistics, keys of Dropout.
+        apply: `apply(params, state, x, train=False) -> (outputs, state)`; part of the tree's
+            structure, so a hashable value such as `Apply`, or a function.
     """
 
     params: Params

@@ -11,9 +11,10 @@ import psutil
 class DeviceMemory(NamedTuple):
     """Memory of a device's allocator; None where the backend reports no statistics.
 
-    in_use: memory of the arrays that exist now, in megabytes (1e6 bytes).
-    peak: highest `in_use` since the process started, in megabytes. It can't be reset.
-    reserved: memory that the allocator has taken from the device, in megabytes.
+    Attributes:
+        in_use: memory of the arrays that exist now, in megabytes (1e6 bytes).
+        peak: highest `in_use` since the process started, in megabytes. It can't be reset.
+        reserved: memory that the allocator has taken from the device, in megabytes.
     """
 
     in_use: float | None
@@ -24,10 +25,11 @@ class DeviceMemory(NamedTuple):
 class MemorySample(NamedTuple):
     """Memory at one moment; None where the backend reports no statistics.
 
-    device_in_use: `DeviceMemory.in_use` of the first device, in megabytes (1e6 bytes).
-    device_reserved: `DeviceMemory.reserved` of the first device, in megabytes.
-    machine_percent: share of the whole machine's memory that all processes use together, in
-        percent.
+    Attributes:
+        device_in_use: `DeviceMemory.in_use` of the first device, in megabytes (1e6 bytes).
+        device_reserved: `DeviceMemory.reserved` of the first device, in megabytes.
+        machine_percent: share of the whole machine's memory that all processes use
+            together, in percent.
     """
 
     device_in_use: float | None

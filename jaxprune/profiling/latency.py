@@ -11,9 +11,10 @@ import numpy as np
 class Latency(NamedTuple):
     """The time of a call.
 
-    p50: median, in seconds.
-    p95: 95th percentile, in seconds.
-    calls: number of calls that were timed.
+    Attributes:
+        p50: median, in seconds.
+        p95: 95th percentile, in seconds.
+        calls: number of calls that were timed.
     """
 
     p50: float

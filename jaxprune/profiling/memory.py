@@ -27,19 +27,20 @@ class Memory(NamedTuple):
 
     All fields except `machine_percent` are in megabytes (1e6 bytes).
 
-    rss: resident set size of the process after the calls.
-    peak_rss: highest resident set size during the calls; outside Linux, during compilation
-        too.
-    idle_rss: resident set size after JAX has started, before anything is loaded.
-    machine_percent: share of the whole machine's memory that all processes use together, in
-        percent.
-    device_in_use: see `DeviceMemory.in_use`.
-    device_peak: see `DeviceMemory.peak`.
-    device_reserved: see `DeviceMemory.reserved`.
-    arguments: memory of the arguments, by XLA's compiler.
-    outputs: memory of the outputs, by XLA's compiler.
-    temporaries: memory of temporary buffers, by XLA's compiler.
-    code: size of the generated code, by XLA's compiler.
+    Attributes:
+        rss: resident set size of the process after the calls.
+        peak_rss: highest resident set size during the calls; outside Linux, during
+            compilation too.
+        idle_rss: resident set size after JAX has started, before anything is loaded.
+        machine_percent: share of the whole machine's memory that all processes use
+            together, in percent.
+        device_in_use: see `DeviceMemory.in_use`.
+        device_peak: see `DeviceMemory.peak`.
+        device_reserved: see `DeviceMemory.reserved`.
+        arguments: memory of the arguments, by XLA's compiler.
+        outputs: memory of the outputs, by XLA's compiler.
+        temporaries: memory of temporary buffers, by XLA's compiler.
+        code: size of the generated code, by XLA's compiler.
     """
 
     rss: float

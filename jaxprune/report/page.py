@@ -39,10 +39,11 @@ CAPTIONS = {
 class Published(NamedTuple):
     """Published numbers that a study is compared with.
 
-    source: author, title and setting of the publication, in one line.
-    tables: published tables and our quantities to compare with them.
-    layers: by method, kept multiply-accumulates of each layer at c = 0.5.
-    layers_dense: multiply-accumulates of each layer of the dense network.
+    Attributes:
+        source: author, title and setting of the publication, in one line.
+        tables: published tables and our quantities to compare with them.
+        layers: by method, kept multiply-accumulates of each layer at c = 0.5.
+        layers_dense: multiply-accumulates of each layer of the dense network.
     """
 
     source: str

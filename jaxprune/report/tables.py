@@ -16,10 +16,11 @@ from jaxprune.study.records import Record
 class Quantity(NamedTuple):
     """A quantity that a table shows.
 
-    title: title of the table, with the unit.
-    get_value: returns the value of a record, or None if it was not measured.
-    digits: number of digits after the decimal point.
-    caption: what the quantity is and how it was measured, in a few sentences.
+    Attributes:
+        title: title of the table, with the unit.
+        get_value: returns the value of a record, or None if it was not measured.
+        digits: number of digits after the decimal point.
+        caption: what the quantity is and how it was measured, in a few sentences.
     """
 
     title: str
@@ -157,10 +158,11 @@ def _times(value: float | None, factor: float) -> float | None:
 class Comparison(NamedTuple):
     """A published table, and the quantity of ours to compare with it.
 
-    name: name of the table's files, without suffix.
-    quantity: our quantity, in the published unit.
-    published: published values by (method, c): a key of `config.METHODS` and the
-        compression exponent.
+    Attributes:
+        name: name of the table's files, without suffix.
+        quantity: our quantity, in the published unit.
+        published: published values by (method, c): a key of `config.METHODS` and the
+            compression exponent.
     """
 
     name: str
@@ -171,12 +173,13 @@ class Comparison(NamedTuple):
 class Table(NamedTuple):
     """A table as text, ready for any format.
 
-    name: name of the table's files, without suffix.
-    title: title of the table, with the unit.
-    head: titles of the columns.
-    rows: rows of one string per column, empty where nothing was measured.
-    caption: what the table shows and how it was measured.
-    notes: notes that every reader must see, such as a reduced size of the study.
+    Attributes:
+        name: name of the table's files, without suffix.
+        title: title of the table, with the unit.
+        head: titles of the columns.
+        rows: rows of one string per column, empty where nothing was measured.
+        caption: what the table shows and how it was measured.
+        notes: notes that every reader must see, such as a reduced size of the study.
     """
 
     name: str

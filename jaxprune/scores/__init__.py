@@ -28,10 +28,11 @@ __all__ = [
 class Scorer(NamedTuple):
     """A scoring function and what it needs besides the parameters.
 
-    score: the function.
-    needs: "nothing"; "key", a random key; "batches", and a loss; or "inputs", and a
-        forward function.
-    rounds: how often its paper scores before the density is reached.
+    Attributes:
+        score: the function.
+        needs: "nothing"; "key", a random key; "batches", and a loss; or "inputs", and a
+            forward function.
+        rounds: how often its paper scores before the density is reached.
     """
 
     score: Callable[..., Any]

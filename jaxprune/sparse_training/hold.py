@@ -14,8 +14,9 @@ from jaxprune.types import Mask
 class HoldPrunedState(NamedTuple):
     """The state of `hold_pruned`.
 
-    inner: the state of the wrapped transformation.
-    mask: True keeps; replace it with `state._replace(mask=...)` or `update(..., mask=)`.
+    Attributes:
+        inner: the state of the wrapped transformation.
+        mask: True keeps; replace it with `state._replace(mask=...)` or `update(..., mask=)`.
     """
 
     inner: Any

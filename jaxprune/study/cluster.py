@@ -30,7 +30,8 @@ RETRIES = 3  # of a task whose worker was lost
 class _Task(NamedTuple):
     """Stages that one worker runs one after another; the last make the record.
 
-    is_timed: it measures, so that nothing else may run on its machine.
+    Attributes:
+        is_timed: it measures, so that nothing else may run on its machine.
     """
 
     cell: Cell

@@ -14,15 +14,17 @@ from jaxprune.train import Training
 class Method(NamedTuple):
     """A column of the study's tables.
 
-    title: its name in tables and figures.
-    score: a name in scores.SCORERS; empty for the dense network itself.
-    levels: levels of iterative magnitude pruning; 0 for methods that prune once.
-    keep_fraction: instead of a number of levels, the fraction of the remaining weights that
-        each level keeps.
-    rewind: a key of REWINDS, where the method decides it and not the recipe.
-    pretrained: whether the dense network is trained before scoring.
-    points: if not 0, the network is trained a second time from the rewind point with other
-        noise, and the error is measured at this many points between the two.
+    Attributes:
+        title: its name in tables and figures.
+        score: a name in scores.SCORERS; empty for the dense network itself.
+        levels: levels of iterative magnitude pruning; 0 for methods that prune once.
+        keep_fraction: instead of a number of levels, the fraction of the remaining
+            weights that each level keeps.
+        rewind: a key of REWINDS, where the method decides it and not the recipe.
+        pretrained: whether the dense network is trained before scoring.
+        points: if not 0, the network is trained a second time from the rewind point
+            with other noise, and the error is measured at this many points between the
+            two.
     """
 
     title: str
@@ -74,9 +76,10 @@ COMPARED = ("random", "magnitude", "snip", "grasp", "synflow", "imp2", "imp3", "
 class Rewind(NamedTuple):
     """What a level of IMP restarts from.
 
-    weights: the `rewind` option of imp.step.
-    continues: whether training continues at the rewind point instead of iteration 0.
-    constant: whether it continues at the last learning rate of the schedule.
+    Attributes:
+        weights: the `rewind` option of imp.step.
+        continues: whether training continues at the rewind point instead of iteration 0.
+        constant: whether it continues at the last learning rate of the schedule.
     """
 
     weights: str
@@ -98,24 +101,25 @@ REWINDS: Mapping[str, Rewind] = {
 class Recipe:
     """How the networks of a study are trained and pruned.
 
-    name: shown in reports.
-    training: the schedule of every network, dense or pruned.
-    rewind: of IMP, a key of REWINDS.
-    rewind_epochs: the epoch of the rewind point.
-    ties: as in masks.select.
-    regrow: as in prune.prune.
-    synflow_rounds: rounds of scoring of SynFlow.
-    synflow_rescale: as `rescale` in scores.synflow.
-    score_examples: images that SNIP and GraSP score with, in one batch.
-    train_mode_scores: names of the scores that run the network in training mode, where
-        BatchNorm uses the statistics of the batch. GraSP's authors score so.
-    grasp_temperature: divides the logits of GraSP.
-    norm_flow: BatchNorm in SynFlow, as in models.flow.
-    dense_epochs: length of the training before magnitude pruning.
-    level_epochs: length of each level of IMP.
-    grasp_epochs: length of the training after GraSP. All three are those of `training` where
-        they are None.
-    epochs_scale: the factor that `reduced` applied to all epochs.
+    Attributes:
+        name: shown in reports.
+        training: the schedule of every network, dense or pruned.
+        rewind: of IMP, a key of REWINDS.
+        rewind_epochs: the epoch of the rewind point.
+        ties: as in masks.select.
+        regrow: as in prune.prune.
+        synflow_rounds: rounds of scoring of SynFlow.
+        synflow_rescale: as `rescale` in scores.synflow.
+        score_examples: images that SNIP and GraSP score with, in one batch.
+        train_mode_scores: names of the scores that run the network in training mode, where
+            BatchNorm uses the statistics of the batch. GraSP's authors score so.
+        grasp_temperature: divides the logits of GraSP.
+        norm_flow: BatchNorm in SynFlow, as in models.flow.
+        dense_epochs: length of the training before magnitude pruning.
+        level_epochs: length of each level of IMP.
+        grasp_epochs: length of the training after GraSP. All three are those of
+            `training` where they are None.
+        epochs_scale: the factor that `reduced` applied to all epochs.
     """
 
     name: str
@@ -140,18 +144,19 @@ class Recipe:
 class Cell:
     """One row of a study, which keeps 10 ** -compression of the prunable weights.
 
-    dataset: a name in data.DATASETS.
-    data_version: identifies the exact images.
-    input_shape: height, width and channels of an image.
-    num_classes: number of labels.
-    model: a name in models.MODELS.
-    method: a key of METHODS.
-    compression: c; the density is 10 ** -c.
-    seed: of the weights, the order of the data and the scores.
-    recipe: how the network is trained and pruned.
-    width: factor on the number of channels.
-    batch_norm: whether the network has BatchNorm.
-    train_examples: number of training images, None for all.
+    Attributes:
+        dataset: a name in data.DATASETS.
+        data_version: identifies the exact images.
+        input_shape: height, width and channels of an image.
+        num_classes: number of labels.
+        model: a name in models.MODELS.
+        method: a key of METHODS.
+        compression: c; the density is 10 ** -c.
+        seed: of the weights, the order of the data and the scores.
+        recipe: how the network is trained and pruned.
+        width: factor on the number of channels.
+        batch_norm: whether the network has BatchNorm.
+        train_examples: number of training images, None for all.
     """
 
     dataset: str
@@ -224,9 +229,10 @@ class Cell:
 class Study(NamedTuple):
     """A named set of cells.
 
-    name: of the study.
-    cells: in the order in which they run.
-    notes: printed above every table.
+    Attributes:
+        name: of the study.
+        cells: in the order in which they run.
+        notes: printed above every table.
     """
 
     name: str

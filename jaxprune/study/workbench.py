@@ -18,7 +18,8 @@ Settings: TypeAlias = Mapping[str, Any]
 class Output(NamedTuple):
     """What a stage makes: arrays, which later stages see, and facts, which are JSON.
 
-    late: waits for facts that another process is still gathering, or None.
+    Attributes:
+        late: waits for facts that another process is still gathering, or None.
     """
 
     arrays: dict[str, Any]
@@ -47,9 +48,10 @@ def key_for(settings: Settings, purpose: str) -> RandomKey:
 class Network(NamedTuple):
     """A network without arrays.
 
-    init: `init(key) -> Model`, jitted; one function for each network, so that it compiles
-        once.
-    apply: the forward pass.
+    Attributes:
+        init: `init(key) -> Model`, jitted; one function for each network, so that it compiles
+            once.
+        apply: the forward pass.
     """
 
     init: Callable[[RandomKey], models.Model]

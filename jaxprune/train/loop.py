@@ -27,9 +27,10 @@ from jaxprune.types import Mask, Params, RandomKey
 class ImageSet(NamedTuple):
     """Labeled images on the device.
 
-    images: uint8 pixels of 0 to 255, (examples, height, width, channels).
-    labels: int32 from 0, (examples,).
-    preprocessing: how images become inputs.
+    Attributes:
+        images: uint8 pixels of 0 to 255, (examples, height, width, channels).
+        labels: int32 from 0, (examples,).
+        preprocessing: how images become inputs.
     """
 
     images: UInt8[Array, "examples height width channels"]
@@ -40,11 +41,13 @@ class ImageSet(NamedTuple):
 class FitResult(NamedTuple):
     """The end of a training.
 
-    model: the trained network.
-    rewind_point: the network after the iteration asked for, or None. Both fit
-        `imp.Trained(result.model, rewind_point=result.rewind_point)`.
-    history: of each epoch: loss (nats), accuracy (%) and learning rate.
-    diverged: whether a loss or a weight is not finite; training then ended with that epoch.
+    Attributes:
+        model: the trained network.
+        rewind_point: the network after the iteration asked for, or None. Both fit
+            `imp.Trained(result.model, rewind_point=result.rewind_point)`.
+        history: of each epoch: loss (nats), accuracy (%) and learning rate.
+        diverged: whether a loss or a weight is not finite; training then ended with
+            that epoch.
     """
 
     model: Model
@@ -296,8 +299,9 @@ def _scan(carry: _Carry, arrays: tuple, steps: int, job: _Job) -> _Carry:
 class EvaluationResult(NamedTuple):
     """Averages over all examples.
 
-    loss: nats per example.
-    accuracy: percent.
+    Attributes:
+        loss: nats per example.
+        accuracy: percent.
     """
 
     loss: float

@@ -9,20 +9,21 @@ from typing import Literal, get_args, get_type_hints
 class Training:
     """A recipe for training; hashable, so that it can be a static argument.
 
-    epochs: length of the whole schedule.
-    batch_size: examples per step.
-    learning_rate: its peak.
-    optimizer: "adam" (beta 0.9, 0.999) or "sgd" (Nesterov).
-    momentum: of "sgd".
-    schedule: "constant"; "steps", times `drop_factor` at each of `drop_epochs`; or "cosine",
-        to 0 at the end.
-    drop_factor: see `schedule`.
-    drop_epochs: see `schedule`.
-    warmup_epochs: epochs in which the learning rate grows linearly from 0.
-    weight_decay: times the weight, added to the gradient.
-    decay_mask: "all" weights decay, or "kernels" only (`tree.prunable`).
-    label_smoothing: share of the target that is spread evenly over the classes.
-    precision: dtype of the forward and backward pass; "float64" takes jax_enable_x64.
+    Attributes:
+        epochs: length of the whole schedule.
+        batch_size: examples per step.
+        learning_rate: its peak.
+        optimizer: "adam" (beta 0.9, 0.999) or "sgd" (Nesterov).
+        momentum: of "sgd".
+        schedule: "constant"; "steps", times `drop_factor` at each of `drop_epochs`; or
+            "cosine", to 0 at the end.
+        drop_factor: see `schedule`.
+        drop_epochs: see `schedule`.
+        warmup_epochs: epochs in which the learning rate grows linearly from 0.
+        weight_decay: times the weight, added to the gradient.
+        decay_mask: "all" weights decay, or "kernels" only (`tree.prunable`).
+        label_smoothing: share of the target that is spread evenly over the classes.
+        precision: dtype of the forward and backward pass; "float64" takes jax_enable_x64.
     """
 
     epochs: float

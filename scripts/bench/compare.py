@@ -48,8 +48,9 @@ PASSES = {
 class Timing(NamedTuple):
     """What was measured of one side.
 
-    seconds: of each run.
-    rss_mb: peak memory of the process, in MB (1e6 bytes).
+    Attributes:
+        seconds: of each run.
+        rss_mb: peak memory of the process, in MB (1e6 bytes).
     """
 
     seconds: Sequence[float]
