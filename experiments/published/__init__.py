@@ -82,8 +82,8 @@ _TABLES = (
             lambda record: _gigabytes(record.training_memory.get("device_reserved")),
             3,
             "Published: the maximum that torch's caching allocator had reserved, read "
-            "between training epochs. Ours: the same for XLA's allocator without preallocation; it "
-            "never returns memory, so earlier cells of the process count.",
+            "between training epochs. Ours: the same for XLA's allocator without "
+            "preallocation; it never returns memory, so earlier cells of the process count.",
         ),
     ),
 )
