@@ -1,4 +1,4 @@
-"""Strict JAX for all tests: nothing is promoted, broadcast or drawn twice in silence."""
+"""Strict JAX for all tests: promotion, broadcasting or reuse of a key is an error."""
 
 import os
 

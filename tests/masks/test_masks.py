@@ -142,6 +142,7 @@ def test_an_empty_layer_is_reported_as_a_collapse():
     health = masks.health(mask, chain, jnp.ones((1, 2)))
     assert health.empty == ("fc2",)
     assert health.effective_density == 0
+    assert health.collapse is not None
     assert "layers without a weight: fc2" in health.collapse.message
 
 
@@ -152,6 +153,7 @@ def test_a_cut_without_an_empty_layer_is_reported_as_a_collapse():
     }
     health = masks.health(mask, chain, jnp.ones((1, 1)))
     assert health.empty == ()
+    assert health.collapse is not None
     assert "no path of kept weights" in health.collapse.message
 
 

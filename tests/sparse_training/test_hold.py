@@ -1,4 +1,6 @@
-"""`hold_pruned` keeps pruned weights at zero in any optax training loop."""
+"""`sparse_training.hold_pruned` keeps pruned weights at zero in any optax training loop."""
+
+from typing import Any
 
 import chex
 import jax
@@ -8,6 +10,9 @@ import optax
 import pytest
 
 from jaxprune import checkpoint, masks, sparse_training
+
+# As Any: optax annotates states and updates with unions, which cannot be indexed.
+hold_pruned: Any = sparse_training.hold_pruned
 
 PARAMS = {
     "a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 4.0]])},
@@ -24,22 +29,25 @@ def _standard_promotion():
         yield
 
 
-def train(optimizer, params, steps, state=None):
-    """Run a plain optax loop. Return the parameters, the state and the compilations."""
+def train(optimizer: Any, params: Any, steps: int, state: Any = None) -> Any:
+    """Run a plain optax loop. Return the parameters, the state and the number of traces."""
     state = optimizer.init(params) if state is None else state
+    traces = 0
 
     @jax.jit
     def step(params, state):
+        nonlocal traces
+        traces += 1
         gradients = jax.tree.map(lambda leaf: 1.0 + 0.1 * jnp.cos(leaf), fast(params))
         updates, state = optimizer.update(gradients, state, params)
         return optax.apply_updates(params, updates), state
 
     for _ in range(steps):
         params, state = step(params, state)
-    return params, state, step._cache_size()
+    return params, state, traces
 
 
-def fast(params):
+def fast(params: Any) -> Any:
     """Return the parameters that gradients are taken of."""
     return params.fast if isinstance(params, optax.LookaheadParams) else params
 
@@ -65,15 +73,15 @@ OPTIMIZERS = {
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_a_plain_loop_works_unchanged_and_compiles_once(name):
-    optimizer = sparse_training.hold_pruned(OPTIMIZERS[name], DIAGONAL)
-    params, _, compilations = train(optimizer, PARAMS, steps=4)
+    optimizer = hold_pruned(OPTIMIZERS[name], DIAGONAL)
+    params, _, traces = train(optimizer, PARAMS, steps=4)
     assert_held(params, DIAGONAL)
-    assert compilations == 1
+    assert traces == 1
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_momentum_from_before_does_not_move_newly_pruned_weights(name):
-    optimizer = sparse_training.hold_pruned(OPTIMIZERS[name])
+    optimizer = hold_pruned(OPTIMIZERS[name])
     params, state, _ = train(optimizer, PARAMS, steps=3)
     state = state._replace(mask=DIAGONAL)
     params, _, _ = train(optimizer, params, steps=3, state=state)
@@ -83,34 +91,32 @@ def test_momentum_from_before_does_not_move_newly_pruned_weights(name):
 # Each function takes a mask and returns a complete transformation.
 WRAPPERS = {
     "masked": lambda mask: optax.masked(
-        sparse_training.hold_pruned(optax.sgd(0.1), mask), {"a": True, "b": False}
+        hold_pruned(optax.sgd(0.1), mask), {"a": True, "b": False}
     ),
     "multi_transform": lambda mask: optax.multi_transform(
         {
-            "first": sparse_training.hold_pruned(optax.sgd(0.1), mask),
-            "second": sparse_training.hold_pruned(optax.adam(0.1), mask),
+            "first": hold_pruned(optax.sgd(0.1), mask),
+            "second": hold_pruned(optax.adam(0.1), mask),
         },
         {"a": "first", "b": "second"},
     ),
     "MultiSteps": lambda mask: optax.MultiSteps(
-        sparse_training.hold_pruned(optax.sgd(0.1), mask), every_k_schedule=2
+        hold_pruned(optax.sgd(0.1), mask), every_k_schedule=2
     ),
     "inject_hyperparams": lambda mask: optax.inject_hyperparams(
-        lambda learning_rate: sparse_training.hold_pruned(
-            optax.sgd(learning_rate), mask
-        )
+        lambda learning_rate: hold_pruned(optax.sgd(learning_rate), mask)
     )(learning_rate=0.1),
     "inject_hyperparams of hold_pruned": lambda mask: optax.inject_hyperparams(
-        sparse_training.hold_pruned
+        hold_pruned
     )(optax.sgd(0.1), mask),
     "apply_if_finite": lambda mask: optax.apply_if_finite(
-        sparse_training.hold_pruned(optax.sgd(0.1), mask), max_consecutive_errors=3
+        hold_pruned(optax.sgd(0.1), mask), max_consecutive_errors=3
     ),
     "lookahead": lambda mask: optax.lookahead(
-        sparse_training.hold_pruned(optax.sgd(0.1), mask), 2, slow_step_size=0.5
+        hold_pruned(optax.sgd(0.1), mask), 2, slow_step_size=0.5
     ),
     "lookahead with reset": lambda mask: optax.lookahead(
-        sparse_training.hold_pruned(optax.sgd(0.1, momentum=0.9), mask),
+        hold_pruned(optax.sgd(0.1, momentum=0.9), mask),
         2,
         slow_step_size=0.5,
         reset_state=True,
@@ -121,12 +127,12 @@ WRAPPERS = {
 @pytest.mark.parametrize("name", WRAPPERS)
 def test_it_works_inside_the_wrappers_of_optax(name):
     optimizer = WRAPPERS[name](DIAGONAL)
-    params = PARAMS
+    params: Any = PARAMS
     if name.startswith("lookahead"):
         params = optax.LookaheadParams.init_synced(masks.apply(PARAMS, DIAGONAL))
-    params, _, compilations = train(optimizer, params, steps=4)
+    params, _, traces = train(optimizer, params, steps=4)
     # optax's reset turns the bools of the mask into integers, once.
-    assert compilations == (2 if name == "lookahead with reset" else 1)
+    assert traces == (2 if name == "lookahead with reset" else 1)
     if name == "masked":  # optax passes the gradients of "b" through
         assert_held(
             params["a"]["kernel"], DIAGONAL["a"]["kernel"], PARAMS["a"]["kernel"]
@@ -138,7 +144,7 @@ def test_it_works_inside_the_wrappers_of_optax(name):
 
 def test_gradients_are_masked_before_the_inner_transformation():
     # Kept gradients (3, 4) have the norm 5. With the pruned gradient 12 it would be 13.
-    optimizer = sparse_training.hold_pruned(
+    optimizer = hold_pruned(
         optax.clip_by_global_norm(1.0), {"w": jnp.array([True, False, True])}
     )
     params = {"w": jnp.zeros(3)}
@@ -148,7 +154,7 @@ def test_gradients_are_masked_before_the_inner_transformation():
 
 
 def test_a_pruned_weight_becomes_zero_with_the_first_update():
-    optimizer = sparse_training.hold_pruned(optax.sgd(0.5), DIAGONAL)
+    optimizer = hold_pruned(optax.sgd(0.5), DIAGONAL)
     params, _, _ = train(optimizer, PARAMS, steps=1)
     assert_held(params, DIAGONAL)
     # Without params, the update of a pruned weight is zero.
@@ -159,9 +165,10 @@ def test_a_pruned_weight_becomes_zero_with_the_first_update():
 
 
 def test_a_mask_passed_to_update_replaces_that_of_the_state_and_does_not_recompile():
-    optimizer = sparse_training.hold_pruned(optax.sgd(0.1, momentum=0.9))
+    optimizer = hold_pruned(optax.sgd(0.1, momentum=0.9))
 
     @jax.jit
+    @chex.assert_max_traces(n=1)
     def step(params, state, mask):
         updates, state = optimizer.update(params, state, params, mask=mask)
         return optax.apply_updates(params, updates), state
@@ -170,7 +177,6 @@ def test_a_mask_passed_to_update_replaces_that_of_the_state_and_does_not_recompi
     for mask in (DIAGONAL, OFF_DIAGONAL, masks.ones_like(PARAMS), DIAGONAL):
         params, state = step(params, state, mask)
         chex.assert_trees_all_equal(state.mask, mask)
-    assert step._cache_size() == 1
     assert_held(params, DIAGONAL)
     # The next update without a mask uses the last one.
     params, state, _ = train(optimizer, params, steps=1, state=state)
@@ -178,7 +184,7 @@ def test_a_mask_passed_to_update_replaces_that_of_the_state_and_does_not_recompi
 
 
 def test_a_new_mask_in_the_state_does_not_recompile():
-    optimizer = sparse_training.hold_pruned(optax.adam(0.1))
+    optimizer = hold_pruned(optax.adam(0.1))
     step = jax.jit(chex.assert_max_traces(optimizer.update, n=1))
     state = optimizer.init(PARAMS)
     for mask in (DIAGONAL, OFF_DIAGONAL, DIAGONAL):
@@ -187,7 +193,7 @@ def test_a_new_mask_in_the_state_does_not_recompile():
 
 def test_a_step_may_donate_the_state_and_leaves_the_users_mask_alone():
     mask = jax.tree.map(jnp.copy, DIAGONAL)
-    optimizer = sparse_training.hold_pruned(optax.sgd(0.1), mask)
+    optimizer = hold_pruned(optax.sgd(0.1), mask)
     step = jax.jit(optimizer.update, donate_argnames="state")
     step(PARAMS, optimizer.init(PARAMS), PARAMS)
     chex.assert_trees_all_equal(mask, DIAGONAL)
@@ -197,8 +203,8 @@ def test_a_mask_that_does_not_mirror_the_parameters_is_refused():
     sentence = r"mask has shape \(3,\) at 'b/kernel', where the parameter has \(2, 2\)"
     wrong = {**DIAGONAL, "b": {"kernel": jnp.ones(3, bool)}}
     with pytest.raises(ValueError, match=sentence):
-        sparse_training.hold_pruned(optax.sgd(0.1), wrong).init(PARAMS)
-    optimizer = sparse_training.hold_pruned(optax.sgd(0.1))
+        hold_pruned(optax.sgd(0.1), wrong).init(PARAMS)
+    optimizer = hold_pruned(optax.sgd(0.1))
     state = optimizer.init(PARAMS)
     with pytest.raises(ValueError, match=sentence):
         optimizer.update(PARAMS, state, PARAMS, mask=wrong)
@@ -210,17 +216,15 @@ def test_a_mask_that_does_not_mirror_the_parameters_is_refused():
 
 
 def test_the_state_is_restored_from_a_checkpoint(tmp_path):
-    optimizer = sparse_training.hold_pruned(optax.adamw(0.1), DIAGONAL)
+    optimizer = hold_pruned(optax.adamw(0.1), DIAGONAL)
     params, state, _ = train(optimizer, PARAMS, steps=2)
     checkpoint.save(tmp_path / "state", state)
     # The mask of `like` is another one: that of the file counts.
-    like = sparse_training.hold_pruned(optax.adamw(0.1)).init(PARAMS)
+    like = hold_pruned(optax.adamw(0.1)).init(PARAMS)
     restored = checkpoint.load(tmp_path / "state", like=like)
     chex.assert_trees_all_equal(restored, state)
     want, _, _ = train(optimizer, params, steps=1, state=state)
-    got, _, _ = train(
-        sparse_training.hold_pruned(optax.adamw(0.1)), params, steps=1, state=restored
-    )
+    got, _, _ = train(hold_pruned(optax.adamw(0.1)), params, steps=1, state=restored)
     chex.assert_trees_all_equal(got, want)
     assert_held(got, DIAGONAL)
 
@@ -228,7 +232,7 @@ def test_the_state_is_restored_from_a_checkpoint(tmp_path):
 def test_keys_and_counters_among_the_parameters_are_left_alone():
     params = {"count": jnp.int32(3), "w": jnp.ones((2, 2))}
     mask = {"count": jnp.array(False), "w": jnp.eye(2, dtype=bool)}
-    optimizer = sparse_training.hold_pruned(optax.identity(), mask)
+    optimizer = hold_pruned(optax.identity(), mask)
     updates, _ = optimizer.update(params, optimizer.init(params), params)
     assert updates["count"] == 3
     assert updates["w"].tolist() == [[1, -1], [-1, 1]]
