@@ -92,6 +92,14 @@ class ScorerContractTest(chex.TestCase):
             scores.SCORERS[name].score(loss, PARAMS, [])
 
 
+def test_one_key_gives_one_random_ranking_in_every_round():
+    key = jax.random.key(0)  # used twice: in rounds, the ranking stays the same
+    mask = masks.select(scores.magnitude(PARAMS), 0.5)
+    chex.assert_trees_all_equal(
+        scores.random(key, PARAMS), scores.random(key, PARAMS, mask=mask)
+    )
+
+
 def test_magnitude_by_hand():
     mask = {"w": jnp.array([True, False])}
     chex.assert_trees_all_equal(
