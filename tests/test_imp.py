@@ -1,15 +1,13 @@
 """Iterative magnitude pruning: rewinding, nested masks, and resuming a killed run."""
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import chex
-import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from jaxprune import checkpoint, data, imp, masks, models, train, tree
 from tests.programs import launch
@@ -284,42 +282,6 @@ def test_lists_of_more_than_ten_layers_keep_their_order(tmp_path):
     start = imp.init(params, jax.random.key(0))
     ((_, info),) = checkpoint.levels(tmp_path, start, step, (1.0,))
     assert [int(leaf[0, 0]) for leaf in info.params] == list(range(12))
-
-
-class Pair(NamedTuple):
-    first: Any
-    second: Any
-
-
-def test_a_checkpoint_restores_containers_dtypes_keys_and_empty_arrays(tmp_path):
-    graph, state = nnx.split(nnx.Linear(2, 3, rngs=nnx.Rngs(0)))
-    module = eqx.nn.MLP(2, 2, 4, 1, key=jax.random.key(0))
-    arrays, static = eqx.partition(module, eqx.is_inexact_array)
-    saved = {
-        "pair": Pair(jnp.ones(2, jnp.bfloat16), [jax.random.key(3), None]),
-        "nnx": state,
-        "equinox": arrays,
-        "empty": jnp.ones((0, 2)),
-        "model": batch_norm_model(),
-        "mask": masks.ones_like(state),
-        "number": 3,
-    }
-    checkpoint.save(tmp_path / "saved", saved)
-    loaded = checkpoint.load(tmp_path / "saved", like=saved)
-    assert jax.tree.structure(loaded) == jax.tree.structure(saved)
-    keys = [tree["pair"].second.pop(0) for tree in (loaded, saved)]
-    assert jax.random.key_impl(keys[0]) == jax.random.key_impl(keys[1])
-    chex.assert_trees_all_equal(*map(jax.random.key_data, keys))
-    assert (loaded.pop("number"), saved.pop("number")) == (3, 3)
-    chex.assert_trees_all_equal_shapes_and_dtypes(loaded, saved)
-    chex.assert_trees_all_equal(loaded, saved)
-    x = jnp.ones((1, 2))
-    np.testing.assert_array_equal(
-        nnx.merge(graph, loaded["nnx"])(x), nnx.merge(graph, state)(x)
-    )
-    np.testing.assert_array_equal(
-        eqx.combine(loaded["equinox"], static)(x[0]), module(x[0])
-    )
 
 
 def test_a_checkpoint_of_another_tree_is_refused(tmp_path):

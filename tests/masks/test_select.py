@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jaxprune import masks, tree
+from jaxprune import masks
 
 SHAPES = {"a": (3, 5), "b": (2, 2, 2), "bias": (4,)}  # 23 prunable weights
 
@@ -118,35 +118,6 @@ def test_select_runs_under_jit():
     chex.assert_trees_all_equal(mask, masks.select(scores, 0.5))
 
 
-def test_a_traced_density_selects_as_a_python_float_does():
-    scores = drawn(0, 5)
-    densities = [0.25, 0.5, 1.0]  # exact in float32
-
-    def body(mask, density):
-        mask = masks.select(scores, density, mask=mask)
-        return mask, mask
-
-    first = masks.ones_like(scores)
-    _, got = jax.lax.scan(body, first, jnp.array(densities[::-1]))
-    for i, density in enumerate(densities[::-1]):
-        want = masks.select(scores, density)
-        chex.assert_trees_all_equal(jax.tree.map(lambda leaf, i=i: leaf[i], got), want)
-
-
-def test_name_patterns_choose_the_prunable_leaves():
-    scores = {"bias": jnp.ones(3), "head": jnp.ones((2, 2)), "w": jnp.ones((2, 2))}
-    only_bias = tree.prunable(scores, include="bias")
-    mask = masks.select(scores, 1 / 3, prunable=only_bias)
-    assert [int(leaf.sum()) for leaf in jax.tree.leaves(mask)] == [1, 4, 4]
-    no_head = tree.prunable(scores, exclude=["he*"])
-    mask = masks.select(scores, 0.5, prunable=no_head)
-    assert [int(leaf.sum()) for leaf in jax.tree.leaves(mask)] == [3, 4, 2]
-    with pytest.raises(ValueError, match="include pattern 'fc' matches no leaf.*bias"):
-        tree.prunable(scores, include=["w", "fc"])
-    with pytest.raises(ValueError, match="prunable has no leaf at 'w', which params"):
-        masks.select(scores, 0.5, prunable={"bias": True, "head": True})
-
-
 @pytest.mark.parametrize("density", [95, 0, -0.1, float("nan"), "half"])
 def test_a_density_out_of_range_is_refused(density):
     with pytest.raises(
@@ -178,6 +149,10 @@ def test_invalid_options_and_trees_are_refused():
         masks.select(scores, 1e-20)
     with pytest.raises(TypeError, match="mask is float32 at 'a'"):
         masks.count({"a": jnp.ones((2, 2))})
+    with pytest.raises(
+        ValueError, match="prunable has no leaf at 'b', which params has"
+    ):
+        masks.select(scores, 0.5, prunable={"a": True})
     half = masks.select(scores, 0.5)
     with pytest.raises(ValueError, match="asks for 6 of 8 weights.*only 4 left"):
         masks.select(scores, 0.75, mask=half)
