@@ -1,4 +1,4 @@
-"""Strict JAX for all tests: nothing is promoted, broadcast or drawn twice in silence."""
+"""Strict JAX for all tests: promotion, broadcasting or reuse of a key is an error."""
 
 import os
 
@@ -7,7 +7,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 import hypothesis
 import jax
 import pytest
-from jaxtyping import install_import_hook
+from jaxtyping import config, install_import_hook
 
 import tests.typecheck  # noqa: F401  # the hook looks it up as an attribute
 
@@ -19,15 +19,23 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 jax.config.update("jax_num_cpu_devices", 8)
 
-# The first example compiles; time says nothing here.
+# The first example compiles, so that a deadline would depend on the machine.
 hypothesis.settings.register_profile("jaxprune", deadline=None, max_examples=25)
 hypothesis.settings.load_profile("jaxprune")
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _compiled_once(tmp_path_factory):
-    """What one process that a test starts has compiled, the next one finds."""
+def _compilation_cache(tmp_path_factory):
+    """Let the processes that tests start share one cache of compiled programs."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture
+def without_type_checks():
+    """Turn off the type checks, which would raise before the library's own messages."""
+    config.update("jaxtyping_disable", True)
+    yield
+    config.update("jaxtyping_disable", False)

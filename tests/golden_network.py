@@ -1,4 +1,4 @@
-"""The network of the golden scores: closed form, no random numbers, two convolutions."""
+"""The network of the golden scores: two convolutions, weights in closed form."""
 
 import math
 
@@ -11,7 +11,7 @@ SHAPES = {
     "conv1": (4, 3, 3, 3),
     "conv2": (6, 4, 3, 3),
     "fc": (5, 6),
-}  # OIHW, as torch's
+}  # OIHW, as in torch
 
 
 def _wave(shape, scale, phase):
@@ -21,12 +21,12 @@ def _wave(shape, scale, phase):
 
 
 def to_ours(array):
-    """From OIHW or (out, in) to HWIO or (in, out)."""
+    """Convert from OIHW or (out, in) to HWIO or (in, out)."""
     return array.transpose(2, 3, 1, 0) if array.ndim == 4 else array.T
 
 
 def to_theirs(array):
-    """The inverse, flat."""
+    """Convert the other way, and flatten."""
     array = np.asarray(array)
     return (array.transpose(3, 2, 0, 1) if array.ndim == 4 else array.T).ravel()
 

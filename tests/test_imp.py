@@ -1,12 +1,7 @@
-"""Iterative magnitude pruning: what is rewound, what nests, and what survives a kill."""
+"""Iterative magnitude pruning: rewinding, nested masks, and resuming a killed run."""
 
 import functools
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+from typing import Any
 
 import chex
 import jax
@@ -14,29 +9,32 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import checkpoint, imp, masks
+from jaxprune import checkpoint, data, imp, masks, models, train, tree
+from tests.programs import launch
 
-PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)}
+PARAMS: Any = {
+    "w": jnp.asarray(np.random.default_rng(0).normal(size=(6, 6)), jnp.float32)
+}
 
 
 def train_fn(params, mask, key, level):
-    """Move each living weight by noise of the level; the early iteration is half way."""
+    """Add noise of the level to each kept weight; half of it gives the rewind point."""
     noise = masks.apply({"w": jax.random.normal(key, (6, 6))}, mask)
-    early = jax.tree.map(lambda w, n: w + 0.5 * n, params, noise)
-    late = jax.tree.map(lambda w, n: w + n, params, noise)
-    return imp.Trained(late, {"norm": jnp.linalg.norm(late["w"])}, early)
+    rewind_point = jax.tree.map(lambda w, n: w + 0.5 * n, params, noise)
+    trained = jax.tree.map(lambda w, n: w + n, params, noise)
+    return imp.Trained(trained, {"norm": jnp.linalg.norm(trained["w"])}, rewind_point)
 
 
 def run(rewind, densities=(0.5, 0.25), **options):
     state = imp.init(PARAMS, jax.random.key(3))
     states, infos, started = [state], [], []
 
-    def watched(params, mask, key, level):
+    def recorded(params, mask, key, level):
         started.append(params)
         return train_fn(params, mask, key, level)
 
     for density in densities:
-        state, info = imp.step(state, watched, density, rewind=rewind, **options)
+        state, info = imp.step(state, recorded, density, rewind=rewind, **options)
         states.append(state)
         infos.append(info)
     return states, infos, started
@@ -47,35 +45,39 @@ def test_rewinds_to_the_initial_weights_bit_for_bit():
     chex.assert_trees_all_equal(started[1], masks.apply(PARAMS, states[1].mask))
 
 
-def test_rewinds_to_the_early_iteration_bit_for_bit_at_every_level():
+def test_rewinds_to_the_rewind_point_bit_for_bit_at_every_level():
     states, _, started = run("early", (0.5, 0.25, 0.125))
     key, _ = jax.random.split(jax.random.key(3))
-    early = train_fn(PARAMS, masks.ones_like(PARAMS), key, 0).early
+    rewind_point = train_fn(PARAMS, masks.ones_like(PARAMS), key, 0).rewind_point
     for level in (1, 2):
         chex.assert_trees_all_equal(
-            started[level], masks.apply(early, states[level].mask)
+            started[level], masks.apply(rewind_point, states[level].mask)
         )
 
 
-def test_keeps_the_trained_weights_where_nothing_is_rewound():
+def test_weights_kept_continues_with_the_trained_weights():
     states, infos, started = run("weights_kept")
     chex.assert_trees_all_equal(
-        started[1], masks.apply(infos[0].trained, states[1].mask)
+        started[1], masks.apply(infos[0].params, states[1].mask)
     )
 
 
 @pytest.mark.parametrize("rewind", imp.REWINDS)
-def test_masks_nest_and_count_against_all_weights(rewind):
-    states, infos, _ = run(rewind)
+def test_masks_nest_and_densities_are_relative_to_all_weights(rewind):
+    states, infos, started = run(rewind)
     assert [masks.count(s.mask) for s in states] == [36, 18, 9]
-    assert [info.density for info in infos] == [0.5, 0.25]
+    assert [info.trained_density for info in infos] == [1.0, 0.5]
+    assert [info.pruned_density for info in infos] == [0.5, 0.25]
+    for info, start in zip(infos, started, strict=True):
+        assert info.metrics["norm"] == jnp.linalg.norm(info.params["w"])
+        assert not bool((info.params["w"] == start["w"]).all())
     assert not bool((states[2].mask["w"] & ~states[1].mask["w"]).any())
 
 
 def test_regrowth_lets_stale_weights_compete():
-    """As the published study ran: a pruned weight keeps its value and may come back."""
+    """As in the published study: a pruned weight keeps its value and may come back."""
 
-    def shrink_the_living(params, mask, key, level):
+    def shrink_kept_weights(params, mask, key, level):
         return imp.Trained(
             jax.tree.map(lambda w, m: jnp.where(m, 0.1 * w, w), params, mask)
         )
@@ -84,12 +86,12 @@ def test_regrowth_lets_stale_weights_compete():
     for density in (0.5, 0.5):
         before = state.mask
         state, _ = imp.step(
-            state, shrink_the_living, density, rewind="weights_kept", regrow=True
+            state, shrink_kept_weights, density, rewind="weights_kept", regrow=True
         )
     assert bool((state.mask["w"] & ~before["w"]).any())
 
 
-def test_levels_trace_training_once():
+def test_levels_compile_training_once():
     traced = jax.jit(chex.assert_max_traces(train_fn, n=1))
     state = imp.init(PARAMS, jax.random.key(0))
     for density in (0.8, 0.6, 0.4, 0.2, 0.1):
@@ -97,14 +99,116 @@ def test_levels_trace_training_once():
     assert state.level == 5
 
 
-def test_bad_rewinds_are_refused():
+def test_invalid_rewinds_and_trained_trees_are_refused():
     state = imp.init(PARAMS, jax.random.key(0))
     with pytest.raises(
-        ValueError, match="rewind 'late' is not known. Pass one of init, early"
+        ValueError, match="rewind 'late' is unknown. Pass one of init, early"
     ):
         imp.step(state, train_fn, 0.5, rewind="late")
-    with pytest.raises(ValueError, match="needs the weights after iteration k"):
+    with pytest.raises(ValueError, match="needs the tree after iteration k"):
         imp.step(state, lambda p, m, k, level: imp.Trained(p), 0.5, rewind="early")
+    for returned, error, sentence in (
+        (PARAMS, TypeError, "train_fn returned a dict. Return imp.Trained"),
+        (imp.Trained({"v": PARAMS["w"]}), ValueError, "params has no leaf at 'w'"),
+        (imp.Trained({"w": jnp.ones((6, 5))}), ValueError, r"shape \(6, 5\) at 'w'"),
+        (imp.Trained(PARAMS, None, {}), ValueError, "rewind_point has no leaf at 'w'"),
+    ):
+        state = imp.init(PARAMS, jax.random.key(0))
+        with pytest.raises(error, match=sentence):
+            imp.step(state, lambda p, m, k, level, got=returned: got, 0.5)
+
+
+@pytest.fixture(scope="module")
+def image_set():
+    generator = np.random.default_rng(0)
+    labels = generator.integers(0, 3, 70).astype(np.int32)
+    images = generator.integers(0, 60, (70, 4, 4, 1)) + 60 * labels.reshape(-1, 1, 1, 1)
+    preprocessing = data.Preprocessing((0.5,), (0.25,))
+    return train.ImageSet(
+        jnp.asarray(images, jnp.uint8), jnp.asarray(labels), preprocessing
+    )
+
+
+REWIND_ITERATION = 2
+RECIPE = train.Training(epochs=3, batch_size=32, learning_rate=0.1)
+
+
+def batch_norm_model():
+    return models.create(
+        "mlp", key=jax.random.key(0), input_shape=(4, 4, 1), num_classes=3, width=0.05
+    )
+
+
+def test_batch_norm_statistics_rewind_with_the_weights(image_set, tmp_path):
+    """The tree of all levels is the Model itself."""
+    results = []
+
+    def fit(model, mask, key, level):
+        is_first = level == 0
+        result = train.fit(
+            model,
+            mask.params,
+            image_set,
+            RECIPE,
+            key,
+            start=0 if is_first else REWIND_ITERATION,
+            rewind_iteration=REWIND_ITERATION if is_first else None,
+        )
+        results.append(result)
+        accuracy = train.evaluate(result.model, image_set).accuracy
+        return imp.Trained(result.model, accuracy, result.rewind_point)
+
+    model = batch_norm_model()
+    start = imp.init(model, jax.random.key(5))
+    step = functools.partial(imp.step, train_fn=fit, rewind="early")
+    levels = []
+    state = start
+    for density in (0.5, 0.25):
+        state, info = step(state, density=density)
+        levels.append((state, info))
+    rewind_point = results[0].rewind_point
+    assert jax.tree.leaves(rewind_point.state)
+    statistics = (rewind_point.state, results[0].model.state, model.state)
+    for rewound, trained, initial in zip(
+        *map(jax.tree.leaves, statistics), strict=True
+    ):
+        assert not bool((rewound == trained).any())
+        assert not bool((rewound == initial).any())
+    for result, (state, info) in zip(results, levels, strict=True):
+        chex.assert_trees_all_equal(state.params.state, rewind_point.state)
+        chex.assert_trees_all_equal(info.params, result.model)
+        expected = train.evaluate(result.model, image_set)
+        assert train.evaluate(info.params, image_set) == expected
+        assert info.metrics == expected.accuracy
+        assert all(bool(leaf.all()) for leaf in jax.tree.leaves(state.mask.state))
+    size = tree.size(model.params)
+    kept = [masks.num_kept(density, size) for density in (0.5, 0.25)]
+    assert [masks.count(state.mask.params) for state, _ in levels] == kept
+    trained_densities = [info.trained_density for _, info in levels]
+    assert trained_densities == [1.0, kept[0] / size]
+
+    # From disk, the levels are the same, and are models again.
+    start = imp.init(model, jax.random.key(5))
+    saved = checkpoint.levels(tmp_path, start, step, (0.5, 0.25))
+    for (state, info), (expected_state, expected_info) in zip(
+        saved, levels, strict=True
+    ):
+        chex.assert_trees_all_equal(state.params, expected_state.params)
+        chex.assert_trees_all_equal(info.params, expected_info.params)
+        assert state.params.apply == model.apply
+        assert train.evaluate(info.params, image_set).accuracy == info.metrics
+
+
+def test_a_tuple_as_the_rewind_point_of_a_model_is_refused():
+    def pair(model, mask, key, level):
+        return imp.Trained(model, rewind_point=(model.params, model.state))
+
+    state = imp.init(batch_norm_model(), jax.random.key(0))
+    with pytest.raises(
+        ValueError,
+        match=r"Trained.rewind_point has no leaf at 'params/.*rewind_point=result\.rewind",
+    ):
+        imp.step(state, pair, 0.5)
 
 
 def bound(rewind="early"):
@@ -115,7 +219,7 @@ def bound(rewind="early"):
 def test_levels_from_disk_are_the_bits_of_levels_in_memory(rewind, tmp_path):
     densities = (0.5, 0.25, 0.1)
     states, infos, _ = run(rewind, densities)
-    for _ in range(2):  # written, then read
+    for _ in range(2):  # run and saved, then read
         start = imp.init(PARAMS, jax.random.key(3))
         saved = list(checkpoint.levels(tmp_path, start, bound(rewind), densities))
         assert len(saved) == 3
@@ -125,16 +229,13 @@ def test_levels_from_disk_are_the_bits_of_levels_in_memory(rewind, tmp_path):
             )
             key = jax.random.key_data(state.key)
             assert (key == jax.random.key_data(expected.key)).all()
-            chex.assert_trees_all_equal(info.trained, seen.trained)
-            assert info.density == seen.density
+            chex.assert_trees_all_equal(info, seen)
 
 
-def test_a_run_resumes_after_its_newest_whole_level(tmp_path):
+def test_a_run_resumes_after_its_newest_complete_level(tmp_path):
     start = imp.init(PARAMS, jax.random.key(3))
     next(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
-    (
-        tmp_path / "level_0002"
-    ).mkdir()  # what a kill may leave: a folder without a commit
+    (tmp_path / "level_0002").mkdir()  # a killed run may leave an empty folder
     ran = []
 
     def counted(state, density):
@@ -148,7 +249,7 @@ def test_a_run_resumes_after_its_newest_whole_level(tmp_path):
 def test_other_densities_and_other_networks_are_refused(tmp_path):
     start = imp.init(PARAMS, jax.random.key(3))
     list(checkpoint.levels(tmp_path, start, bound(), (0.5,)))
-    with pytest.raises(ValueError, match="pruned to density 0.5, but 0.4 is asked for"):
+    with pytest.raises(ValueError, match="pruned to density 0.5, but 0.4 is requested"):
         list(checkpoint.levels(tmp_path, start, bound(), (0.4,)))
     for params, seed in (
         ({"w": jnp.ones((2, 2))}, 3),
@@ -157,12 +258,12 @@ def test_other_densities_and_other_networks_are_refused(tmp_path):
     ):
         other = imp.init(params, jax.random.key(seed))
         with pytest.raises(
-            ValueError, match="begun from other weights, another mask or"
+            ValueError, match="started from other weights, another mask or"
         ):
             list(checkpoint.levels(tmp_path, other, bound(), (0.5,)))
 
 
-def test_early_weights_of_a_killed_run_are_written_anew(tmp_path):
+def test_the_rewind_point_of_a_killed_run_is_replaced(tmp_path):
     checkpoint.save(
         tmp_path / "rewind_level_0001", {"params": {"w": jnp.zeros((6, 6))}}
     )
@@ -171,54 +272,72 @@ def test_early_weights_of_a_killed_run_are_written_anew(tmp_path):
     expected, _ = imp.step(
         imp.init(PARAMS, jax.random.key(3)), train_fn, 0.5, rewind="early"
     )
-    chex.assert_trees_all_equal(state.rewind, expected.rewind)
+    chex.assert_trees_all_equal(state.params, expected.params)
 
 
-def test_lists_of_more_than_ten_layers_come_back_in_their_places(tmp_path):
+def test_lists_of_more_than_ten_layers_keep_their_order(tmp_path):
     params = [jnp.full((2, 2), float(i)) for i in range(12)]
     keep = lambda params, mask, key, level: imp.Trained(params)
     step = functools.partial(imp.step, train_fn=keep, rewind="init")
     start = imp.init(params, jax.random.key(0))
     ((_, info),) = checkpoint.levels(tmp_path, start, step, (1.0,))
-    assert [int(leaf[0, 0]) for leaf in info.trained] == list(range(12))
+    assert [int(leaf[0, 0]) for leaf in info.params] == list(range(12))
 
 
-def test_missing_and_damaged_checkpoints_are_named(tmp_path):
+def test_a_checkpoint_of_another_tree_is_refused(tmp_path):
+    checkpoint.save(tmp_path / "weights", {"w": jnp.ones(2)})
+    for like, sentence in (
+        (
+            {"w": jnp.ones(2), "b": jnp.ones(1)},
+            "weights has no leaf at 'b', which `like`",
+        ),
+        ({}, "weights has a leaf at 'w', which `like` lacks"),
+        ({"w": jnp.ones(3)}, r"float32\[2\] at 'w', where `like` has float32\[3\]"),
+        ({"w": jnp.ones(2, jnp.int32)}, r"where `like` has int32\[2\]. Pass a tree"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            checkpoint.load(tmp_path / "weights", like=like)
+
+
+def test_missing_and_corrupt_checkpoints_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match="no complete checkpoint"):
         checkpoint.load(tmp_path / "nothing")
-    checkpoint.save(tmp_path / "held", {"w": jnp.ones((64, 64))})
-    for file in (tmp_path / "held").rglob("*"):
+    checkpoint.save(tmp_path / "weights", {"w": jnp.ones((64, 64))})
+    for file in (tmp_path / "weights").rglob("*"):
         if file.is_file() and file.parent.name == "d":
             file.write_bytes(file.read_bytes()[:10])
-    with pytest.raises(ValueError, match="held is damaged .*Run again what wrote it"):
-        checkpoint.load(tmp_path / "held")
+    with pytest.raises(
+        checkpoint.CorruptFileError,
+        match="weights is corrupt .*Rerun the command that wrote it",
+    ):
+        checkpoint.load(tmp_path / "weights")
 
 
 @pytest.mark.parametrize("where", ["level_0001", "level_0002", "rewind_level_0001"])
-def test_a_damaged_level_is_kept_aside_and_made_anew(where, tmp_path):
+def test_a_corrupt_level_is_quarantined_and_regenerated(where, tmp_path):
     start = imp.init(PARAMS, jax.random.key(3))
-    whole = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
+    first = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
     file = max(
         (tmp_path / where).rglob("d/*"), key=lambda p: p.is_file() and p.stat().st_size
     )
-    held = bytearray(file.read_bytes())
-    held[len(held) // 2] ^= 1
-    file.write_bytes(held)
+    content = bytearray(file.read_bytes())
+    content[len(content) // 2] ^= 1
+    file.write_bytes(content)
     start = imp.init(PARAMS, jax.random.key(3))
-    # With what it rewinds to, a level is made anew.
-    named = where.removeprefix("rewind_")
-    with pytest.warns(UserWarning, match=f"{named} was damaged; it is kept as"):
-        again = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
+    # If its rewind point is corrupt, the level is regenerated too.
+    level = where.removeprefix("rewind_")
+    with pytest.warns(UserWarning, match=f"{level} was corrupt; it was renamed to"):
+        second = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
     assert (tmp_path / f"{where}.corrupt").exists()
-    if where.startswith("rewind"):  # the level itself is whole, and kept too
+    if where.startswith("rewind"):  # the level itself is not corrupt
         assert checkpoint.load(tmp_path / "level_0001.corrupt")["level"] == 1
-    for one, other in zip(whole, again, strict=True):
+    for one, other in zip(first, second, strict=True):
         chex.assert_trees_all_equal(one[0].mask, other[0].mask)
-        chex.assert_trees_all_equal(one[0].rewind, other[0].rewind)
+        chex.assert_trees_all_equal(one[0].params, other[0].params)
 
 
-def test_levels_after_one_that_was_made_anew_with_other_bits_are_made_anew(tmp_path):
-    """As on a device that adds up in another order each time."""
+def test_a_level_regenerated_with_other_bits_regenerates_later_levels(tmp_path):
+    """Some devices sum in another order each time."""
     again = lambda params, mask, key, level: train_fn(
         jax.tree.map(lambda w: w + 1e-3, params), mask, key, level
     )
@@ -230,84 +349,46 @@ def test_levels_after_one_that_was_made_anew_with_other_bits_are_made_anew(tmp_p
     run_levels(bound())
     (tmp_path / "level_0001" / "checksums.json").write_text("{}")
     with pytest.warns(match="level_0001 was"), pytest.warns(match="level_0002 was"):
-        remade = run_levels(functools.partial(imp.step, train_fn=again, rewind="early"))
-    for one, other in zip(remade, run_levels(bound()), strict=True):  # read back
-        chex.assert_trees_all_equal(one[1].trained, other[1].trained)
+        regenerated = run_levels(
+            functools.partial(imp.step, train_fn=again, rewind="early")
+        )
+    for one, other in zip(regenerated, run_levels(bound()), strict=True):  # read back
+        chex.assert_trees_all_equal(one[1].params, other[1].params)
 
 
-def test_what_another_version_wrote_is_not_deleted(tmp_path):
-    checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
-    (tmp_path / "held" / "checksums.json").unlink()
-    with pytest.warns(UserWarning, match="is kept as held.corrupt"):
-        checkpoint.save(tmp_path / "held", {"w": jnp.zeros(2)})
-    assert checkpoint.load(tmp_path / "held")["w"].tolist() == [0, 0]
+def test_a_checkpoint_of_another_version_is_quarantined_and_not_deleted(tmp_path):
+    checkpoint.save(tmp_path / "weights", {"w": jnp.ones(2)})
+    (tmp_path / "weights" / "checksums.json").unlink()
+    with pytest.warns(UserWarning, match="was renamed to weights.corrupt"):
+        checkpoint.save(tmp_path / "weights", {"w": jnp.zeros(2)})
+    assert checkpoint.load(tmp_path / "weights")["w"].tolist() == [0, 0]
 
 
-def test_a_folder_that_is_no_checkpoint_is_left_alone(tmp_path):
+def test_a_folder_that_is_not_a_checkpoint_is_not_changed(tmp_path):
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.txt").write_text("years")
-    with pytest.raises(ValueError, match="mine is there and is no checkpoint. Pass a"):
+    with pytest.raises(ValueError, match="mine exists and is not a checkpoint. Pass a"):
         checkpoint.save(tmp_path / "mine", {"w": jnp.ones(2)})
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
-    checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
-    with pytest.raises(ValueError, match="held holds a checkpoint already"):
-        checkpoint.save(tmp_path / "held", {"w": jnp.ones(2)})
+    checkpoint.save(tmp_path / "weights", {"w": jnp.ones(2)})
+    with pytest.raises(ValueError, match="weights already holds a checkpoint"):
+        checkpoint.save(tmp_path / "weights", {"w": jnp.ones(2)})
 
 
-VICTIM = """
-import functools, sys, time
-import jax, jax.numpy as jnp, numpy as np
-from jaxprune import checkpoint, imp, masks
-
-folder, pause = sys.argv[1], float(sys.argv[2])
-params = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(40, 40)), jnp.float32)}
-
-def train_fn(params, mask, key, level):
-    weights = params
-    for i in range(20):
-        draw = jax.random.normal(jax.random.fold_in(key, i), (40, 40))
-        noise = masks.apply({"w": draw}, mask)
-        weights = jax.tree.map(lambda w, n: w + 0.1 * n, weights, noise)
-        early = weights if i == 2 else (early if i > 2 else None)
-        print("iteration", int(level), i, flush=True)
-        time.sleep(pause)
-    return imp.Trained(weights, {"level": level}, early)
-
-step = functools.partial(imp.step, train_fn=train_fn, rewind="early")
-state = imp.init(params, jax.random.key(0))
-for state, info in checkpoint.levels(folder, state, step, (0.6, 0.3, 0.1)):
-    pass
-end = {"mask": state.mask["w"], "rewind": state.rewind["w"], "last": info.trained["w"]}
-np.savez(folder + "/end.npz", **end)
-"""
-
-
-def end(folder: Path, kills: list[str]) -> dict[str, np.ndarray]:
-    """Run the victim, killed with -9 when it prints each of `kills`; then to its end."""
-    folder.mkdir(parents=True, exist_ok=True)
-    script = folder / "victim.py"
-    script.write_text(VICTIM)
-    for moment in kills:
-        command = [sys.executable, str(script), str(folder), "0.02"]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as victim:
-            for line in victim.stdout:
-                if line.strip() == moment:
-                    time.sleep(0.01)
-                    os.kill(victim.pid, signal.SIGKILL)
-                    break
-        assert victim.returncode == -signal.SIGKILL
-    subprocess.run(
-        [sys.executable, str(script), str(folder), "0"], check=True, capture_output=True
-    )
-    with np.load(folder / "end.npz") as held:
-        return dict(held)
+def killed_run(folder, lines):
+    """Kill the program when it prints each of the lines, then let it finish."""
+    folder.mkdir()
+    for line in lines:
+        launch.kill_at(line, "imp_levels", folder, 0.02)
+    launch.run("imp_levels", folder, 0)
+    with np.load(folder / "end.npz") as arrays:
+        return dict(arrays)
 
 
 def test_a_run_killed_in_every_level_ends_with_the_same_bits(tmp_path):
-    whole = end(tmp_path / "whole", [])
-    killed = end(
-        tmp_path / "killed", ["iteration 0 10", "iteration 1 19", "iteration 2 3"]
-    )
+    whole = killed_run(tmp_path / "whole", [])
+    lines = ["iteration 0 10", "iteration 1 19", "iteration 2 3"]
+    killed = killed_run(tmp_path / "killed", lines)
     for name, array in whole.items():
         np.testing.assert_array_equal(killed[name], array)
     assert int(whole["mask"].sum()) == 160

@@ -1,6 +1,5 @@
-"""The same masks and weights on one device and on eight, whatever is split or spread."""
+"""Masks and weights are the same on one device and on eight, however they are sharded."""
 
-import dataclasses
 import functools
 import re
 
@@ -18,23 +17,22 @@ SHAPE = (8, 8, 2)
 
 @pytest.fixture(scope="module")
 def network():
-    """In float64: the devices add in another order, and no score may change places."""
+    """In float64: devices sum in another order, which must not change the ranking."""
     with jax.enable_x64(True):
         model = models.create(
             "conv2", key=jax.random.key(0), input_shape=SHAPE, width=0.125
         )
-        wide = lambda leaf: leaf.astype(jnp.float64)
-        params, state = jax.tree.map(wide, model[:2])
+        model = jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model)
         draw = np.random.default_rng(0)
         batch = (
             jnp.asarray(draw.normal(size=(16, *SHAPE))),
             jnp.asarray(draw.integers(0, 10, 16), jnp.int32),
         )
-        yield dataclasses.replace(model, params=params, state=state), batch
+        yield model, batch
 
 
 def scorers(model):
-    loss_fn = train.loss_function(model.apply, model.state)
+    loss_fn = train.loss_function(model)
     flow = models.flow(model)
     return {
         "magnitude": lambda params, batch, mask: scores.magnitude(params, mask=mask),
@@ -59,13 +57,16 @@ def test_scores_and_masks_are_the_same_on_eight_devices(method, network):
     kept = masks.select(want, 0.1, mask=mask)
     for parts, cuts in MESHES:
         mesh = sharding.make_mesh(data=parts, model=cuts)
-        here = sharding.shard_params(model.params, mesh), sharding.shard_batch(batch, mesh)
-        there = sharding.shard_params(mask, mesh)
-        got = score(*here, there)
+        sharded = (
+            sharding.shard_params(model.params, mesh),
+            sharding.shard_batch(batch, mesh),
+        )
+        sharded_mask = sharding.shard_params(mask, mesh)
+        got = score(*sharded, sharded_mask)
         chex.assert_trees_all_close(
             jax.device_get(got), jax.device_get(want), rtol=1e-9
         )
-        chosen = masks.select(got, 0.1, mask=there)
+        chosen = masks.select(got, 0.1, mask=sharded_mask)
         chex.assert_trees_all_equal(jax.device_get(chosen), jax.device_get(kept))
 
 
@@ -74,70 +75,104 @@ def test_pruning_in_rounds_is_the_same_on_eight_devices(parts, cuts, network):
     model, batch = network
     mesh = sharding.make_mesh(data=parts, model=cuts)
     score = jax.jit(scorers(model)["synflow"])
-    score_fn = lambda batch: lambda params, mask, key: score(params, batch, mask)
+    score_fn = lambda batch: lambda params, *, mask: score(params, batch, mask)
     want, _ = prune.prune(score_fn(batch), model.params, 0.1, rounds=3)
-    here = sharding.shard_params(model.params, mesh)
-    got, _ = prune.prune(score_fn(sharding.shard_batch(batch, mesh)), here, 0.1, rounds=3)
+    params = sharding.shard_params(model.params, mesh)
+    sharded_batch = sharding.shard_batch(batch, mesh)
+    got, _ = prune.prune(score_fn(sharded_batch), params, 0.1, rounds=3)
     chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(want))
 
 
-def a_level(model, mesh):
-    """Train and prune one level of IMP; on a mesh, or on one device without it."""
+def run_level(model, mesh):
+    """Train and prune one level of IMP on a mesh, or on one device if it is None."""
     draw = np.random.default_rng(1)
     images = jnp.asarray(draw.integers(0, 255, (64, *SHAPE)), jnp.uint8)
     labels = jnp.asarray(draw.integers(0, 10, 64), jnp.int32)
-    how = data.Preprocessing((0.5, 0.5), (0.3, 0.3), 1, True)
+    preprocessing = data.Preprocessing((0.5, 0.5), (0.3, 0.3), 1, True)
     recipe = train.Training(
         epochs=2.0, batch_size=16, learning_rate=0.05, precision="float64"
     )
-    copy, spread = (
-        (lambda arrays: arrays,) * 2
-        if mesh is None
-        else (
-            functools.partial(sharding.replicate, mesh=mesh),
-            functools.partial(sharding.shard_params, mesh=mesh),
-        )
-    )
-    pictures = train.ImageSet(copy(images), copy(labels), how)
+    if mesh is not None:
+        model = sharding.shard_params(model, mesh)
+        images, labels = sharding.replicate((images, labels), mesh)
+    image_set = train.ImageSet(images, labels, preprocessing)
 
-    def train_fn(params, mask, key, level):
-        state = copy(model.state)
-        fitted = train.fit(
-            model.apply, params, state, mask, pictures, recipe, key, early=2
+    def train_fn(model, mask, key, level):
+        result = train.fit(
+            model, mask.params, image_set, recipe, key, rewind_iteration=2
         )
-        found = train.evaluate(model.apply, fitted.params, fitted.state, pictures, 16)
-        return imp.Trained(fitted.params, found, fitted.early[0])
+        metrics = train.evaluate(result.model, image_set, batch_size=16)
+        return imp.Trained(result.model, metrics, result.rewind_point)
 
-    start = imp.init(spread(model.params), jax.random.key(3))
+    start = imp.init(model, jax.random.key(3))
     return imp.step(start, train_fn, 0.2, rewind="early")
 
 
 @jax.numpy_dtype_promotion("standard")  # Flax promotes in float64
 def test_a_level_is_the_same_on_eight_devices(network):
-    """Training, augmentation, pruning and rewinding; batches split, weights spread."""
+    """Training, augmentation, evaluation, pruning and rewinding of a Model."""
     model, _ = network
-    want, seen = a_level(model, None)
+    expected_state, expected_info = run_level(model, None)
     for parts, cuts in MESHES[1:]:
         mesh = sharding.make_mesh(data=parts, model=cuts)
-        state, info = a_level(model, mesh)
-        kernel = info.trained["conv2"]["kernel"]
+        state, info = run_level(model, mesh)
+        kernel = info.params.params["conv2"]["kernel"]
         assert len({str(shard.index) for shard in kernel.addressable_shards}) == cuts
+        assert sharding.mesh_of((state.params, state.mask)) == mesh
         for got, expected in (
-            (state.rewind, want.rewind),
-            (info.trained, seen.trained),
-            (info.metrics, seen.metrics),
+            (state.params, expected_state.params),
+            (info.params, expected_info.params),
+            (info.metrics, expected_info.metrics),
         ):
             chex.assert_trees_all_close(
                 jax.device_get(got), jax.device_get(expected), rtol=1e-8, atol=1e-10
             )
         chex.assert_trees_all_equal(
-            jax.device_get(state.mask), jax.device_get(want.mask)
+            jax.device_get(state.mask), jax.device_get(expected_state.mask)
         )
+
+
+@jax.numpy_dtype_promotion("standard")
+def test_a_short_last_batch_is_the_same_on_eight_devices(network):
+    """36 images in batches of 16 leave 4, which 8 devices cannot share equally."""
+    model, _ = network
+    draw = np.random.default_rng(2)
+    images = jnp.asarray(draw.integers(0, 255, (36, *SHAPE)), jnp.uint8)
+    labels = jnp.asarray(draw.integers(0, 10, 36), jnp.int32)
+    preprocessing = data.Preprocessing((0.5, 0.5), (0.3, 0.3))
+    recipe = train.Training(
+        epochs=1.0, batch_size=16, learning_rate=0.05, precision="float64"
+    )
+    mesh = sharding.make_mesh(data=8)
+    results = []
+    for place in (
+        lambda arrays: arrays,
+        functools.partial(sharding.replicate, mesh=mesh),
+    ):
+        image_set = train.ImageSet(place(images), place(labels), preprocessing)
+        mask = place(masks.ones_like(model.params))
+        result = train.fit(place(model), mask, image_set, recipe, jax.random.key(4))
+        metrics = train.evaluate(result.model, image_set, batch_size=16)
+        results.append(jax.device_get((result.model, result.history, metrics)))
+    chex.assert_trees_all_close(*results, rtol=1e-8, atol=1e-10)
+
+
+def test_a_mesh_that_does_not_divide_a_batch_is_refused(network):
+    model, _ = network
+    mesh = sharding.make_mesh(data=8)
+    images, labels = jnp.zeros((20, *SHAPE), jnp.uint8), jnp.zeros(20, jnp.int32)
+    images, labels = sharding.replicate((images, labels), mesh)
+    preprocessing = data.Preprocessing((0.5, 0.5), (0.3, 0.3))
+    image_set = train.ImageSet(images, labels, preprocessing)
+    recipe = train.Training(epochs=1.0, batch_size=10, learning_rate=0.05)
+    mask = masks.ones_like(model.params)
+    with pytest.raises(ValueError, match="of 10 examples can't be split into 8 equal"):
+        train.fit(model, mask, image_set, recipe, jax.random.key(0))
 
 
 @pytest.mark.parametrize("ties", ["exact", "reference"])
 def test_selecting_never_gathers_the_scores(ties):
-    """Read off the compiled program: counts are all that devices tell each other."""
+    """In the compiled program, devices exchange nothing but counts."""
     mesh = sharding.make_mesh(model=8)
     shapes = {"a": (16, 64), "b": (3, 3, 8, 32), "c": (64, 8)}
     scored = sharding.shard_params(
@@ -150,9 +185,12 @@ def test_selecting_never_gathers_the_scores(ties):
     select = jax.jit(functools.partial(masks.select, density=0.1, ties=ties))
     compiled = select.lower(scored).compile()
     program = compiled.as_text()
-    talk = re.findall(r"= (\S+) (all-\w+|collective-\w+|reduce-scatter)[.(]", program)
-    assert talk
-    for shape, operation in talk:  # at most a few counts of each device
+    assert program is not None
+    exchanges = re.findall(
+        r"= (\S+) (all-\w+|collective-\w+|reduce-scatter)[.(]", program
+    )
+    assert exchanges
+    for shape, operation in exchanges:  # at most a few counts per device
         assert operation in ("all-reduce", "all-gather"), f"{operation} of {shape}"
         for dims in re.findall(r"\[([\d,]*)\]", shape):
             size = np.prod([int(n) for n in dims.split(",") if n], initial=1)
@@ -164,7 +202,7 @@ def test_selecting_never_gathers_the_scores(ties):
     chex.assert_trees_all_equal(jax.device_get(chosen), jax.device_get(want))
 
 
-def test_a_mesh_that_cannot_be_is_refused():
+def test_impossible_meshes_and_batches_are_refused():
     with pytest.raises(
         ValueError, match="data=3 and model=4 takes 12 devices, and there"
     ):

@@ -1,9 +1,9 @@
-"""Counting, freezing, schedules, controls and health of masks."""
+"""Counts, files, schedules, controls and health of masks."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 from hypothesis import given, strategies as st
 
@@ -16,73 +16,72 @@ def test_counts_are_exact_above_2_to_the_24():
     assert masks.count(mask) == 4097 * 4097
 
 
-@pytest.mark.parametrize(
-    "optimizer",
-    [
-        optax.adam(0.1),
-        optax.sgd(0.1, momentum=0.9, nesterov=True),
-        optax.adamw(0.1, weight_decay=0.5),
-        optax.chain(optax.add_decayed_weights(0.5), optax.sgd(0.1, momentum=0.9)),
-    ],
-    ids=["adam", "nesterov", "adamw", "decay"],
-)
-def test_pruned_weights_stay_zero_under_every_optimizer(optimizer):
-    # The mask changes on the way: momentum gathered before must not move what it
-    # prunes.
-    with jax.numpy_dtype_promotion("standard"):  # optax promotes its step count
-        optimizer = optax.chain(optimizer, masks.freeze())
-        params = {"w": jnp.array([[1.0, -2.0], [3.0, 4.0]])}
-        state, mask = optimizer.init(params), masks.ones_like(params)
-        for step in range(6):
-            if step == 3:
-                mask = {"w": jnp.array([[True, False], [False, True]])}
-                params = masks.apply(params, mask)
-            updates, state = optimizer.update(
-                jax.tree.map(jnp.cos, params), state, params, mask=mask
-            )
-            params = optax.apply_updates(params, updates)
-    assert params["w"][0, 1] == 0
-    assert params["w"][1, 0] == 0
-    assert params["w"][0, 0] != 0
-
-
-def test_freezing_under_a_new_mask_traces_nothing_anew():
-    optimizer = optax.chain(optax.trace(0.9), masks.freeze())
-    params = {"w": jnp.ones((2, 2))}
-    traces = 0
-
-    @jax.jit
-    def update(state, mask):
-        nonlocal traces
-        traces += 1
-        return optimizer.update(params, state, params, mask=mask)
-
-    for level in range(5):
-        update(optimizer.init(params), {"w": jnp.arange(4).reshape(2, 2) >= level})
-    assert traces == 1
-
-
 @given(
     c=st.floats(0.01, 3),
     rounds=st.integers(1, 50),
     schedule=st.sampled_from(["exponential", "linear"]),
 )
-def test_schedules_fall_to_the_density_asked_for(c, rounds, schedule):
+def test_schedules_decrease_to_the_requested_density(c, rounds, schedule):
     densities = masks.densities(10**-c, rounds, schedule)
     assert len(densities) == rounds
     assert densities[-1] == 10**-c
     assert all(a > b for a, b in zip([1.0, *densities], densities, strict=False))
 
 
-def test_bad_schedules_are_refused():
+def test_invalid_schedules_are_refused():
     with pytest.raises(ValueError, match="rounds is the number.*got 0"):
         masks.densities(0.5, 0)
-    with pytest.raises(ValueError, match="schedule 'cosine' is not known"):
+    with pytest.raises(ValueError, match="schedule 'cosine' is unknown"):
         masks.densities(0.5, 2, "cosine")
 
 
+def test_a_saved_mask_is_read_back_and_readable_by_numpy_alone(tmp_path):
+    params = {"a": {"kernel": jnp.zeros((2, 3))}, "b": [jnp.zeros(2)] * 11}
+    mask = {
+        "a": {"kernel": jnp.arange(6).reshape(2, 3) % 2 == 0},
+        "b": [jnp.arange(2) == i % 2 for i in range(11)],
+    }
+    path = tmp_path / "mask.npz"
+    masks.save(path, mask)
+    chex.assert_trees_all_equal(masks.load(path, like=params), mask)
+    chex.assert_trees_all_equal(masks.load(path), tree.by_name(mask))
+    with np.load(path, allow_pickle=False) as file:
+        np.testing.assert_array_equal(file["a/kernel"], mask["a"]["kernel"])
+    masks.save(path, masks.ones_like(params))  # replaces the file
+    assert bool(masks.load(path)["a/kernel"].all())
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_mask_of_another_network_is_refused(tmp_path):
+    masks.save(tmp_path / "mask.npz", {"w": jnp.ones((2, 2), bool)})
+    for like, sentence in (
+        ({"v": jnp.ones((2, 2))}, "only `like` has a leaf at 'v'"),
+        ({}, "only the file has a leaf at 'w'"),
+        ({"w": jnp.ones((2, 3))}, r"shape \(2, 2\) at 'w'.*has \(2, 3\)"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            masks.load(tmp_path / "mask.npz", like=like)
+    with pytest.raises(TypeError, match="mask is float32 at 'w'"):
+        masks.save(tmp_path / "mask.npz", {"w": jnp.ones((2, 2))})
+
+
+def test_the_summary_lists_prunable_leaves_in_network_order_and_the_total():
+    mask = {
+        "bias": jnp.ones(3, bool),
+        "conv10": jnp.zeros((2, 2), bool),
+        "conv2": jnp.eye(2, dtype=bool),
+    }
+    lines = [line.split() for line in masks.summary(mask).splitlines()]
+    assert lines == [
+        ["leaf", "shape", "kept", "weights", "density"],
+        ["conv2", "(2,", "2)", "2", "4", "0.5000"],
+        ["conv10", "(2,", "2)", "0", "4", "0.0000"],
+        ["total", "2", "8", "0.2500"],
+    ]
+
+
 def test_density_without_prunable_weights_is_refused():
-    with pytest.raises(ValueError, match="no prunable weight"):
+    with pytest.raises(ValueError, match=r'no prunable leaf.*include="\*kernel"'):
         masks.density({"bias": jnp.ones(3, bool)})
 
 
@@ -105,7 +104,7 @@ def test_inverted_scores_keep_the_complement():
     assert (np.asarray(kept) ^ np.asarray(dropped)).all()
 
 
-def test_reinitialising_draws_kernels_anew_and_nothing_else():
+def test_reinitialize_redraws_kernels_and_nothing_else():
     def init(key):
         bias, kernel = jax.random.split(key)
         return {
@@ -124,7 +123,7 @@ def chain(params, x):
 
 
 def test_effective_density_by_hand():
-    # Unit 1 has an input and no output, unit 2 an output and no input: only unit 0 is
+    # Unit 1 has an input and no output. Unit 2 has an output and no input. Only unit 0 is
     # live.
     mask = {
         "fc1": jnp.array([[True, True, False], [True, False, False]]),
@@ -138,21 +137,23 @@ def test_effective_density_by_hand():
     assert health.collapse is None
 
 
-def test_an_empty_layer_is_a_warning_and_no_crash():
+def test_an_empty_layer_is_reported_as_a_collapse():
     mask = {"fc1": jnp.ones((2, 3), bool), "fc2": jnp.zeros((3, 1), bool)}
     health = masks.health(mask, chain, jnp.ones((1, 2)))
     assert health.empty == ("fc2",)
     assert health.effective_density == 0
+    assert health.collapse is not None
     assert "layers without a weight: fc2" in health.collapse.message
 
 
-def test_a_cut_without_an_empty_layer_is_a_warning_too():
+def test_a_cut_without_an_empty_layer_is_reported_as_a_collapse():
     mask = {
         "fc1": jnp.array([[True, False]]),
         "fc2": jnp.array([[False], [True]]),
     }
     health = masks.health(mask, chain, jnp.ones((1, 1)))
     assert health.empty == ()
+    assert health.collapse is not None
     assert "no path of kept weights" in health.collapse.message
 
 
@@ -167,6 +168,6 @@ def test_health_counts_paths_that_overflow_float32():
     mask = masks.select(scores.magnitude(model.params), 0.9)
     inputs = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1), minval=0.5)
     health = masks.health(mask, models.flow(model), inputs)
-    # Maps of one pixel use one tap of nine; all others but a few are live.
+    # Maps of one pixel use one of nine taps. Nearly all other weights are live.
     assert health.effective["conv1/kernel"] > 0.85
     assert health.collapse is None

@@ -1,4 +1,4 @@
-"""Selection keeps exactly what it says, whatever ties there are."""
+"""Selection keeps exactly the requested number of weights, with or without ties."""
 
 import chex
 import jax
@@ -28,9 +28,9 @@ def flat(tree):
 @given(
     keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
-def test_keeps_exactly_the_number_asked_for(keep, distinct, seed):
-    # Few distinct values: ties are what a threshold gets wrong. Shapes stay fixed: each
-    # new one compiles.
+def test_keeps_exactly_the_requested_number(keep, distinct, seed):
+    # Few distinct values give many ties, which a threshold gets wrong. The shapes are
+    # fixed, because every new shape compiles.
     mask = masks.select(drawn(seed, distinct), keep / 23)
     assert masks.count(mask) == masks.num_kept(keep / 23, 23)
     assert bool(mask["bias"].all())
@@ -39,7 +39,7 @@ def test_keeps_exactly_the_number_asked_for(keep, distinct, seed):
 @given(
     keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
-def test_keeps_what_a_stable_sort_would(keep, distinct, seed):
+def test_keeps_the_same_weights_as_a_stable_sort(keep, distinct, seed):
     scores = drawn(seed, distinct)
     best = np.argsort(-flat(scores), kind="stable")[: masks.num_kept(keep / 23, 23)]
     expected = np.zeros(23, bool)
@@ -50,7 +50,7 @@ def test_keeps_what_a_stable_sort_would(keep, distinct, seed):
 @given(
     keep=st.integers(1, 22), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
-def test_reference_ties_keep_the_strictly_greater(keep, distinct, seed):
+def test_reference_ties_keep_only_strictly_greater_scores(keep, distinct, seed):
     scores, density = drawn(seed, distinct), keep / 23
     k = int((1.0 - density) * 23)
     expected = np.ones(23, bool)
@@ -75,7 +75,7 @@ def test_pruned_weights_stay_pruned(first, share, seed, ties):
 
 
 @given(keep=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
-def test_layer_scope_counts_each_layer_by_itself(keep, seed):
+def test_layer_scope_selects_in_each_layer_separately(keep, seed):
     mask = masks.select(drawn(seed, 3), keep / 8, scope="layer")
     assert int(mask["a"].sum()) == masks.num_kept(keep / 8, 15)
     assert int(mask["b"].sum()) == masks.num_kept(keep / 8, 8)
@@ -91,7 +91,7 @@ def test_selects_in_every_float_dtype(dtype):
         ]
 
 
-def test_float64_scores_are_told_apart_below_float32():
+def test_float64_scores_are_ranked_in_float64():
     with jax.enable_x64(True):
         scores = {"w": jnp.array([[1.0, 1.0 + 1e-15]])}
         assert masks.select(scores, 0.5)["w"].tolist() == [[False, True]]
@@ -103,7 +103,7 @@ def test_counts_of_vgg16_are_the_published_ones():
     assert counts == [13115279, 11689004, 9284906, 4653477, 1471559, 147156]
 
 
-def test_a_new_density_or_mask_compiles_nothing_anew(caplog):
+def test_a_new_density_or_mask_does_not_recompile(caplog):
     scores = {"w": jnp.arange(12.0).reshape(3, 4)}
     mask = masks.select(scores, 0.95, mask=masks.ones_like(scores))
     with jax.log_compiles():
@@ -118,22 +118,23 @@ def test_select_runs_under_jit():
     chex.assert_trees_all_equal(mask, masks.select(scores, 0.5))
 
 
+@pytest.mark.usefixtures("without_type_checks")
 @pytest.mark.parametrize("density", [95, 0, -0.1, float("nan"), "half"])
 def test_a_density_out_of_range_is_refused(density):
     with pytest.raises(
-        (ValueError, TypeError), match="fraction of prunable weights|SupportsFloat"
+        ValueError, match="fraction of prunable weights.*got.*pass 1 - s"
     ):
         masks.select({"w": jnp.ones((2, 2))}, density)
 
 
-def test_bad_options_and_trees_are_refused_by_name():
+def test_invalid_options_and_trees_are_refused():
     scores = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
     ones = masks.ones_like(scores)
     with pytest.raises(
-        ValueError, match="scope 'row' is not known. Pass one of global, layer"
+        ValueError, match="scope 'row' is unknown. Pass one of global, layer"
     ):
         masks.select(scores, 0.5, scope="row")
-    with pytest.raises(ValueError, match="ties 'random' is not known"):
+    with pytest.raises(ValueError, match="ties 'random' is unknown"):
         masks.select(scores, 0.5, ties="random")
     with pytest.raises(ValueError, match="mask has no leaf at 'b', which scores has"):
         masks.select(scores, 0.5, mask={"a": ones["a"]})
@@ -143,12 +144,16 @@ def test_bad_options_and_trees_are_refused_by_name():
         masks.select(scores, 0.5, mask={**ones, "b": jnp.ones((2, 2))})
     with pytest.raises(ValueError, match="not finite at 'b' .1 of 4 entries nan"):
         masks.select({**scores, "b": jnp.array([[1.0, jnp.nan], [0, 0]])}, 0.5)
-    with pytest.raises(ValueError, match="no prunable leaf"):
+    with pytest.raises(ValueError, match=r'no prunable leaf.*include="\*"'):
         masks.select({"bias": jnp.ones(3)}, 0.5)
     with pytest.raises(ValueError, match="density 1e-20 keeps none of 8 weights"):
         masks.select(scores, 1e-20)
     with pytest.raises(TypeError, match="mask is float32 at 'a'"):
         masks.count({"a": jnp.ones((2, 2))})
+    with pytest.raises(
+        ValueError, match="prunable has no leaf at 'b', which params has"
+    ):
+        masks.select(scores, 0.5, prunable={"a": True})
     half = masks.select(scores, 0.5)
     with pytest.raises(ValueError, match="asks for 6 of 8 weights.*only 4 left"):
         masks.select(scores, 0.75, mask=half)

@@ -1,7 +1,8 @@
-"""The networks: sizes, initialization, and what their functions owe."""
+"""Networks of `models`, their forward passes, and the fast convolution and pooling."""
 
 import dataclasses
 import functools
+from typing import Any
 
 import chex
 import jax
@@ -15,37 +16,23 @@ from jaxprune.models import conv
 
 
 @pytest.mark.parametrize("name", models.MODELS)
-def test_every_model_gives_logits_and_names_layers_in_network_order(name):
-    shapes = jax.eval_shape(
-        lambda key: models.create(name, key=key, input_shape=(8, 8, 1), width=0.25)[:2],
-        jax.random.key(0),
+def test_every_model_returns_logits_and_names_layers_in_network_order(name):
+    create = functools.partial(
+        models.create, name, input_shape=(8, 8, 1), width=0.25, num_classes=7
     )
-    model = None
-
-    def init(key):
-        nonlocal model
-        model = models.create(
-            name, key=key, input_shape=(8, 8, 1), width=0.25, num_classes=7
-        )
-        return model.params, model.state
-
-    params, state = jax.eval_shape(init, jax.random.key(0))
+    model = jax.eval_shape(lambda key: create(key=key), jax.random.key(0))
     x = jax.ShapeDtypeStruct((3, 8, 8, 1), jnp.float32)
     for train in (False, True):
         logits, after = jax.eval_shape(
-            lambda p, s, x, train=train: model.apply(p, s, x, train=train),
-            params,
-            state,
-            x,
+            functools.partial(model.apply, train=train), model.params, model.state, x
         )
         assert logits.shape == (3, 7)
-        assert jax.tree.structure(after) == jax.tree.structure(state)
-    kernels = [name for name in tree.by_name(params) if "kernel" in name]
+        assert jax.tree.structure(after) == jax.tree.structure(model.state)
+    kernels = [name for name in tree.by_name(model.params) if "kernel" in name]
     assert kernels[-1].split("/")[-2].startswith("fc")
-    assert jax.tree.structure(shapes[0]) == jax.tree.structure(params)
 
 
-# Prunable weights with ten classes: from the layers' shapes, as in the papers.
+# Prunable weights with ten classes, computed from the layers' shapes in the papers.
 SIZES = {
     "vgg16": ((32, 32, 3), 14_715_584),
     "resnet20": ((32, 32, 3), 270_896),
@@ -54,7 +41,7 @@ SIZES = {
 
 
 @pytest.mark.parametrize("name", SIZES)
-def test_full_size_networks_have_the_weights_of_the_papers(name):
+def test_full_size_networks_have_the_number_of_weights_of_the_papers(name):
     shape, size = SIZES[name]
     params = jax.eval_shape(
         lambda key: models.create(name, key=key, input_shape=shape).params,
@@ -78,7 +65,7 @@ def test_weights_are_drawn_from_an_untruncated_normal_of_variance_2_over_fan_in(
     )
 
 
-def test_training_moves_the_statistics_by_a_tenth():
+def test_training_mode_moves_the_statistics_by_a_tenth():
     model = models.create(
         "mlp", key=jax.random.key(0), input_shape=(2, 2, 1), width=0.1
     )
@@ -86,24 +73,26 @@ def test_training_moves_the_statistics_by_a_tenth():
     _, state = model.apply(model.params, model.state, x, train=True)
     hidden = x.reshape(64, -1) @ model.params["fc1"]["kernel"]
     chex.assert_trees_all_close(state["bn1"]["mean"], 0.1 * hidden.mean(0), atol=1e-6)
-    _, still = model.apply(model.params, model.state, x)
-    chex.assert_trees_all_equal(still, model.state)
+    _, unchanged = model.apply(model.params, model.state, x)
+    chex.assert_trees_all_equal(unchanged, model.state)
 
 
 def without_norms(params):
     return {
-        name: without_norms(held) if isinstance(held, dict) else held
-        for name, held in params.items()
+        name: without_norms(child) if isinstance(child, dict) else child
+        for name, child in params.items()
         if not name.startswith("bn")
     }
 
 
-def test_flow_leaves_normalization_out_whatever_was_trained():
+def test_flow_leaves_out_normalization_and_its_statistics():
     build = functools.partial(
         models.create, "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.1
     )
     model, plain = build(), build(batch_norm=False)
-    trained = dataclasses.replace(model, state=jax.tree.map(lambda s: s + 3.0, model.state))
+    trained = dataclasses.replace(
+        model, state=jax.tree.map(lambda s: s + 3.0, model.state)
+    )
     x = jax.random.normal(jax.random.key(1), (2, 8, 8, 1))
     chex.assert_trees_all_close(
         models.flow(trained)(model.params, x),
@@ -115,18 +104,18 @@ def test_flow_leaves_normalization_out_whatever_was_trained():
     assert not np.allclose(absolute, models.flow(trained)(model.params, x))
 
 
-def test_max_pool_gives_its_gradient_to_the_first_of_ties():
-    """SynFlow's constant input makes every window a tie; the reference picks the first."""
+def test_max_pool_passes_its_gradient_to_the_first_of_equal_values():
+    """SynFlow's constant input makes all values equal; the reference code takes the first."""
     gradient = jax.grad(lambda x: conv.max_pool(x).sum())(jnp.ones((1, 2, 2, 1)))
     assert gradient.ravel().tolist() == [1, 0, 0, 0]
 
 
-def agrees_with(ours, theirs, *args):
-    """Values, gradients, and the derivative of gradients along a direction, in float64."""
+def assert_same_function(ours, theirs, *args):
+    """Compare values, gradients, and directional derivatives of gradients, in float64."""
     with jax.enable_x64(True):
         args = [jnp.asarray(a, jnp.float64) for a in args]
         keys = jax.random.split(jax.random.key(9), len(args))
-        moves = [
+        directions = [
             jax.random.normal(k, a.shape, a.dtype)
             for k, a in zip(keys, args, strict=True)
         ]
@@ -134,15 +123,16 @@ def agrees_with(ours, theirs, *args):
         loss = lambda fn: lambda *args: jnp.sin(fn(*args)).sum()
         grads = [jax.grad(loss(fn), every) for fn in (ours, theirs)]
         chex.assert_trees_all_close(ours(*args), theirs(*args), rtol=1e-12, atol=1e-12)
-        found, expected = (jax.jvp(g, tuple(args), tuple(moves)) for g in grads)
-        chex.assert_trees_all_close(found, expected, rtol=1e-9, atol=1e-9)
+        got, expected = (jax.jvp(g, tuple(args), tuple(directions)) for g in grads)
+        chex.assert_trees_all_close(got, expected, rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize(("height", "width"), [(4, 6), (5, 3), (2, 2)])
-def test_max_pool_is_that_of_xla(height, width):
-    x = jax.random.randint(jax.random.key(0), (2, height, width, 3), 0, 4)  # with ties
+def test_max_pool_equals_that_of_xla(height, width):
+    # Integers of 0 to 3, so that some values are equal.
+    x = jax.random.randint(jax.random.key(0), (2, height, width, 3), 0, 4)
     theirs = lambda x: nnx.max_pool(x, (2, 2), strides=(2, 2))
-    agrees_with(conv.max_pool, theirs, x)
+    assert_same_function(conv.max_pool, theirs, x)
 
 
 SAME = [(1, 1), (1, 1)]
@@ -158,23 +148,25 @@ SAME = [(1, 1), (1, 1)]
         ((3, 4, 2, 5), 1, (2, 1), "VALID"),
         ((3, 3, 4, 5), 2, (1, 2), "SAME"),
         ((3, 7, 5, 5), 4, (4, 3), [(2, 3), (0, 4)]),
-        ((3, 2, 1, 5), 2, (3, 1), [(2, 3), (3, 0)]),  # some pixels see only padding
-        ((3, 8, 8, 5), 3, (1, 1), "SAME"),  # these are left to XLA
+        # Some outputs depend on padding only.
+        ((3, 2, 1, 5), 2, (3, 1), [(2, 3), (3, 0)]),
+        # The remaining ones use XLA.
+        ((3, 8, 8, 5), 3, (1, 1), "SAME"),
         ((2, 32, 32, 9), 3, (2, 2), SAME),
         ((2, 2, 2, 5), 3, (1, 1), [(-1, 2), (1, 1)]),
     ],
     ids=str,
 )
-def test_convolution_is_that_of_xla(shape, kernel, strides, padding):
+def test_convolution_equals_that_of_xla(shape, kernel, strides, padding):
     keys = jax.random.split(jax.random.key(1))
     x = jax.random.normal(keys[0], shape)
     k = jax.random.normal(keys[1], (kernel, kernel, shape[-1], 4))
-    numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
+    numbers: Any = {"dimension_numbers": ("NHWC", "HWIO", "NHWC")}
     ours, theirs = (
         lambda x, k, fn=fn: fn(x, k, strides, padding, **numbers)
         for fn in (conv.conv_general_dilated, jax.lax.conv_general_dilated)
     )
-    agrees_with(jax.jit(ours), theirs, x, k)
+    assert_same_function(jax.jit(ours), theirs, x, k)
 
 
 @pytest.mark.parametrize(
@@ -187,21 +179,22 @@ def test_convolution_is_that_of_xla(shape, kernel, strides, padding):
     ],
     ids=str,
 )
-def test_a_users_flax_convolution_takes_ours(options):
+def test_the_convolution_can_be_passed_to_flax(options):
     x = jax.random.normal(jax.random.key(2), (1, 2, 2, 4))
+    hook: Any = {"conv_general_dilated": conv.conv_general_dilated}
     layers = [
-        nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options, **given)
-        for given in ({}, {"conv_general_dilated": conv.conv_general_dilated})
+        nnx.Conv(4, 4, (3, 3), rngs=nnx.Rngs(0), **options, **more)
+        for more in ({}, hook)
     ]
     chex.assert_trees_all_close(layers[0](x), layers[1](x), rtol=1e-5, atol=1e-5)
 
 
-def test_bad_models_are_refused():
+def test_invalid_models_are_refused():
     key = jax.random.key(0)
-    with pytest.raises(ValueError, match="model 'vgg17' is not known. Pass one of mlp"):
+    with pytest.raises(ValueError, match="model 'vgg17' is unknown. Pass one of mlp"):
         models.create("vgg17", key=key)
     with pytest.raises(ValueError, match="must all be positive"):
         models.create("mlp", key=key, width=0.0)
     model = models.create("mlp", key=key, input_shape=(2, 2, 1))
-    with pytest.raises(ValueError, match="batch_norm 'none' is not known"):
+    with pytest.raises(ValueError, match="batch_norm 'none' is unknown"):
         models.flow(model, batch_norm="none")

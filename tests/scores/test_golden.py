@@ -1,4 +1,4 @@
-"""Scores against the reference code's, on the golden network, in both precisions.
+"""Scores of the golden network equal those of the reference code, in both precisions.
 
 tests/golden/reference_scores.json was computed with the SynFlow authors' PyTorch code,
 normalized as it normalizes: SNIP by the sum over the prunable weights, GraSP by the
@@ -48,7 +48,7 @@ def normalized(method, flat):
 @pytest.mark.parametrize(
     "case", CASES, ids=lambda case: f"{case['score']}-{case['dtype']}"
 )
-def test_scores_and_counts_are_the_reference_codes(case):
+def test_scores_and_counts_equal_those_of_the_reference_code(case):
     double = case["dtype"] == "f64"
     with jax.enable_x64(double):
         ours = scored(case["score"], jnp.float64 if double else jnp.float32)

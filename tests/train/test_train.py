@@ -1,4 +1,6 @@
-"""Training: what continues, what is masked, what diverges."""
+"""Training: learning, masks, continuing from an iteration, short batches, divergence."""
+
+from typing import Any
 
 import chex
 import jax
@@ -8,22 +10,28 @@ import pytest
 
 from jaxprune import data, masks, models, train
 
-HOW = data.Preprocessing((0.5,), (0.25,), pad=1, flip=True)
+PREPROCESSING = data.Preprocessing((0.5,), (0.25,), pad=1, flip=True)
+PLAIN = data.Preprocessing((0.5,), (0.25,))
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def image_set():
     generator = np.random.default_rng(0)
     labels = generator.integers(0, 3, 70).astype(np.int32)
     images = generator.integers(0, 60, (70, 4, 4, 1)) + 60 * labels.reshape(-1, 1, 1, 1)
-    return train.ImageSet(jnp.asarray(images, jnp.uint8), jnp.asarray(labels), HOW)
+    return train.ImageSet(
+        jnp.asarray(images, jnp.uint8), jnp.asarray(labels), PREPROCESSING
+    )
+
+
+def create(**changes):
+    options: Any = {"input_shape": (4, 4, 1), "num_classes": 3, "width": 0.05}
+    return models.create("mlp", key=jax.random.key(0), **options, **changes)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return models.create(
-        "mlp", key=jax.random.key(0), input_shape=(4, 4, 1), num_classes=3, width=0.05
-    )
+    return create()
 
 
 def recipe(**changes):
@@ -31,123 +39,151 @@ def recipe(**changes):
     return train.Training(**{**defaults, **changes})
 
 
-def fit(model, pictures, training, mask=None, params=None, state=None, **options):
-    params = model.params if params is None else params
-    return train.fit(
-        model.apply,
-        params,
-        model.state if state is None else state,
-        masks.ones_like(model.params) if mask is None else mask,
-        pictures,
-        training,
-        jax.random.key(1),
-        **options,
-    )
+def fit(model, image_set, training, mask=None, **options):
+    mask = masks.ones_like(model.params) if mask is None else mask
+    return train.fit(model, mask, image_set, training, jax.random.key(1), **options)
 
 
-def test_training_learns(model, pictures):
-    fitted = fit(model, pictures, recipe(epochs=10))
-    assert fitted.history[-1]["loss"] < 0.7 * fitted.history[0]["loss"]
-    found = train.evaluate(
-        model.apply, fitted.params, fitted.state, pictures, batch_size=32
-    )
-    assert found.accuracy > 80
+def test_training_learns(model, image_set):
+    history = []
+    result = fit(model, image_set, recipe(epochs=10), on_epoch=history.append)
+    assert result.history == history
+    assert [entry["epoch"] for entry in history] == list(range(1, 11))
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert result.rewind_point is None
+    assert train.evaluate(result.model, image_set, batch_size=32).accuracy > 80
 
 
-def test_training_leaves_its_arguments_whole(model, pictures):
-    fit(model, pictures, recipe(epochs=1))
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(model.params))
+def test_training_does_not_change_its_arguments(model, image_set):
+    mask = masks.ones_like(model.params)
+    before = jax.tree.map(np.array, (model, mask))
+    fit(model, image_set, recipe(epochs=1), mask)
+    chex.assert_trees_all_equal((model, mask), before)
 
 
 @pytest.mark.parametrize(
     "training",
     [
         recipe(optimizer="adam", learning_rate=0.01, weight_decay=0.1),
-        recipe(weight_decay=0.1, decay="kernels", schedule="steps", drop_epochs=(1, 2)),
-        recipe(schedule="cosine", warmup_epochs=1, smoothing=0.1, precision="bfloat16"),
+        recipe(
+            weight_decay=0.1, decay_mask="kernels", schedule="steps", drop_epochs=(1, 2)
+        ),
+        recipe(
+            schedule="cosine",
+            warmup_epochs=1,
+            label_smoothing=0.1,
+            precision="bfloat16",
+        ),
     ],
     ids=["adam", "steps", "bfloat16"],
 )
-def test_pruned_weights_stay_zero_through_training(model, pictures, training):
+def test_pruned_weights_stay_zero_through_training(model, image_set, training):
     mask = masks.select(jax.tree.map(jnp.abs, model.params), 0.3)
-    fitted = fit(model, pictures, training, mask)
-    pruned = jax.tree.map(
-        lambda w, m: jnp.where(m, jnp.zeros_like(w), w), fitted.params, mask
-    )
-    chex.assert_trees_all_equal(pruned, jax.tree.map(jnp.zeros_like, pruned))
-    assert not fitted.diverged
+    result = fit(model, image_set, training, mask)
+    masked = masks.apply(result.model.params, mask)
+    chex.assert_trees_all_equal(result.model.params, masked)
+    assert not result.diverged
 
 
-def test_continuing_from_an_iteration_is_training_on(model, pictures):
-    """Plain SGD has no state: stopping at an iteration and going on gives the same bits."""
+def test_continuing_from_an_iteration_gives_the_same_bits(model, image_set):
+    """Plain SGD has no state, so that a fresh optimizer changes nothing."""
     training = recipe(momentum=0.0, schedule="cosine")
-    whole = fit(model, pictures, training, early=4)  # in the midst of the second epoch
-    params, state = whole.early
-    resumed = fit(model, pictures, training, params=params, state=state, start=4)
-    chex.assert_trees_all_equal(resumed.params, whole.params)
-    chex.assert_trees_all_equal(resumed.state, whole.state)
+    # Iteration 4 is in the second epoch, after its first step.
+    whole = fit(model, image_set, training, rewind_iteration=4)
+    resumed = fit(whole.rewind_point, image_set, training, start=4)
+    chex.assert_trees_all_equal(resumed.model, whole.model)
+    assert resumed.history[-1] == whole.history[-1]
 
 
-def test_the_early_iteration_may_be_the_first_or_the_last(model, pictures):
-    first = fit(model, pictures, recipe(epochs=1), early=0)
-    chex.assert_trees_all_equal(first.early[0], model.params)
-    last = fit(model, pictures, recipe(epochs=1), early=3)
-    chex.assert_trees_all_equal(last.early[0], last.params)
+def test_the_rewind_point_may_be_the_first_or_the_last_iteration(model, image_set):
+    first = fit(model, image_set, recipe(epochs=1), rewind_iteration=0)
+    chex.assert_trees_all_equal(first.rewind_point, model)
+    last = fit(model, image_set, recipe(epochs=1), rewind_iteration=3)
+    chex.assert_trees_all_equal(last.rewind_point, last.model)
+    assert last.rewind_point is not None
+    assert last.rewind_point.apply == model.apply
+    never = fit(model, image_set, recipe(epochs=1), rewind_iteration=4)
+    assert never.rewind_point is None
 
 
-def test_every_example_counts_once_an_epoch(model, pictures):
-    # 70 examples in batches of 32: the third batch has 6, its filling no weight.
-    fitted = fit(model, pictures, recipe(epochs=1, learning_rate=1e-9, momentum=0.0))
-    assert fitted.history[0]["accuracy"] * 70 / 100 == pytest.approx(
-        round(fitted.history[0]["accuracy"] * 70 / 100)
-    )
+def test_every_example_counts_once_per_epoch(model, image_set):
+    result = fit(model, image_set, recipe(epochs=1, learning_rate=1e-9, momentum=0.0))
+    correct = result.history[0]["accuracy"] * 70 / 100
+    assert correct == pytest.approx(round(correct))
 
 
-def test_the_filling_of_the_last_batch_has_no_gradient(pictures):
-    """Full batch of 70, or 70 filled up to 96: without normalization the same step."""
-    plain = models.create(
-        "mlp", key=jax.random.key(0), input_shape=(4, 4, 1), num_classes=3, width=0.05,
-        batch_norm=False,
-    )  # fmt: skip
-    still = pictures._replace(how=data.Preprocessing((0.5,), (0.25,)))
-    full, filled = (
+def test_the_last_batch_of_an_epoch_runs_at_its_own_size(image_set):
+    """BatchNorm sees 32, 32 and 6 examples, and no filling."""
+    model = create()
+    still = image_set._replace(preprocessing=PLAIN)  # no augmentation
+    # The weights do not move, so that the statistics can be computed by hand.
+    training = recipe(epochs=1, learning_rate=1e-30, momentum=0.0)
+    result = fit(model, still, training)
+    chex.assert_trees_all_close(result.model.params, model.params, atol=1e-25)
+
+    order_key, _ = jax.random.split(jax.random.key(1))
+    order = data.epoch_order(order_key, 70, epoch=0)
+    state, losses = model.state, []
+    for batch in (order[:32], order[32:64], order[64:]):
+        inputs = data.preprocess(still.images[batch], PLAIN)
+        logits, state = model.apply(model.params, state, inputs, train=True)
+        loss = train.cross_entropy(logits, still.labels[batch])
+        losses += [loss.item()] * len(batch)
+    chex.assert_trees_all_close(result.model.state, state, rtol=1e-5, atol=1e-6)
+    assert result.history[0]["loss"] == pytest.approx(np.mean(losses), rel=1e-5)
+
+    # By hand, for the first layer: each step moves the mean by a tenth.
+    mean = np.zeros(model.params["fc1"]["kernel"].shape[1])
+    for batch in (order[:32], order[32:64], order[64:]):
+        inputs = data.preprocess(still.images[batch], PLAIN).reshape(len(batch), -1)
+        hidden = inputs @ model.params["fc1"]["kernel"]
+        mean = 0.9 * mean + 0.1 * np.asarray(hidden).mean(0)
+    np.testing.assert_allclose(result.model.state["bn1"]["mean"], mean, rtol=1e-4)
+
+
+def test_a_batch_larger_than_the_set_is_a_full_batch(image_set):
+    plain = create(batch_norm=False)
+    still = image_set._replace(preprocessing=PLAIN)
+    full, larger = (
         fit(plain, still, recipe(epochs=1, momentum=0.0, batch_size=size))
         for size in (70, 96)
     )
-    chex.assert_trees_all_close(full.params, filled.params, rtol=1e-5, atol=1e-6)
+    chex.assert_trees_all_close(full.model, larger.model, rtol=1e-5, atol=1e-6)
 
 
-def test_evaluation_does_not_depend_on_the_batch(model, pictures):
+def test_evaluation_does_not_depend_on_the_batch_size(model, image_set):
     one, other = (
-        train.evaluate(model.apply, model.params, model.state, pictures, size)
-        for size in (70, 32)
+        train.evaluate(model, image_set, batch_size=size) for size in (70, 32)
     )
     assert one.accuracy == other.accuracy
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
-def test_a_loss_that_is_not_finite_ends_training(model, pictures):
-    fitted = fit(model, pictures, recipe(learning_rate=1e30, epochs=5))
-    assert fitted.diverged
-    assert len(fitted.history) < 5
+def test_a_loss_that_is_not_finite_ends_training(model, image_set):
+    result = fit(model, image_set, recipe(learning_rate=1e30, epochs=5))
+    assert result.diverged
+    assert len(result.history) < 5
 
 
-def test_five_levels_compile_the_step_once(model, pictures, caplog):
+def test_five_levels_compile_one_step_per_batch_size(model, image_set, caplog):
+    """70 examples in batches of 32 give two sizes: 32 and 6."""
     training = recipe(epochs=1, momentum=0.8)
     scored = jax.tree.map(jnp.abs, model.params)
     with jax.log_compiles():
         for density in (0.9, 0.7, 0.5, 0.3, 0.1):
-            fit(model, pictures, training, masks.select(scored, density))
-    assert sum("Compiling jit(_step)" in line for line in caplog.messages) == 1
+            fit(model, image_set, training, masks.select(scored, density))
+    assert sum("Compiling jit(_step)" in line for line in caplog.messages) == 2
 
 
-def test_a_scan_is_the_same_training_as_a_loop(model, pictures, monkeypatch):
-    """Accelerators scan an epoch, split where the early iteration lies."""
-    looped = fit(model, pictures, recipe(), early=4)
+def test_a_scan_trains_as_a_loop_does(model, image_set, monkeypatch):
+    """On accelerators an epoch is one scan, or two, if the rewind point is inside it."""
+    looped = fit(model, image_set, recipe(), rewind_iteration=4)
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    scanned = fit(model, pictures, recipe(), early=4)
-    chex.assert_trees_all_close(scanned.params, looped.params, rtol=1e-4, atol=1e-5)
-    chex.assert_trees_all_close(scanned.early, looped.early, rtol=1e-4, atol=1e-5)
+    scanned = fit(model, image_set, recipe(), rewind_iteration=4)
+    chex.assert_trees_all_close(scanned.model, looped.model, rtol=1e-4, atol=1e-5)
+    chex.assert_trees_all_close(
+        scanned.rewind_point, looped.rewind_point, rtol=1e-4, atol=1e-5
+    )
     assert scanned.history[-1]["loss"] == pytest.approx(
         looped.history[-1]["loss"], rel=1e-3
     )
@@ -164,9 +200,10 @@ def test_learning_rates_by_hand():
     assert values == pytest.approx([0.05, 0.5, 1, 0.5, 0], abs=1e-6)
 
 
-def test_bad_recipes_are_refused(model, pictures):
+@pytest.mark.usefixtures("without_type_checks")
+def test_invalid_recipes_are_refused(model, image_set):
     with pytest.raises(
-        ValueError, match="optimizer 'lion' is not known. Pass one of adam, sgd"
+        ValueError, match="optimizer 'lion' is unknown. Pass one of adam, sgd"
     ):
         recipe(optimizer="lion")
     with pytest.raises(
@@ -178,10 +215,45 @@ def test_bad_recipes_are_refused(model, pictures):
     with pytest.raises(ValueError, match="momentum -1, weight_decay 0.0"):
         recipe(momentum=-1)
     with pytest.raises(ValueError, match="start is iteration 99, but training has 9"):
-        fit(model, pictures, recipe(), start=99)
+        fit(model, image_set, recipe(), start=99)
 
 
-def test_a_line_of_one_point_is_refused(model, pictures):
-    end = (model.params, model.state)
+@pytest.mark.usefixtures("without_type_checks")
+def test_image_sets_of_another_kind_are_refused(model, image_set):
+    pair = (image_set.images, image_set.labels)
+    floats = image_set._replace(images=image_set.images.astype(jnp.float32) / 255)
+    wrong: Any
+    for wrong, sentence in (
+        (pair, "image_set is a tuple. Pass train.ImageSet"),
+        (floats, r"images are float32, where uint8.*0..1, pass .255 \* images.\.round"),
+    ):
+        with pytest.raises(TypeError, match=sentence):
+            fit(model, wrong, recipe())
+        with pytest.raises(TypeError, match=sentence):
+            train.evaluate(model, wrong)
+
+
+def test_masks_and_precisions_that_do_not_fit_are_refused(model, image_set):
+    with pytest.raises(ValueError, match="mask has no leaf at .*which params has"):
+        fit(model, image_set, recipe(), mask={"fc1": {}})
+    with pytest.raises(ValueError, match='precision="float64" takes jax_enable_x64'):
+        fit(model, image_set, recipe(precision="float64"))
+
+
+def test_a_line_of_one_point_is_refused(model, image_set):
     with pytest.raises(ValueError, match="points is how many points.*got 1"):
-        train.errors_between(model.apply, end, end, pictures, points=1)
+        train.errors_between(model, model, image_set, points=1)
+
+
+def test_errors_between_two_networks_interpolate_weights_and_statistics(
+    model, image_set
+):
+    result = fit(model, image_set, recipe())
+    ends = [
+        100 - train.evaluate(end, image_set).accuracy for end in (model, result.model)
+    ]
+    errors = train.errors_between(model, result.model, image_set, points=3)
+    assert errors[::2] == pytest.approx(ends)
+    middle = jax.tree.map(lambda a, b: (a + b) / 2, model, result.model)
+    assert errors[1] == pytest.approx(100 - train.evaluate(middle, image_set).accuracy)
+    assert train.error_barrier(errors) == max(errors) - (errors[0] + errors[2]) / 2

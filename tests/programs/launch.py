@@ -1,0 +1,57 @@
+"""Start the programs of this folder in subprocesses."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+
+
+def start(program: str, *args: object) -> subprocess.Popen[str]:
+    """Start a program; its output is piped.
+
+    Args:
+        program: name of a module of this folder.
+        args: its arguments.
+    """
+    return subprocess.Popen(
+        _command(program, args),
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def _command(program: str, args: tuple[object, ...]) -> list[str]:
+    return [sys.executable, "-m", f"tests.programs.{program}", *map(str, args)]
+
+
+def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
+    """Wait for a program that must succeed, and return what it printed."""
+    output, errors = process.communicate(timeout=seconds)
+    assert process.returncode == 0, errors[-3000:]
+    return output
+
+
+def run(program: str, *args: object) -> str:
+    """Run a program that must succeed, and return what it printed."""
+    return finish(start(program, *args))
+
+
+def kill_at(line: str, program: str, *args: object) -> None:
+    """Run a program, and send it SIGKILL 20 ms after it printed a line."""
+    command = _command(program, args)
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        for printed in process.stdout:
+            if printed.strip() == line:
+                time.sleep(0.02)
+                os.kill(process.pid, signal.SIGKILL)
+                break
+    assert process.returncode == -signal.SIGKILL
