@@ -33,7 +33,9 @@ def random(key: RandomKey, params: Params, *, mask: Mask | None = None) -> Score
     del mask
     tree.check_arrays(params)
     leaves, structure = jax.tree.flatten(params)
-    keys = jax.tree.unflatten(structure, list(jax.random.split(key, len(leaves))))
+    # A clone, since the rounds of prune.prune use one key on purpose.
+    leaf_keys = jax.random.split(jax.random.clone(key), len(leaves))
+    keys = jax.tree.unflatten(structure, list(leaf_keys))
     draws = tree.map_floating(
         lambda leaf, leaf_key: jax.random.normal(leaf_key, leaf.shape, leaf.dtype),
         params,
