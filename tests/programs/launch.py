@@ -43,14 +43,20 @@ def run(program: str, *args: object) -> str:
 
 
 def kill_at(line: str, program: str, *args: object) -> None:
-    """Run a program, and send it SIGKILL 20 ms after it printed a line."""
+    """Run a program, and send it SIGKILL 20 ms after it printed a line.
+
+    Args:
+        line: the first words of the line.
+        program: name of a module of this folder.
+        args: its arguments.
+    """
     command = _command(program, args)
     with subprocess.Popen(
         command, cwd=ROOT, stdout=subprocess.PIPE, text=True
     ) as process:
         assert process.stdout is not None
         for printed in process.stdout:
-            if printed.strip() == line:
+            if f"{printed.strip()} ".startswith(f"{line} "):
                 time.sleep(0.02)
                 os.kill(process.pid, signal.SIGKILL)
                 break

@@ -1,55 +1,45 @@
-"""What happens to real folders: damage, other versions, other processes, full disks."""
+"""Faults of runs folders: corrupt files, other versions, other processes, full disks."""
 
 import collections
 import errno
 import shutil
 import signal
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from jaxprune import checkpoint, disk
 from jaxprune.study import config, files, locks, records, runner, stages
-from tests.study.test_study import FOUND, ROOT, cell, study
+from tests.programs import launch
+from tests.study.tiny_study import DIGITS, cell, results, study
 
 CELLS = (cell("imp2"), cell("snip"))
+METHODS = "imp2,snip"  # of the same cells, for a subprocess
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A finished study, and its records."""
+def finished(tmp_path_factory):
+    """The runs folder of a finished study."""
     runs = tmp_path_factory.mktemp("runs")
-    return runs, list(runner.run(study(*CELLS), runs, FOUND))
+    list(runner.run(study(*CELLS), runs, DIGITS))
+    return runs
 
 
 @pytest.fixture
-def runs(whole, tmp_path):
-    """A copy of it that may be damaged."""
-    shutil.copytree(whole[0], tmp_path / "runs")
+def runs(finished, tmp_path):
+    """A copy of it that a test may corrupt."""
+    shutil.copytree(finished, tmp_path / "runs")
     return tmp_path / "runs"
 
 
-def results(folder: Path) -> dict[str, dict]:
-    """What is the same in every run: the records without times, and the masks."""
-    found = {}
-    for record in records.read_all(folder):
-        with np.load(folder / record.id / "mask.npz", allow_pickle=False) as held:
-            mask = {name: held[name].tolist() for name in held.files}
-        facts = (record.layers, record.accuracy, record.loss, record.density)
-        history = [tuple(epoch.values()) for epoch in record.history]
-        found[record.id] = {"mask": mask, "facts": facts, "history": history}
-    return found
-
-
 def flip(path: Path) -> None:
-    held = bytearray(path.read_bytes())
-    held[len(held) // 2] ^= 8
-    path.write_bytes(held)
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 8
+    path.write_bytes(content)
 
 
 def cut(path: Path) -> None:
@@ -60,7 +50,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-DAMAGE = {"flipped": flip, "cut": cut, "emptied": empty}
+CORRUPT = {"flipped": flip, "cut": cut, "emptied": empty}
 
 
 def newest(folder: Path, kind: str) -> Path:
@@ -80,90 +70,94 @@ def newest(folder: Path, kind: str) -> Path:
         *((what, "emptied") for what in ("config.json", "record.json", "arrays")),
     ],
 )
-def test_what_is_damaged_is_named_set_aside_and_made_anew(what, how, runs, whole):
+def test_corrupt_files_are_quarantined_and_regenerated(what, how, runs, finished):
     folder = runs / "tiny"
     first = folder / config.cell_id(CELLS[0])
     train = newest(folder, "train")
     if what == "study.json":
-        damaged = aside = folder / what
+        file = quarantined = folder / what
     elif what in ("stage.json", "arrays"):
-        aside = train
+        quarantined = train
         arrays = (p for p in (train / "arrays").rglob("d/*") if p.is_file())
-        damaged = train / what
+        file = train / what
         if what == "arrays":
-            damaged = max(arrays, key=lambda p: p.stat().st_size)
-        (first / "record.json").unlink()  # or nobody would look at the stage
+            file = max(arrays, key=lambda p: p.stat().st_size)
+        # With a record and an evaluation, the stage would not be read.
+        (first / "record.json").unlink()
         shutil.rmtree(newest(folder, "evaluate"))
     else:
-        damaged, aside = first / what, first
-    DAMAGE[how](damaged)
-    with pytest.warns(UserWarning, match=f"{aside.name} was damaged; it is kept as"):
-        list(runner.run(study(*CELLS), runs, FOUND))
-    assert aside.with_name(f"{aside.name}.corrupt").exists()
-    assert results(folder) == results(whole[0] / "tiny")
+        file, quarantined = first / what, first
+    CORRUPT[how](file)
+    name = quarantined.name
+    with pytest.warns(
+        UserWarning, match=f"{name} was corrupt; it was renamed to {name}"
+    ):
+        list(runner.run(study(*CELLS), runs, DIGITS))
+    assert quarantined.with_name(f"{name}.corrupt").exists()
+    assert results(folder) == results(finished / "tiny")
 
 
-def test_an_array_that_is_gone_is_made_anew(runs, whole):
+def test_a_missing_array_is_regenerated(runs, finished):
     folder = runs / "tiny"
     (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
     shutil.rmtree(newest(folder, "train") / "arrays")
     shutil.rmtree(newest(folder, "evaluate"))
-    with pytest.warns(UserWarning, match="was damaged"):
-        list(runner.run(study(*CELLS), runs, FOUND))
-    assert results(folder) == results(whole[0] / "tiny")
+    with pytest.warns(UserWarning, match="was corrupt"):
+        list(runner.run(study(*CELLS), runs, DIGITS))
+    assert results(folder) == results(finished / "tiny")
 
 
-def test_a_folder_in_place_of_a_file_and_a_link_are_no_obstacle(runs, whole):
+def test_a_folder_in_place_of_a_file_and_a_link_are_replaced(runs, finished):
     folder = runs / "tiny"
     (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
     shutil.rmtree(newest(folder, "evaluate"))
-    note = newest(folder, "train") / "stage.json"
-    note.unlink()
-    note.mkdir()
+    facts = newest(folder, "train") / "stage.json"
+    facts.unlink()
+    facts.mkdir()
     (newest(folder, "level") / "stage.json").unlink()
     arrays = newest(folder, "level") / "arrays"
     arrays.rename(runs / "elsewhere")
     arrays.symlink_to(runs / "elsewhere")
-    with pytest.warns(UserWarning, match="was damaged; it is kept as"):
-        list(runner.run(study(*CELLS), runs, FOUND))
+    with pytest.warns(UserWarning, match="was corrupt; it was renamed to"):
+        list(runner.run(study(*CELLS), runs, DIGITS))
     assert (runs / "elsewhere" / "checksums.json").exists()
-    assert results(folder) == results(whole[0] / "tiny")
+    assert results(folder) == results(finished / "tiny")
 
 
-def test_who_waits_says_for_whom(tmp_path):
+def test_a_process_that_waits_names_the_one_that_it_waits_for(tmp_path):
     taken = threading.Event()
 
-    def hold() -> None:
+    def take_lock() -> None:
         with locks.held(tmp_path, "train-1"):
             taken.set()
             time.sleep(0.3)
 
-    threading.Thread(target=hold).start()
+    threading.Thread(target=take_lock).start()
     taken.wait()
     with (
-        pytest.warns(UserWarning, match=r"waiting: process \d+ on .* makes train-1"),
+        pytest.warns(UserWarning, match=r"waiting: process \d+ on .* train-1"),
         locks.held(tmp_path, "train-1"),
     ):
         pass
 
 
 @pytest.mark.parametrize("what", ["record.json", "mask.npz"])
-def test_a_damaged_cell_is_named_and_left_out_of_the_report(what, runs):
+def test_a_corrupt_cell_is_left_out_of_the_report_with_a_warning(what, runs):
     folder = runs / "tiny"
     flip(folder / config.cell_id(CELLS[0]) / what)
-    with pytest.warns(UserWarning, match=f"left out: .*{what} is damaged .*Run again"):
+    with pytest.warns(UserWarning, match=f"left out: .*{what} is corrupt .*Rerun"):
         (left,) = records.read_all(folder)
     assert left.id == config.cell_id(CELLS[1])
 
 
-def test_a_flipped_bit_of_a_file_is_seen(runs):
-    """200 of the study's list; some bits of the text around it say nothing."""
+def test_a_flipped_bit_of_a_file_is_detected(runs):
+    """200 bits of study.json; some of them, as in white space, change no value."""
     path = runs / "tiny" / "study.json"
-    held = path.read_bytes()
+    content = path.read_bytes()
     value = files.read_json(path)
     draw = np.random.default_rng(0)
-    for place in draw.choice(len(held), 200, replace=False):
-        flipped = bytearray(held)
+    for place in draw.choice(len(content), 200, replace=False):
+        flipped = bytearray(content)
         flipped[place] ^= 1 << int(draw.integers(8))
         path.write_bytes(flipped)
         try:
@@ -174,7 +168,10 @@ def test_a_flipped_bit_of_a_file_is_seen(runs):
 
 @pytest.mark.parametrize("bit", [0, 7, 13, 31])
 def test_every_flipped_bit_of_an_array_changes_its_fingerprint(bit):
-    arrays = {"a": np.arange(60, dtype=np.uint32).reshape(3, 4, 5), "b": [np.ones(3)]}
+    arrays: Any = {
+        "a": np.arange(60, dtype=np.uint32).reshape(3, 4, 5),
+        "b": [np.ones(3)],
+    }
     before = checkpoint.fingerprint(arrays)
     for place in range(60):
         flipped = arrays["a"].copy()
@@ -189,12 +186,12 @@ def test_a_folder_of_another_version_is_refused(runs):
     path = runs / "tiny" / "study.json"
     path.write_text('{"format": 1, "name": "tiny", "notes": [], "cells": []}')
     for run in (
-        lambda: list(runner.run(study(*CELLS), runs, FOUND)),
+        lambda: list(runner.run(study(*CELLS), runs, DIGITS)),
         lambda: records.read_all(runs / "tiny"),
     ):
         with pytest.raises(
             records.RunsError,
-            match=r"written in format 1; this version reads format 2. Pass another",
+            match=r"written in format 1; this version reads format \d. Pass another",
         ):
             run()
     files.write_json(path, {"format": 99, "name": "tiny", "notes": [], "cells": []})
@@ -206,104 +203,77 @@ def test_a_stage_of_other_settings_under_the_same_name_is_refused(runs):
     folder = runs / "tiny"
     (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
     path = newest(folder, "initialize") / "stage.json"
-    held = files.read_json(path)
-    files.write_json(path, {**held, "settings": {**held["settings"], "width": 9.0}})
+    stage = files.read_json(path)
+    settings = {**stage["settings"], "width": 9.0}
+    files.write_json(path, {**stage, "settings": settings})
     with pytest.raises(records.RunsError, match="other settings than its name says"):
-        list(runner.run(study(*CELLS), runs, FOUND))
+        list(runner.run(study(*CELLS), runs, DIGITS))
 
 
-def test_a_stage_that_lacks_what_it_measured_is_refused_and_no_record_is_written(runs):
+def test_a_stage_without_its_facts_is_refused_and_no_record_is_written(runs):
     folder = runs / "tiny"
     record = folder / config.cell_id(CELLS[0]) / "record.json"
     record.unlink()
     path = newest(folder, "evaluate") / "stage.json"
     files.write_json(path, {**files.read_json(path), "facts": {}})
     with pytest.raises(records.RunsError, match="lacks facts. Delete the folder"):
-        list(runner.run(study(*CELLS), runs, FOUND))
+        list(runner.run(study(*CELLS), runs, DIGITS))
     assert not record.exists()
 
 
 def test_a_record_of_another_cell_under_the_same_name_is_refused(runs):
     folder = runs / "tiny" / config.cell_id(CELLS[0])
-    held = files.read_json(folder / "record.json")
-    files.write_json(
-        folder / "record.json", {**held, "cell": {**held["cell"], "seed": 9}}
-    )
+    record = files.read_json(folder / "record.json")
+    record["cell"]["seed"] = 9
+    files.write_json(folder / "record.json", record)
     with pytest.raises(records.RunsError, match="another cell than its name says"):
-        list(runner.run(study(*CELLS), runs, FOUND))
+        list(runner.run(study(*CELLS), runs, DIGITS))
 
 
 @pytest.mark.parametrize("name", ["../elsewhere", "/etc", ".hidden", "a/b", ""])
 def test_a_name_that_leaves_the_runs_folder_is_refused(name, runs):
     path = runs / "tiny" / "study.json"
-    held = files.read_json(path)
-    held["cells"][0]["id"] = name
-    files.write_json(path, held)
+    listed = files.read_json(path)
+    listed["cells"][0]["id"] = name
+    files.write_json(path, listed)
     with pytest.raises(records.RunsError, match="is no name of a folder in it"):
         records.read_all(runs / "tiny")
 
 
-def test_a_runs_folder_that_can_not_be_written_is_refused(tmp_path):
+def test_a_runs_folder_that_cannot_be_written_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(records.RunsError, match="can't be written.*--runs-dir"):
-        list(runner.run(study(cell()), tmp_path / "file", FOUND))
+        list(runner.run(study(cell()), tmp_path / "file", DIGITS))
 
 
-SHARED = """
-import resource, sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from jaxprune.study import executors, runner
-from tests.study.test_faults import CELLS
-from tests.study.test_study import FOUND, study
+def test_several_processes_run_every_stage_once(tmp_path, finished):
+    def run_twice() -> list[str]:
+        running = [launch.start("run_study", tmp_path / "runs", METHODS) for _ in "12"]
+        return [
+            line for process in running for line in launch.finish(process).splitlines()
+        ]
 
-def told(cells, begin, tell):
-    said = lambda cell, stage, epoch, history: epoch or print(stage.id, flush=True)
-    yield from executors.local(cells, begin, said)
-
-if len(sys.argv) > 2:
-    resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), -1))
-list(runner.run(study(*CELLS), Path(sys.argv[1]), FOUND, executor=told))
-"""
-
-
-def started(folder: Path, *args: str) -> subprocess.Popen:
-    script = folder.parent / "run.py"
-    script.write_text(SHARED.format(root=str(ROOT)))
-    command = [sys.executable, str(script), str(folder), *args]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes)
-
-
-def test_several_processes_make_every_stage_once(tmp_path, whole):
-    running = [started(tmp_path / "runs") for _ in range(2)]
-    made = collections.Counter()
-    for process in running:
-        told, said = process.communicate(timeout=300)
-        assert process.returncode == 0, said
-        made.update(told.split())
+    lines = [line.split() for line in run_twice()]
+    started = collections.Counter(stage for _, epoch, stage in lines if epoch == "0")
     planned = {stage.id for one in CELLS for stage in stages.chain(one)}
-    assert made == dict.fromkeys(planned, 1)
+    assert started == dict.fromkeys(planned, 1)
     folder = tmp_path / "runs" / "tiny"
-    assert results(folder) == results(whole[0] / "tiny")
+    assert results(folder) == results(finished / "tiny")
 
-    # All of them find the damage; one sets it aside, and one writes it again.
-    damaged = folder / config.cell_id(CELLS[0])
-    flip(damaged / "record.json")
-    running = [started(tmp_path / "runs") for _ in range(2)]
-    for process in running:
-        told, said = process.communicate(timeout=300)
-        assert (process.returncode, told) == (0, ""), said
+    # Both find the corrupt record. It is quarantined once, and written again without
+    # running a stage.
+    flip(folder / config.cell_id(CELLS[0]) / "record.json")
+    assert run_twice() == []
     assert len(list(folder.glob("*.corrupt*"))) == 1
-    assert results(folder) == results(whole[0] / "tiny")
+    assert results(folder) == results(finished / "tiny")
 
 
-def test_a_write_goes_to_its_end_however_often_it_is_stopped(tmp_path):
+def test_a_write_is_completed_before_signals_take_effect(tmp_path):
     def write() -> None:
         with files.defer_signals():
             for _ in range(3):
                 signal.raise_signal(signal.SIGINT)
-            (tmp_path / "written").write_text("whole")
+            (tmp_path / "written").write_text("complete")
 
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
@@ -312,7 +282,7 @@ def test_a_write_goes_to_its_end_however_often_it_is_stopped(tmp_path):
         assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     finally:
         signal.signal(signal.SIGINT, before)
-    assert (tmp_path / "written").read_text() == "whole"
+    assert (tmp_path / "written").read_text() == "complete"
 
 
 def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
@@ -321,15 +291,15 @@ def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):
 
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(records.RunsError, match=r"has no file locks \(flock\).*--runs"):
-        list(runner.run(study(cell()), tmp_path, FOUND))
+        list(runner.run(study(cell()), tmp_path, DIGITS))
 
 
-def test_a_disk_that_takes_no_more_gets_a_sentence_and_nothing_is_lost(tmp_path, whole):
-    """A limit on the size of files stands for the full disk: the system refuses alike."""
-    process = started(tmp_path / "runs", "6000")
-    _, said = process.communicate(timeout=300)
+def test_a_full_disk_is_reported_and_finished_stages_are_kept(tmp_path, finished):
+    """A limit on the size of files stands for a full disk; both raise an OSError."""
+    process = launch.start("run_study", tmp_path / "runs", METHODS, 6000)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 1
-    assert "can't be written (File too large). All that was finished before is" in said
+    assert "can't be written (File too large). Finished stages are safe" in errors
     assert not list((tmp_path / "runs").rglob("*.part"))
-    list(runner.run(study(*CELLS), tmp_path / "runs", FOUND))
-    assert results(tmp_path / "runs" / "tiny") == results(whole[0] / "tiny")
+    list(runner.run(study(*CELLS), tmp_path / "runs", DIGITS))
+    assert results(tmp_path / "runs" / "tiny") == results(finished / "tiny")

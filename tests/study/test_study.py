@@ -1,54 +1,21 @@
-"""The study engine: ids, sharing, resuming, and what bad folders hear."""
+"""The study engine: ids, shared stages, records, resuming, and invalid arguments."""
 
 import dataclasses
 import itertools
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 from experiments import digits
-from jaxprune import checkpoint, data
+from jaxprune import checkpoint, masks
 from jaxprune.study import config, files, records, runner, stages
-from jaxprune.study.config import Cell, Recipe, Study
 from jaxprune.train import Training
-
-ROOT = Path(__file__).parents[2]
-FOUND = data.find("digits")
-RECIPE = Recipe(
-    name="tiny",
-    training=Training(epochs=1.0, batch_size=256, learning_rate=0.1),
-    rewind_epochs=0.5,
-    synflow_rounds=3,
-)
-
-
-def cell(method="snip", c=1.0, seed=0, recipe=RECIPE, **changes):
-    fields = {"width": 0.03, "model": "mlp", "train_examples": 512, **changes}
-    return Cell(
-        dataset="digits",
-        data_version=FOUND.version,
-        input_shape=(8, 8, 1),
-        num_classes=10,
-        method=method,
-        compression=c,
-        seed=seed,
-        recipe=recipe,
-        **fields,
-    )
-
-
-def study(*cells):
-    return Study("tiny", cells)
+from tests.programs import launch
+from tests.study.tiny_study import DIGITS, RECIPE, cell, study
 
 
 def test_ids_and_defaults_are_pinned():
-    """A changed default must be seen: it would else pass old results for new ones."""
+    """A changed default changes ids, so that old results are not taken for new ones."""
     assert dataclasses.asdict(digits.RECIPES["digits"]) == {
         "name": "digits",
         "training": {
@@ -57,13 +24,13 @@ def test_ids_and_defaults_are_pinned():
             "learning_rate": 0.1,
             "optimizer": "sgd",
             "momentum": 0.9,
-            "rate": "cosine",
-            "drop": 0.1,
+            "schedule": "cosine",
+            "drop_factor": 0.1,
             "drop_epochs": (),
             "warmup_epochs": 0.0,
             "weight_decay": 1e-4,
-            "decay": "all",
-            "smoothing": 0.0,
+            "decay_mask": "all",
+            "label_smoothing": 0.0,
             "precision": "float32",
         },
         "rewind": "early",
@@ -73,6 +40,7 @@ def test_ids_and_defaults_are_pinned():
         "synflow_rounds": 100,
         "synflow_rescale": False,
         "score_examples": 100,
+        "train_mode_scores": ("grasp",),
         "grasp_temperature": 200.0,
         "norm_flow": "identity",
         "dense_epochs": None,
@@ -80,39 +48,40 @@ def test_ids_and_defaults_are_pinned():
         "grasp_epochs": None,
         "epochs_scale": 1.0,
     }
-    last = digits.study(FOUND).cells[-1]
+    last = digits.study(DIGITS).cells[-1]
     assert config.cell_id(last) == PINNED["cell"]
     assert [stage.id for stage in stages.chain(last)] == PINNED["stages"]
 
 
+# Ids of version 0.2.0.
 PINNED = {
-    "cell": "imp4-c2-s0-bb65a9cf",
+    "cell": "imp4-c2-s0-ecc76a95",
     "stages": [
-        "initialize-c70bcaa22d59ec0e",
-        "train-ae4b00f620ffe287",
-        "level-7008d389da788997",
-        "train-f0b31e84c5839c44",
-        "level-06b93d37d455342d",
-        "train-30855e9abde2d43b",
-        "level-812fe9dd71fb5bde",
-        "train-180ac45fefe9ce75",
-        "level-8d8cf82d363c182f",
-        "inspect-bfc94882e25e2d26",
-        "train-6205c5a6a09b2336",
-        "evaluate-c233fde98e48f0d4",
-        "profile-c2d677b22dcd692b",
-        "compact-0adf28339b6b50ce",
+        "initialize-7bf2facae5c50cdd",
+        "train-7a4b802d55b4147f",
+        "level-77ee26dc290e5253",
+        "train-ef58f0cdfe8d8067",
+        "level-f03cab2208e627b6",
+        "train-a75b62fed4879bc2",
+        "level-9167e0e9095f5a58",
+        "train-a0134d0260d91ec3",
+        "level-e8b88f6f08d5b0fd",
+        "inspect-1592621b38fe47dc",
+        "train-0854163a0a370703",
+        "evaluate-4d6dddaffabe109d",
+        "profile-dac28c8e0a6c597a",
+        "compact-aeab81a28c87b642",
     ],
 }
 
 
-def test_the_digits_study_is_the_whole_comparison():
-    cells = digits.study(FOUND, seeds=2).cells
+def test_the_digits_study_has_all_methods_and_densities():
+    cells = digits.study(DIGITS, seeds=2).cells
     assert len(cells) == 2 * 8 * 6
     assert len({config.cell_id(cell) for cell in cells}) == len(cells)
 
 
-def test_cells_that_begin_alike_share_stages():
+def test_cells_with_the_same_first_stages_share_them():
     chains = {name: stages.chain(cell(name)) for name in config.METHODS}
     mag, imp2, imp3 = (chains[name] for name in ("magnitude", "imp2", "imp3"))
     assert mag[:2] == imp2[:2] == imp3[:2]  # the dense network
@@ -125,8 +94,8 @@ def test_cells_that_begin_alike_share_stages():
     ]
 
 
-def test_a_chain_of_levels_that_goes_on_shares_all_that_came_before():
-    """IMP-2 at c = 1 and the first half of IMP-4 at c = 2 are one chain, its end included."""
+def test_a_longer_chain_of_levels_shares_all_stages_of_a_shorter_one():
+    """IMP-2 at c = 1 has the first stages of IMP-4 at c = 2, its last training included."""
     short = [
         s.id for s in stages.chain(cell("imp2", 1.0)) if s.kind in ("level", "train")
     ]
@@ -147,11 +116,11 @@ def test_a_chain_of_levels_that_goes_on_shares_all_that_came_before():
         {"recipe": dataclasses.replace(RECIPE, training=Training(1.0, 256, 0.2))},
     ],
 )
-def test_whatever_changes_a_result_changes_its_id(change):
+def test_what_changes_a_result_changes_its_id(change):
     assert stages.chain(cell(**change))[-1].id != stages.chain(cell())[-1].id
 
 
-def test_what_changes_no_result_is_shared():
+def test_what_changes_no_result_does_not_change_its_id():
     renamed = dataclasses.replace(
         RECIPE, name="other", grasp_temperature=1.0, synflow_rounds=9
     )
@@ -160,30 +129,24 @@ def test_what_changes_no_result_is_shared():
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    """Every method once, in this process."""
+    """A study of every method: its folder, its cells and their records."""
     runs = tmp_path_factory.mktemp("runs")
-    seen = []
     whole = study(*(cell(method) for method in config.COMPARED))
-    found = list(runner.run(whole, runs, FOUND, seen.append))
-    return runs, whole, found, seen
+    return runs, whole, list(runner.run(whole, runs, DIGITS))
 
 
-def test_every_method_ends_in_a_whole_record(ran):
-    runs, whole, found, _ = ran
+def test_every_method_ends_in_a_complete_record(ran):
+    runs, whole, found = ran
     for one, record in zip(whole.cells, found, strict=True):
         folder = runs / "tiny" / record.id
         assert record.id == config.cell_id(one)
         assert files.read_json(folder / "config.json") == config.as_json(one)
         assert records.read(folder / "record.json") == record
-        with np.load(folder / "mask.npz", allow_pickle=False) as mask:
-            kept = sum(
-                int(mask[f"{layer.name.replace('/', '.')}"].sum())
-                for layer in record.layers
-            )
+        mask = masks.load(folder / "mask.npz")
+        for layer in record.layers:
+            assert layer.kept == int(mask[layer.name].sum())
         size = sum(layer.size for layer in record.layers)
-        assert (
-            kept == sum(layer.kept for layer in record.layers) == size - int(0.9 * size)
-        )
+        assert sum(layer.kept for layer in record.layers) == masks.num_kept(0.1, size)
         assert record.status == "finished"
         assert 0 <= record.accuracy <= 100
         assert record.macs_kept < record.macs_dense
@@ -195,17 +158,17 @@ def test_every_method_ends_in_a_whole_record(ran):
         assert {"jax", "kind", "commit", "jaxprune"} <= set(record.made)
 
 
-def test_epochs_are_counted_with_their_shared_beginnings(ran):
+def test_epochs_of_a_cell_include_those_of_shared_stages(ran):
     spent = {record.title: record.epochs for record in ran[2]}
-    # dense 1; a level after the first, and the end of an IMP, rewinds to 0.5.
+    # The dense network takes 1. Later levels and the last training of IMP start at 0.5.
     assert spent == {
         "Rand": 1, "SNIP": 1, "GraSP": 1, "SynFlow": 1, "Mag": 2,
         "IMP-2": 2, "IMP-3": 2.5, "IMP-4": 3,
     }  # fmt: skip
 
 
-def test_the_plan_says_what_sharing_saves(ran):
-    runs, whole, _, _ = ran
+def test_the_plan_counts_the_epochs_that_sharing_saves(ran):
+    runs, whole, _ = ran
     plan = runner.plan(whole, runs / "nowhere")
     assert plan.unshared == 13.5
     assert plan.shared == 3  # the dense network is Mag's and all three IMPs'
@@ -215,35 +178,35 @@ def test_the_plan_says_what_sharing_saves(ran):
     assert len(done.cells_done) == 8
 
 
-def test_finished_cells_are_read_and_nothing_runs_again(ran):
-    runs, whole, found, _ = ran
-    again = []
-    assert list(runner.run(whole, runs, FOUND, again.append)) == found
-    assert again == []
+def test_finished_cells_are_read_and_no_stage_runs_again(ran):
+    runs, whole, found = ran
+    progress = []
+    assert list(runner.run(whole, runs, DIGITS, progress.append)) == found
+    assert progress == []
 
 
-def test_a_lost_record_is_made_from_finished_stages(ran):
-    runs, whole, found, _ = ran
+def test_a_lost_record_is_regenerated_from_finished_stages(ran):
+    runs, whole, found = ran
     path = runs / "tiny" / found[2].id / "record.json"
     path.unlink()
-    again = []
-    made = list(runner.run(whole, runs, FOUND, again.append))
-    assert again == []
-    assert made[2] == found[2]
+    progress = []
+    again = list(runner.run(whole, runs, DIGITS, progress.append))
+    assert progress == []
+    assert again[2] == found[2]
 
 
 def test_another_recipe_is_not_averaged_with_the_study(ran, tmp_path):
     other = dataclasses.replace(RECIPE, training=Training(1.0, 256, 0.05))
-    list(runner.run(study(cell("random")), tmp_path, FOUND))
-    list(runner.run(study(cell("random", recipe=other)), tmp_path, FOUND))
+    list(runner.run(study(cell("random")), tmp_path, DIGITS))
+    list(runner.run(study(cell("random", recipe=other)), tmp_path, DIGITS))
     (record,) = records.read_all(tmp_path / "tiny")
     assert record.cell["recipe"]["training"]["learning_rate"] == 0.05
-    list(runner.run(study(cell("random", recipe=other, seed=1)), tmp_path, FOUND))
-    assert len(records.read_all(tmp_path / "tiny")) == 2  # another seed is
+    list(runner.run(study(cell("random", recipe=other, seed=1)), tmp_path, DIGITS))
+    assert len(records.read_all(tmp_path / "tiny")) == 2  # another seed is listed too
 
 
-def test_regrowth_in_a_study_lets_pruned_weights_come_back(tmp_path):
-    """As the published study's IMP: a pruned weight competes with its stale value."""
+def test_with_regrow_pruned_weights_of_a_study_come_back(tmp_path):
+    """As in the published study, a pruned weight competes with its stale value."""
     as_run = dataclasses.replace(
         RECIPE,
         rewind="weights_kept",
@@ -251,69 +214,46 @@ def test_regrowth_in_a_study_lets_pruned_weights_come_back(tmp_path):
         training=Training(2.0, 256, 0.1, weight_decay=0.5),
     )
     one = cell("imp3", c=0.5, recipe=as_run)
-    list(runner.run(study(one), tmp_path, FOUND))
+    list(runner.run(study(one), tmp_path, DIGITS))
     levels = [stage.id for stage in stages.chain(one) if stage.kind == "level"]
     folder = tmp_path / "tiny" / "stages"
-    held = [checkpoint.load(folder / level / "arrays")["mask"] for level in levels]
+    level_masks = [
+        checkpoint.load(folder / level / "arrays")["mask"] for level in levels
+    ]
     grown = [
         bool((after["fc1"]["kernel"] & ~before["fc1"]["kernel"]).any())
-        for before, after in itertools.pairwise(held)
+        for before, after in itertools.pairwise(level_masks)
     ]
     assert any(grown)
 
 
 def test_seeds_give_other_networks_and_other_masks(ran, tmp_path):
-    (other,) = runner.run(study(cell("snip", seed=1)), tmp_path, FOUND)
+    (other,) = runner.run(study(cell("snip", seed=1)), tmp_path, DIGITS)
     assert other.layers != ran[2][2].layers
 
 
-def test_a_loss_that_diverges_is_recorded_and_the_study_goes_on(tmp_path):
+def test_a_diverged_training_is_recorded_and_the_study_continues(tmp_path):
     wild = dataclasses.replace(RECIPE, training=Training(2.0, 256, 1e30))
     cells = [cell(method, recipe=wild) for method in ("snip", "imp2")]
-    found = list(runner.run(study(*cells, cell("random")), tmp_path, FOUND))
+    found = list(runner.run(study(*cells, cell("random")), tmp_path, DIGITS))
     assert [record.status for record in found] == ["diverged", "diverged", "finished"]
     assert found[0].accuracy is None
-    assert found[0].density == pytest.approx(0.1, abs=0.01)  # its mask is whole
+    assert found[0].density == pytest.approx(0.1, abs=0.01)  # its mask is recorded
     assert found[1].density is None
 
 
-KILLED = """
-import sys
-from pathlib import Path
-sys.path.insert(0, {root!r})
-from tests.study.test_study import FOUND, cell, study
-from jaxprune.study import runner
-
-def tell(now):
-    print(now.stage, now.epoch, flush=True)
-
-list(runner.run(study(cell("imp3")), Path(sys.argv[1]), FOUND, tell))
-"""
-
-
-def killed_run(folder, moments):
-    script = folder / "run.py"
+def killed_run(folder, lines):
+    """Kill a run of IMP-3 when it prints each of the lines, then let it finish."""
     folder.mkdir()
-    script.write_text(KILLED.format(root=str(ROOT)))
-    for moment in moments:
-        command = [sys.executable, str(script), str(folder)]
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-            for line in process.stdout:
-                if line.strip() == moment:
-                    time.sleep(0.02)
-                    os.kill(process.pid, signal.SIGKILL)
-                    break
-        assert process.returncode == -signal.SIGKILL
-    subprocess.run(
-        [sys.executable, str(script), str(folder)], check=True, capture_output=True
-    )
+    for line in lines:
+        launch.kill_at(line, "run_study", folder, "imp3")
+    launch.run("run_study", folder, "imp3")
     (record,) = records.read_all(folder / "tiny")
-    with np.load(folder / "tiny" / record.id / "mask.npz") as mask:
-        return record, dict(mask)
+    return record, masks.load(folder / "tiny" / record.id / "mask.npz")
 
 
-def test_a_study_killed_in_any_stage_ends_with_the_same_bits(tmp_path):
-    """After the dense network, within the second level of IMP, and before evaluation."""
+def test_a_study_that_is_killed_ends_with_the_same_bits(tmp_path):
+    """It is killed after the dense training, in the second level, and before evaluation."""
     record, mask = killed_run(tmp_path / "killed", ["level 0", "train 1", "evaluate 0"])
     whole, expected = killed_run(tmp_path / "whole", [])
     for name, array in expected.items():
@@ -322,25 +262,28 @@ def test_a_study_killed_in_any_stage_ends_with_the_same_bits(tmp_path):
     assert (record.loss, record.accuracy) == (whole.loss, whole.accuracy)
 
 
-def test_only_narrows_and_refuses_what_matches_nothing():
-    cells = digits.study(FOUND).cells
+def test_conditions_select_cells_and_a_condition_without_a_match_is_refused():
+    cells = digits.study(DIGITS).cells
     chosen = config.select_cells(cells, ["method=snip,synflow", "c=1"])
     assert len(chosen) == 2
     assert config.select_cells(cells, ["method=SNIP,SynFlow", "c=1"]) == chosen
+    by_density = config.select_cells(cells, ["method=snip,synflow", "density=0.1"])
+    assert by_density == chosen
     for wrong, sentence in {
+        "density=0.2": "there is no density 0.2. Pass some of 0.01, 0.1, 0.316",
         "method=snap": "there is no method snap. Pass some of grasp, imp2",
         "seed=3": "Pass some of 0, or more --seeds",
         "c=3": "there is no c 3. Pass some of 0.05, 0.1",
-        "c": "'c' is not understood",
-        "colour=red": "known names are method, c, seed, model",
+        "c": "'c' is invalid",
+        "color=red": "known names are method, c, density, seed, model",
     }.items():
         with pytest.raises(ValueError, match=sentence):
             config.select_cells(cells, [wrong])
 
 
-def test_bad_cells_are_refused():
+def test_invalid_cells_are_refused():
     with pytest.raises(
-        ValueError, match="method 'snap' is not known. Pass one of dense, rand"
+        ValueError, match="method 'snap' is unknown. Pass one of dense, rand"
     ):
         cell("snap")
     with pytest.raises(ValueError, match=r"keeps 10\*\*-c.*got -1"):
@@ -350,24 +293,24 @@ def test_bad_cells_are_refused():
     with pytest.raises(ValueError, match="seed must be a whole number.*got -1"):
         cell(seed=-1)
     late = dataclasses.replace(RECIPE, rewind_epochs=1.0)
-    with pytest.raises(ValueError, match="before the end of training at 1.0; got 1.0"):
+    with pytest.raises(
+        ValueError, match="less than the length of training, 1.0; got 1.0"
+    ):
         cell("imp2", recipe=late)
     with pytest.raises(ValueError, match="SNIP scores with 100 .*train_examples is 50"):
         cell(train_examples=50)
-    with pytest.raises(
-        ValueError, match="rewind 'late' is not known. Pass one of init"
-    ):
+    with pytest.raises(ValueError, match="rewind 'late' is unknown. Pass one of init"):
         cell("imp2", recipe=dataclasses.replace(RECIPE, rewind="late"))
     falling = dataclasses.replace(RECIPE.training, schedule="cosine")
     with pytest.raises(ValueError, match='which is 0 with schedule="cosine"'):
         cell("imp_finetune", recipe=dataclasses.replace(RECIPE, training=falling))
 
 
-def test_a_reduced_study_says_so_in_every_cell_and_above_every_table():
+def test_every_cell_and_a_note_record_that_a_study_is_reduced():
     whole = study(cell("imp2"), cell("grasp"))
     small = config.reduced(whole, epochs_scale=0.5, width=0.02, train_examples=256)
     (note,) = small.notes
-    assert "own: epochs x 0.5, width 0.02, 256 training pictures. Its figures" in note
+    assert "epochs x 0.5, width 0.02, 256 training images" in note
     for one in small.cells:
         assert (one.width, one.train_examples) == (0.02, 256)
         assert one.recipe.epochs_scale == 0.5
@@ -380,7 +323,7 @@ def test_a_reduced_study_says_so_in_every_cell_and_above_every_table():
         config.reduced(whole, epochs_scale=0)
 
 
-def test_lengths_differ_by_method_where_the_recipe_says_so():
+def test_a_recipe_sets_the_length_of_training_by_method():
     recipe = dataclasses.replace(
         RECIPE,
         rewind="weights_kept",
@@ -398,7 +341,7 @@ def test_lengths_differ_by_method_where_the_recipe_says_so():
     }  # fmt: skip
 
 
-def test_fine_tuning_goes_on_at_the_last_learning_rate():
+def test_fine_tuning_continues_at_the_last_learning_rate():
     training = Training(
         1.0, 256, 0.1, schedule="steps", drop_epochs=(0.2, 0.8), warmup_epochs=0.1
     )
@@ -412,18 +355,18 @@ def test_fine_tuning_goes_on_at_the_last_learning_rate():
     assert {stage.own["start"] for stage in last.values()} == {0.5}
     assert last["imp_rate"].own["training"] == last["imp_late"].own["training"]
     tuned = last["imp_finetune"].own["training"]
-    assert (tuned["rate"], tuned["warmup_epochs"]) == ("constant", 0.0)
+    assert (tuned["schedule"], tuned["warmup_epochs"]) == ("constant", 0.0)
     assert tuned["learning_rate"] == pytest.approx(0.001)
 
 
-def test_levels_of_20_percent_end_at_the_density_asked_for():
+def test_levels_that_prune_20_percent_end_at_the_requested_density():
     found = config.level_densities(cell("imp_late", 0.25))
     assert found == pytest.approx([0.8, 0.64, 10**-0.25])
     assert config.level_densities(cell("imp_late", 0.0)) == [1.0]
     assert config.level_densities(cell("imp4", 2.0))[1::2] == [0.1, 0.01]
 
 
-def test_three_ways_to_rewind_share_a_trunk_and_the_line_between_two_trainings(
+def test_three_ways_to_rewind_share_the_dense_network_and_the_barrier_is_measured(
     tmp_path,
 ):
     names = ("imp_late", "imp_rate", "imp_finetune", "imp_connect")
@@ -432,22 +375,23 @@ def test_three_ways_to_rewind_share_a_trunk_and_the_line_between_two_trainings(
     cells = [cell(name, 0.15, recipe=recipe) for name in names]
     plan = runner.plan(study(*cells), tmp_path / "nowhere")
     assert [s.kind for s in plan.stages].count("train") == 7  # dense, and 2 levels x 3
-    found = list(runner.run(study(*cells), tmp_path, FOUND))
+    found = list(runner.run(study(*cells), tmp_path, DIGITS))
     assert len({record.loss for record in found[:3]}) == 3
     connected = found[3]
     assert (connected.accuracy, connected.latency) == (None, {})
     errors = connected.connectivity["errors"]
     assert len(errors) == 30
+    assert found[0].accuracy is not None
     assert errors[0] == pytest.approx(100 - found[0].accuracy)  # the same training
-    assert errors[-1] != errors[0]  # other noise, another network
+    assert errors[-1] != errors[0]  # with other noise, another network
     expected = max(errors) - (errors[0] + errors[-1]) / 2
     assert connected.connectivity["barrier"] == pytest.approx(expected)
 
 
-def test_the_dense_network_is_a_cell_that_shares_its_training_with_mag(ran):
-    runs, _, _, _ = ran
+def test_the_dense_network_shares_its_training_with_magnitude(ran):
+    runs, _, _ = ran
     trained = []
-    (record,) = runner.run(study(cell("dense", 0.0)), runs, FOUND, trained.append)
+    (record,) = runner.run(study(cell("dense", 0.0)), runs, DIGITS, trained.append)
     assert "train" not in [now.stage for now in trained]
     assert (record.density, record.macs_kept) == (1.0, record.macs_dense)
     assert record.title == "Dense"
@@ -458,32 +402,31 @@ def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
         RECIPE, training=Training(0.1, 256, 0.1), rewind_epochs=0.0
     )
     with pytest.raises(
-        ValueError, match="to epoch 0.1 from 0 has no step with 512 pictures"
+        ValueError, match="to epoch 0.1 from 0 has no step with 512 images"
     ):
-        list(runner.run(study(cell("random", recipe=short)), tmp_path, FOUND))
+        list(runner.run(study(cell("random", recipe=short)), tmp_path, DIGITS))
     with pytest.raises(ValueError, match="train_examples is 9999, but digits has 1437"):
-        list(runner.run(study(cell("random", train_examples=9999)), tmp_path, FOUND))
+        list(runner.run(study(cell("random", train_examples=9999)), tmp_path, DIGITS))
     assert not list(tmp_path.iterdir())
 
 
-def test_cells_of_another_size_are_counted_before_they_are_listed_no_longer(ran):
-    runs, whole, _, _ = ran
+def test_the_plan_counts_cells_of_other_sizes_that_a_run_would_unlist(ran):
+    runs, whole, _ = ran
     assert runner.plan(whole, runs / "tiny").unlisted == 0
     other = config.reduced(whole, width=0.02)
     written = len(list((runs / "tiny").glob("*/record.json")))
     assert runner.plan(other, runs / "tiny").unlisted == written
 
 
-def test_memory_is_sampled_between_epochs_of_training(ran):
+def test_memory_is_sampled_after_each_epoch_of_training(ran):
     for record in ran[2]:
         assert 0 < record.training_memory["machine_percent"] <= 100
-        assert (
-            record.training_memory["device_in_use"] is None
-        )  # a CPU keeps no statistics
+        # A CPU has no statistics of device memory.
+        assert record.training_memory["device_in_use"] is None
 
 
-def test_an_epoch_is_timed_on_some_of_its_steps():
+def test_the_time_of_an_epoch_is_measured_on_some_of_its_steps():
     one = cell(recipe=dataclasses.replace(RECIPE, training=Training(30.0, 8, 0.1)))
-    found = runner.epoch_time(study(one), FOUND)
-    assert (found.timed, found.steps) == (20, 64)
-    assert found.seconds > 0
+    timing = runner.epoch_time(study(one), DIGITS)
+    assert (timing.timed, timing.steps) == (20, 64)
+    assert timing.seconds > 0
