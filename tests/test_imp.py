@@ -223,13 +223,15 @@ def test_levels_from_disk_are_the_bits_of_levels_in_memory(rewind, tmp_path):
         start = imp.init(PARAMS, jax.random.key(3))
         saved = list(checkpoint.levels(tmp_path, start, bound(rewind), densities))
         assert len(saved) == 3
-        for (state, info), expected, seen in zip(saved, states[1:], infos, strict=True):
+        for (state, info), expected, expected_info in zip(
+            saved, states[1:], infos, strict=True
+        ):
             chex.assert_trees_all_equal(
                 state._replace(key=None), expected._replace(key=None)
             )
             key = jax.random.key_data(state.key)
             assert (key == jax.random.key_data(expected.key)).all()
-            chex.assert_trees_all_equal(info, seen)
+            chex.assert_trees_all_equal(info, expected_info)
 
 
 def test_a_run_resumes_after_its_newest_complete_level(tmp_path):

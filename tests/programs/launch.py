@@ -30,9 +30,13 @@ def _command(program: str, args: tuple[object, ...]) -> list[str]:
     return [sys.executable, "-m", f"tests.programs.{program}", *map(str, args)]
 
 
-def finish(process: subprocess.Popen[str], seconds: float = 300) -> str:
+def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     """Wait for a program that must succeed, and return what it printed."""
-    output, errors = process.communicate(timeout=seconds)
+    try:
+        output, errors = process.communicate(timeout=seconds)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        raise
     assert process.returncode == 0, errors[-3000:]
     return output
 

@@ -49,14 +49,14 @@ def _run_on_ray(folder: Path, kill: bool) -> None:
         threading.Thread(
             target=_kill_worker, args=(folder, killed), daemon=True
         ).start()
-    found = runner.run(
+    finished = runner.run(
         study(*CELLS),
         folder,
         DIGITS,
         lambda progress: kinds.append(progress.stage),
         cluster.executor(),
     )
-    print(len(list(found)), len(killed), kinds.count("train"), flush=True)
+    print(len(list(finished)), len(killed), kinds.count("train"), flush=True)
     ray.shutdown()
 
 

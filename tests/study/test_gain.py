@@ -16,16 +16,16 @@ def test_a_network_without_half_its_units_is_counted():
     )
     mask = masks.ones_like(model.params)
     mask["fc2"]["kernel"] = mask["fc2"]["kernel"].at[150:].set(False)
-    found: Any = gain.measure(model, mask, shape, batches=(1, 2), calls=1)()
-    assert found["weights_dense"] == 4 * 300 + 300 * 100 + 1000
-    assert found["weights_kept"] == 4 * 300 + 150 * 100 + 1000
-    assert found["weights_compacted"] == 4 * 150 + 150 * 100 + 1000
+    results: Any = gain.measure(model, mask, shape, batches=(1, 2), calls=1)()
+    assert results["weights_dense"] == 4 * 300 + 300 * 100 + 1000
+    assert results["weights_kept"] == 4 * 300 + 150 * 100 + 1000
+    assert results["weights_compacted"] == 4 * 150 + 150 * 100 + 1000
     biases = 150 + 100 + 10
-    assert found["macs_compacted"] == found["weights_compacted"] + biases
-    assert found["bytes_compacted"] == 4 * found["macs_compacted"]
-    assert 0 < found["file_compacted"] < found["file_masked"]
-    assert found["difference"] == pytest.approx(0, abs=1e-5)
-    assert found["empty_layers"] == 0
+    assert results["macs_compacted"] == results["weights_compacted"] + biases
+    assert results["bytes_compacted"] == 4 * results["macs_compacted"]
+    assert 0 < results["file_compacted"] < results["file_masked"]
+    assert results["difference"] == pytest.approx(0, abs=1e-5)
+    assert results["empty_layers"] == 0
     for side in ("masked", "compacted"):
-        assert found[f"{side}_2_p95_s"] >= found[f"{side}_2_p50_s"] > 0
-        assert found[f"{side}_peak_mb"] > 0
+        assert results[f"{side}_2_p95_s"] >= results[f"{side}_2_p50_s"] > 0
+        assert results[f"{side}_peak_mb"] > 0

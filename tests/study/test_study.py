@@ -131,13 +131,13 @@ def test_what_changes_no_result_does_not_change_its_id():
 def ran(tmp_path_factory):
     """A study of every method: its folder, its cells and their records."""
     runs = tmp_path_factory.mktemp("runs")
-    whole = study(*(cell(method) for method in config.COMPARED))
-    return runs, whole, list(runner.run(whole, runs, DIGITS))
+    comparison = study(*(cell(method) for method in config.COMPARED))
+    return runs, comparison, list(runner.run(comparison, runs, DIGITS))
 
 
 def test_every_method_ends_in_a_complete_record(ran):
-    runs, whole, found = ran
-    for one, record in zip(whole.cells, found, strict=True):
+    runs, comparison, finished = ran
+    for one, record in zip(comparison.cells, finished, strict=True):
         folder = runs / "tiny" / record.id
         assert record.id == config.cell_id(one)
         assert files.read_json(folder / "config.json") == config.as_json(one)
@@ -168,31 +168,31 @@ def test_epochs_of_a_cell_include_those_of_shared_stages(ran):
 
 
 def test_the_plan_counts_the_epochs_that_sharing_saves(ran):
-    runs, whole, _ = ran
-    plan = runner.plan(whole, runs / "nowhere")
+    runs, comparison, _ = ran
+    plan = runner.plan(comparison, runs / "nowhere")
     assert plan.unshared == 13.5
     assert plan.shared == 3  # the dense network is Mag's and all three IMPs'
     assert plan.epochs == 10.5
-    done = runner.plan(whole, runs / "tiny")
+    done = runner.plan(comparison, runs / "tiny")
     assert done.epochs == 0
     assert len(done.cells_done) == 8
 
 
 def test_finished_cells_are_read_and_no_stage_runs_again(ran):
-    runs, whole, found = ran
+    runs, comparison, finished = ran
     progress = []
-    assert list(runner.run(whole, runs, DIGITS, progress.append)) == found
+    assert list(runner.run(comparison, runs, DIGITS, progress.append)) == finished
     assert progress == []
 
 
 def test_a_lost_record_is_regenerated_from_finished_stages(ran):
-    runs, whole, found = ran
-    path = runs / "tiny" / found[2].id / "record.json"
+    runs, comparison, finished = ran
+    path = runs / "tiny" / finished[2].id / "record.json"
     path.unlink()
     progress = []
-    again = list(runner.run(whole, runs, DIGITS, progress.append))
+    again = list(runner.run(comparison, runs, DIGITS, progress.append))
     assert progress == []
-    assert again[2] == found[2]
+    assert again[2] == finished[2]
 
 
 def test_another_recipe_is_not_averaged_with_the_study(ran, tmp_path):
@@ -235,11 +235,11 @@ def test_seeds_give_other_networks_and_other_masks(ran, tmp_path):
 def test_a_diverged_training_is_recorded_and_the_study_continues(tmp_path):
     wild = dataclasses.replace(RECIPE, training=Training(2.0, 256, 1e30))
     cells = [cell(method, recipe=wild) for method in ("snip", "imp2")]
-    found = list(runner.run(study(*cells, cell("random")), tmp_path, DIGITS))
-    assert [record.status for record in found] == ["diverged", "diverged", "finished"]
-    assert found[0].accuracy is None
-    assert found[0].density == pytest.approx(0.1, abs=0.01)  # its mask is recorded
-    assert found[1].density is None
+    results = list(runner.run(study(*cells, cell("random")), tmp_path, DIGITS))
+    assert [record.status for record in results] == ["diverged", "diverged", "finished"]
+    assert results[0].accuracy is None
+    assert results[0].density == pytest.approx(0.1, abs=0.01)  # its mask is recorded
+    assert results[1].density is None
 
 
 def killed_run(folder, lines):
@@ -360,8 +360,8 @@ def test_fine_tuning_continues_at_the_last_learning_rate():
 
 
 def test_levels_that_prune_20_percent_end_at_the_requested_density():
-    found = config.level_densities(cell("imp_late", 0.25))
-    assert found == pytest.approx([0.8, 0.64, 10**-0.25])
+    densities = config.level_densities(cell("imp_late", 0.25))
+    assert densities == pytest.approx([0.8, 0.64, 10**-0.25])
     assert config.level_densities(cell("imp_late", 0.0)) == [1.0]
     assert config.level_densities(cell("imp4", 2.0))[1::2] == [0.1, 0.01]
 
@@ -375,14 +375,14 @@ def test_three_ways_to_rewind_share_the_dense_network_and_the_barrier_is_measure
     cells = [cell(name, 0.15, recipe=recipe) for name in names]
     plan = runner.plan(study(*cells), tmp_path / "nowhere")
     assert [s.kind for s in plan.stages].count("train") == 7  # dense, and 2 levels x 3
-    found = list(runner.run(study(*cells), tmp_path, DIGITS))
-    assert len({record.loss for record in found[:3]}) == 3
-    connected = found[3]
+    results = list(runner.run(study(*cells), tmp_path, DIGITS))
+    assert len({record.loss for record in results[:3]}) == 3
+    connected = results[3]
     assert (connected.accuracy, connected.latency) == (None, {})
     errors = connected.connectivity["errors"]
     assert len(errors) == 30
-    assert found[0].accuracy is not None
-    assert errors[0] == pytest.approx(100 - found[0].accuracy)  # the same training
+    assert results[0].accuracy is not None
+    assert errors[0] == pytest.approx(100 - results[0].accuracy)  # the same training
     assert errors[-1] != errors[0]  # with other noise, another network
     expected = max(errors) - (errors[0] + errors[-1]) / 2
     assert connected.connectivity["barrier"] == pytest.approx(expected)
@@ -411,9 +411,9 @@ def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
 
 
 def test_the_plan_counts_cells_of_other_sizes_that_a_run_would_unlist(ran):
-    runs, whole, _ = ran
-    assert runner.plan(whole, runs / "tiny").unlisted == 0
-    other = config.reduced(whole, width=0.02)
+    runs, comparison, _ = ran
+    assert runner.plan(comparison, runs / "tiny").unlisted == 0
+    other = config.reduced(comparison, width=0.02)
     written = len(list((runs / "tiny").glob("*/record.json")))
     assert runner.plan(other, runs / "tiny").unlisted == written
 

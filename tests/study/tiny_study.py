@@ -46,7 +46,7 @@ def study(*cells: Cell) -> Study:
 
 def results(folder: Path) -> dict[str, dict[str, Any]]:
     """Return what is the same in every run: records without times, and masks."""
-    found = {}
+    by_cell = {}
     for record in records.read_all(folder):
         mask = {
             name: leaf.tolist()
@@ -54,5 +54,5 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
         }
         facts = (record.layers, record.accuracy, record.loss, record.density)
         history = [tuple(epoch.values()) for epoch in record.history]
-        found[record.id] = {"mask": mask, "facts": facts, "history": history}
-    return found
+        by_cell[record.id] = {"mask": mask, "facts": facts, "history": history}
+    return by_cell
