@@ -23,7 +23,7 @@ Masks: a bool tree like the parameters; True keeps.
 Training and pruning in levels:
 
     sparse_training.hold_pruned(optimizer, mask)   any optax optimizer, in any loop
-    prune.prune(score_fn, params, density, rounds=100)
+    prune.prune(score_fn, params, density, rounds=100)    score_fn(params, mask=mask)
     imp.init(params, key), imp.step(state, train_fn, density, rewind="early")
     checkpoint.levels(folder, state, step, densities)    imp.step, resumed after a kill
     checkpoint.save(path, tree), checkpoint.load(path, like=tree)

@@ -39,10 +39,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         path: the file to write; an existing one is replaced.
 
     Yields:
-        The open file. If writing fails, nothing of it is left.
+        The open file. If writing fails, the temporary file is removed.
     """
-    me = f"{platform.node()}.{os.getpid()}"
-    partial = path.with_name(f".{path.name}.{me}.part")
+    writer = f"{platform.node()}.{os.getpid()}"
+    partial = path.with_name(f".{path.name}.{writer}.part")
     try:
         with partial.open("wb") as file:
             yield file

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, Int, Key
 
 from jaxprune import masks, scores, tree
@@ -72,9 +73,9 @@ class Info(NamedTuple):
 
 
 # train_fn(params, mask, key, level) -> Trained. With rewind="early", level 0 trains from
-# iteration 0 and later levels from k on: with a fresh optimizer, and the learning-rate
-# schedule continued. The key changes per level; bind one key of your own to continue the
-# order of the data too.
+# iteration 0. Later levels start from the weights of iteration k with a fresh optimizer;
+# the paper continues the learning-rate schedule at k. The key changes per level; bind one
+# key of your own to continue the order of the data too.
 TrainFn: TypeAlias = Callable[[Any, Any, Any, Any], Trained]
 
 
@@ -96,7 +97,13 @@ def init(params: Params, key: RandomKey) -> State:
         >>> init({"w": jnp.ones((2, 2))}, jax.random.key(0)).level.item()
         0
     """
-    return State(jnp.int32(0), params, masks.ones_like(params), key)
+    mask = masks.ones_like(params)
+    # A copy, so that training the module that these variables belong to leaves it alone.
+    return State(jnp.int32(0), _copy(params), mask, key)
+
+
+def _copy(params: Params) -> Params:
+    return jax.tree.map(lambda leaf: leaf.copy(), params)
 
 
 def step(
@@ -112,8 +119,9 @@ def step(
     """Train one level to completion, keep `density` of the prunable weights, rewind.
 
     Everything in the tree rewinds, BatchNorm statistics included; only prunable leaves
-    are pruned. After the last level, train once more from the final state to get the
-    network at the last density.
+    are pruned. `train_fn` must keep pruned weights at zero, for example with
+    `sparse_training.hold_pruned(optimizer, mask)`. After the last level, train once more
+    from the final state to get the network at the last density.
 
     Args:
         state: the state after the previous level.
@@ -121,8 +129,8 @@ def step(
         density: kept / prunable after this level, in (0, 1]; each level is relative to
             all prunable weights.
         rewind: what the next level starts from: "init", the initial tree; "early", the
-            tree after iteration k of the first level (open_lth instead restarts level 0
-            at iteration k with a fresh optimizer; here it trains through); "weights_kept",
+            tree after iteration k of the first level (in open_lth, level 0 restarts at
+            iteration k with a fresh optimizer; here it does not restart); "weights_kept",
             the trained tree.
         regrow: score pruned weights by their stale value and let them come back, as the
             published study did; by default masks nest.
@@ -133,8 +141,10 @@ def step(
         The next state, and what the level observed.
 
     Raises:
-        ValueError: if `rewind` is unknown, `train_fn` returned a tree that differs from
-            the state's, or `rewind` is "early" and it returned no rewind point at level 0.
+        ValueError: if `rewind` is unknown; if `train_fn` returned a tree that differs from
+            the state's, weights that are not finite, nonzero pruned weights, or, with
+            rewind="early", no rewind point at level 0; or if `density` is higher than
+            what is left.
         TypeError: if `train_fn` did not return a `Trained`.
 
     Example:
@@ -150,7 +160,9 @@ def step(
         )
     train_key, next_key = jax.random.split(state.key)
     # With regrowth, pruned weights keep their values, since they compete again.
-    start = state.params if regrow else masks.apply(state.params, state.mask)
+    start = _copy(state.params)
+    if not regrow:
+        start = masks.apply(start, state.mask)
     trained = train_fn(start, state.mask, train_key, state.level)
     if not isinstance(trained, Trained):
         raise TypeError(
@@ -158,6 +170,11 @@ def step(
             "imp.Trained(params, metrics, rewind_point)."
         )
     params = _returned(trained.params, state.params, "params")
+    if not regrow:
+        _check_pruned(params, state.mask)
+    tree.check_finite(
+        params, "training diverged; lower the learning rate.", what="params"
+    )
     chosen = tree.check_prunable(state.params, prunable)
     kept = None if regrow else state.mask
     mask = masks.select(
@@ -193,6 +210,17 @@ def _next_params(state: State, trained: Trained, rewind: str) -> Params:
             "Trained(rewind_point=None) at level 0. Return it there, or pass "
             'rewind="init".'
         )
+    leaves = zip(
+        jax.tree.leaves(trained.rewind_point),
+        jax.tree.leaves(trained.params),
+        strict=False,
+    )
+    if all(early is late for early, late in leaves):
+        raise ValueError(
+            "Trained.rewind_point holds the arrays of Trained.params, so nothing would be "
+            "rewound: the variables of an NNX module change as it trains. Copy them at "
+            "iteration k: jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))."
+        )
     return _returned(trained.rewind_point, state.params, "rewind_point")
 
 
@@ -209,9 +237,24 @@ def _returned(returned: Params, params: Params, field: str) -> Params:
         jax.tree.leaves(params),
         strict=True,
     ):
-        if jnp.shape(new) != jnp.shape(old):
+        if (jnp.shape(new), new.dtype) != (jnp.shape(old), old.dtype):
             raise ValueError(
-                f"Trained.{field} has shape {jnp.shape(new)} at '{name}', where params "
-                f"has {jnp.shape(old)}. {remedy}"
+                f"Trained.{field} has {new.dtype}{list(jnp.shape(new))} at '{name}', where "
+                f"params has {old.dtype}{list(jnp.shape(old))}. {remedy}"
             )
     return returned
+
+
+def _check_pruned(params: Params, mask: Mask) -> None:
+    """Check that training kept pruned weights at zero. Traced ones can't be checked."""
+    leaves, kept = tree.by_name(params), tree.by_name(mask)
+    for name, leaf in leaves.items():
+        if isinstance(leaf, Tracer) or not tree.is_floating(leaf):
+            continue
+        wrong = int(((leaf != 0) & ~kept[name]).sum())
+        if wrong:
+            raise ValueError(
+                f"train_fn returned {wrong} nonzero weights at '{name}' that the mask "
+                "prunes. Hold them at zero: train with sparse_training.hold_pruned("
+                "optimizer, mask), with the mask that train_fn was given."
+            )

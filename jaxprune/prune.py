@@ -20,8 +20,8 @@ class Info(NamedTuple):
 
     Attributes:
         requested: the density that the schedule asked for.
-        densities: the density that was reached. It differs by less than one weight, or by the
-            number of ties with ties="reference".
+        densities: the density that was reached: that of `masks.num_kept` weights, and fewer
+            where scores are equal with ties="reference".
     """
 
     requested: tuple[float, ...]
@@ -48,7 +48,8 @@ def prune(
     `functools.partial(scores.random, key)`.
 
     Args:
-        score_fn: `score_fn(params, mask=mask) -> scores`, called once per round.
+        score_fn: called once per round as `score_fn(params, mask=mask)`, with `mask` as a
+            keyword; returns scores.
         params: parameters; they are not changed.
         density: kept / prunable, in (0, 1].
         rounds: how often to score; 1 is one-shot pruning.
@@ -63,7 +64,8 @@ def prune(
         The mask, and the densities of each round.
 
     Raises:
-        ValueError: if an option is out of range or a score is not finite.
+        ValueError: if an option is out of range, a score is not finite, or `score_fn`
+            returns another tree.
 
     Example:
         >>> import jax.numpy as jnp
@@ -83,8 +85,14 @@ def prune(
     mask = masks.ones_like(params)
     reached = []
     for target in requested:
-        mask = masks.select(
+        scored = tree.align(
             score_fn(params, mask=mask),
+            params,
+            "the result of score_fn",
+            "Return scores for every leaf of params.",
+        )
+        mask = masks.select(
+            scored,
             target,
             mask=None if regrow else mask,
             prunable=chosen,

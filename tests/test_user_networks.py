@@ -313,7 +313,7 @@ def test_statistics_and_callables_are_refused_by_scores():
 def test_one_batch_in_place_of_a_list_is_refused():
     loss = lambda params, batch: params["w"].sum()
     with pytest.raises(
-        ValueError, match=r"looks like one batch. Pass a list.*\[\(inputs"
+        ValueError, match=r"a tuple of arrays. Pass a list.*\[\(inputs"
     ):
         scores.snip(loss, {"w": jnp.ones((2, 2))}, (jnp.ones(2), jnp.ones(2)))
     with pytest.raises(ValueError, match="batches is a dict"):

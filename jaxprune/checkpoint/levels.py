@@ -47,6 +47,16 @@ def _save_level(
     save(path, {name: part for name, part in record.items() if part is not None})
 
 
+def _options(step: Step) -> str:
+    """Describe the bound options of a step, but not its functions."""
+    options = getattr(step, "keywords", {})
+    return "".join(
+        f" {name}={option}"
+        for name, option in sorted(options.items())
+        if isinstance(option, str | bool | int | float)
+    )
+
+
 class _OtherStartError(ValueError):
     """A saved level was started from another state."""
 
@@ -65,8 +75,8 @@ def _load_level(
         )
     if record["started_from"] != started_from:
         raise _OtherStartError(
-            f"{path} was started from other weights, another mask or another key, or from "
-            "another network than the state passed. Pass another folder."
+            f"{path} was started from other weights, another mask or another key, or with "
+            "other options of the step. Pass another folder."
         )
     params = state.params
     if record["rewind_point"] != "as before":
@@ -100,6 +110,9 @@ def levels(
     any moment resumes after its newest complete level. Every level starts from what was
     read back, so an interrupted run ends with the same bits as an uninterrupted one.
 
+    A folder belongs to one run: resuming checks the state, the densities and the options of
+    the step, but not the code of `train_fn`. Pass another folder after changing it.
+
     Args:
         folder: where the levels are saved; one folder per run.
         state: the initial state, `imp.init(params, key)`.
@@ -131,7 +144,9 @@ def levels(
     for number, density in enumerate(densities, start=1):
         path = root / f"level_{number:04d}"
         # Everything a level starts from, so that no run resumes another run's levels.
-        started_from = fingerprint((state.params, state.mask, state.key))
+        started_from = fingerprint((state.params, state.mask, state.key)) + _options(
+            step
+        )
         requested = float(density)
         level = None
         if sharding.broadcast_from_first(exists(path)):

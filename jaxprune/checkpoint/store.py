@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,11 @@ _CHECKSUMS = "checksums.json"
 
 
 def exists(path: str | os.PathLike) -> bool:
-    """Return whether there is a complete checkpoint at `path`."""
+    """Return whether there is a complete checkpoint at `path`.
+
+    Args:
+        path: a folder.
+    """
     return os.path.exists(os.path.join(path, _CHECKSUMS))
 
 
@@ -42,7 +47,11 @@ def _checksums(place: Path) -> dict[str, str]:
 
 
 def remove(*folders: Path) -> None:
-    """Delete folders that may or may not exist; all processes call this."""
+    """Delete folders that may or may not exist; all processes call this.
+
+    Args:
+        folders: paths.
+    """
     if sharding.is_first_process():
         for folder in folders:
             if folder.is_symlink():
@@ -68,7 +77,7 @@ def _unfinished(place: Path) -> list[Path]:
 
 
 def _make_way(place: Path) -> None:
-    """Remove the remains of a killed run; refuse to remove anything else."""
+    """Remove what a killed run left at `place`; refuse to remove anything else."""
     if sharding.broadcast_from_first(exists(place)):
         raise ValueError(f"{place} already holds a checkpoint. Pass another folder.")
     if sharding.broadcast_from_first((place / "_CHECKPOINT_METADATA").exists()):
@@ -92,6 +101,8 @@ def _storable(leaf: Any) -> Any:
     """Turn a leaf into what Orbax can write."""
     if not hasattr(leaf, "dtype"):
         return leaf
+    if isinstance(leaf, np.generic):
+        leaf = np.asarray(leaf)
     if tree.is_key(leaf):
         leaf = jax.random.key_data(leaf)
     if leaf.size == 0:
@@ -114,8 +125,9 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
             NNX State, an Equinox module (its arrays alone, by `eqx.partition`).
 
     Raises:
-        ValueError: if a checkpoint, or something else, is there.
-        OSError: if it can't be written; nothing is left at `path`.
+        ValueError: if a checkpoint, or something else, is there (to replace it, delete the
+            folder first), or if two leaves have one name.
+        OSError: if it can't be written; then there is nothing at `path`.
 
     Example:
         >>> import tempfile
@@ -126,7 +138,11 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     """
     place = Path(_absolute(path))
     _make_way(place)
-    leaves = dict(zip(tree.names(arrays), jax.tree.leaves(arrays), strict=True))
+    # Fail now if nothing can be written there: Orbax would wait for minutes at exit.
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=place.parent):
+        pass
+    leaves = tree.by_name(arrays)
     written: dict[str, Any] = {
         "empty": {
             name: [list(leaf.shape), str(leaf.dtype)]
@@ -173,9 +189,9 @@ def _corruption(place: Path) -> str | None:
     written = _read_checksums(place)
     if written is None:
         return f"{_CHECKSUMS} can't be read"
-    files, found = written["files"], _checksums(place)
-    for name in sorted({*files, *found}):
-        if files.get(name) != found.get(name):
+    expected, actual = written["files"], _checksums(place)
+    for name in sorted({*expected, *actual}):
+        if expected.get(name) != actual.get(name):
             return f"{name} is not what was written"
     return None
 
@@ -185,12 +201,13 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
 
     Args:
         path: a folder that `save` wrote.
-        like: a tree with the same leaf names; the result has its containers. Each process
-            reads its part of arrays that have a `NamedSharding` there; all other arrays go
-            to the default device.
+        like: a tree with the same leaf names; the result has its containers. An array that
+            has a `NamedSharding` in `like` gets the same sharding, each process reading its
+            part; all other arrays go to the default device.
 
     Returns:
-        The tree in the containers of `like`; without it in dicts and lists.
+        The tree in the containers of `like`; without it in dicts and lists. Arrays of 64
+        bits are NumPy arrays unless jax_enable_x64 is set.
 
     Raises:
         FileNotFoundError: if there is no complete checkpoint at `path`.
@@ -233,9 +250,7 @@ def read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
         return np.empty(leaf.shape, leaf.dtype)
 
     loaded = ocp.load(path, tree.map_named(place, ocp.metadata(path).metadata))
-    loaded = jax.tree.map(
-        lambda x: jnp.asarray(x) if isinstance(x, np.ndarray) else x, loaded
-    )
+    loaded = jax.tree.map(_on_device, loaded)
     written = _read_checksums(Path(path)) or {"empty": {}, "keys": {}}
     for name, (shape, dtype) in written["empty"].items():
         _put_leaf(loaded, name, jnp.zeros(shape, dtype))
@@ -249,12 +264,22 @@ def read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
     )
 
 
+def _on_device(leaf: Any) -> Any:
+    """Place an array, except one of 64 bits that JAX would narrow."""
+    if not isinstance(leaf, np.ndarray):
+        return leaf
+    is_narrowed = jax.dtypes.canonicalize_dtype(leaf.dtype) != leaf.dtype
+    return leaf if is_narrowed else jnp.asarray(leaf)
+
+
 def _put_leaf(loaded: PyTree, name: str, leaf: Any) -> None:
-    *parents, last = name.split("/")
-    node = loaded
-    for part in parents:
-        node = node[int(part)] if isinstance(node, list) else node[part]
-    node[int(last) if isinstance(node, list) else last] = leaf
+    """Put a leaf in its place; keys of dicts may contain '/'."""
+    children = enumerate(loaded) if isinstance(loaded, list) else list(loaded.items())
+    for key, child in children:
+        if name == str(key):
+            loaded[key] = leaf
+        elif name.startswith(f"{key}/") and isinstance(child, dict | list):
+            _put_leaf(child, name.removeprefix(f"{key}/"), leaf)
 
 
 def in_containers(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:

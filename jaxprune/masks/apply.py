@@ -1,6 +1,7 @@
 """Apply, count and store masks."""
 
 import os
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -85,6 +86,7 @@ def density(mask: Mask, prunable: Prunable | None = None) -> float:
 
     Raises:
         ValueError: if no leaf is prunable.
+        TypeError: if a leaf is not bool.
 
     Example:
         >>> density({"kernel": jnp.eye(4, dtype=bool)})
@@ -105,11 +107,15 @@ def summary(mask: Mask, prunable: Prunable | None = None) -> str:
 
     Args:
         mask: the mask.
-        prunable: which leaves to list; by default those of `tree.prunable`.
+        prunable: which leaves to list; by default those of `tree.prunable`. Pass the one
+            that `select` was given.
 
     Returns:
         One line per leaf in network order, then the total: name, shape, weights kept,
         weights, density.
+
+    Raises:
+        TypeError: if a leaf is not bool.
 
     Example:
         >>> print(summary({"fc": {"kernel": jnp.eye(4, dtype=bool)}}))
@@ -117,6 +123,7 @@ def summary(mask: Mask, prunable: Prunable | None = None) -> str:
         fc/kernel  (4, 4)     4       16   0.2500
         total                 4       16   0.2500
     """
+    tree.check_bool(mask)
     chosen = tree.by_name(tree.check_prunable(mask, prunable))
     rows = [("leaf", "shape", "kept", "weights", "density")]
 
@@ -151,7 +158,7 @@ def save(path: str | os.PathLike, mask: Mask) -> None:
 
     Raises:
         TypeError: if a leaf is not bool.
-        OSError: if it can't be written; nothing of it is left.
+        OSError: if it can't be written; then `path` is left as it was.
 
     Example:
         >>> import tempfile
@@ -162,8 +169,15 @@ def save(path: str | os.PathLike, mask: Mask) -> None:
     """
     tree.check_bool(mask)
     leaves = {name: np.asarray(leaf) for name, leaf in tree.by_name(mask).items()}
-    with disk.atomic_write(Path(path)) as file:
-        np.savez_compressed(file, allow_pickle=False, **leaves)
+    if not Path(path).parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {Path(path).parent}. Create it.")
+    with (
+        disk.atomic_write(Path(path)) as file,
+        zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,
+    ):
+        for name, leaf in leaves.items():  # np.savez can't store a leaf named `file`
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                np.lib.format.write_array(member, leaf, allow_pickle=False)
 
 
 def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
@@ -179,7 +193,9 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
 
     Raises:
         FileNotFoundError: if there is no such file.
+        CorruptFileError: a ValueError; if it can't be read.
         ValueError: if the mask does not mirror `like`.
+        TypeError: if an array is not bool.
 
     Example:
         >>> import tempfile
@@ -188,8 +204,20 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
         >>> load(path, like={"fc": {"kernel": jnp.zeros((2, 2))}})["fc"]["kernel"].sum()
         Array(2, dtype=int32)
     """
-    with np.load(path, allow_pickle=False) as file:
-        leaves: Mapping[str, Array] = {name: jnp.asarray(file[name]) for name in file}
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            leaves: Mapping[str, Array] = {
+                name: jnp.asarray(file[name]) for name in file
+            }
+    except (
+        ValueError,
+        EOFError,
+        TypeError,
+        AttributeError,
+        zipfile.BadZipFile,
+    ) as error:
+        raise disk.CorruptFileError(path, "it is not a mask file") from error
+    tree.check_bool(leaves)
     if like is None:
         return leaves
     wanted = tree.names(like)

@@ -1,4 +1,4 @@
-"""Controls that show what a pruning method found: the weights, or only the layers.
+"""Controls for pruning methods: do the weights matter, or only the layer densities.
 
 References:
     Frankle et al., Pruning Neural Networks at Initialization: Why are We Missing the
@@ -10,13 +10,14 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Array
 
 from jaxprune import tree
 from jaxprune.types import Mask, Params, Prunable, RandomKey, Scores
 
 
 def shuffle(key: RandomKey, mask: Mask, prunable: Prunable | None = None) -> Mask:
-    """Shuffle a mask within each layer, so that only the layers' densities remain.
+    """Shuffle a mask within each leaf, so that only the leaves' densities remain.
 
     Args:
         key: used once.
@@ -24,7 +25,11 @@ def shuffle(key: RandomKey, mask: Mask, prunable: Prunable | None = None) -> Mas
         prunable: the leaves to shuffle; by default those of `tree.prunable`.
 
     Returns:
-        A mask that keeps the same number of weights in every leaf.
+        A mask that keeps the same number of weights in every leaf. In a leaf of stacked
+        layers, weights also move between the layers.
+
+    Raises:
+        TypeError: if a leaf of `mask` is not bool.
 
     Example:
         >>> mask = {"kernel": jnp.eye(3, dtype=bool)}
@@ -52,7 +57,7 @@ def reinitialize(
     params: Params,
     prunable: Prunable | None = None,
 ) -> Params:
-    """Redraw the prunable weights, so that a mask meets weights it was not chosen for.
+    """Redraw the prunable weights, to test a mask on weights it was not selected for.
 
     Args:
         init_fn: `init_fn(key) -> params`, the network's own initialization.
@@ -63,18 +68,27 @@ def reinitialize(
     Returns:
         `params` with fresh prunable leaves.
 
+    Raises:
+        ValueError: if `init_fn` returns another tree, or other shapes.
+
     Example:
         >>> init = lambda key: {"bias": jnp.ones(1), "w": jax.random.normal(key, (1, 2))}
         >>> fresh = reinitialize(init, jax.random.key(1), init(jax.random.key(0)))
         >>> (fresh["w"] == init(jax.random.key(1))["w"]).all().item()
         True
     """
-    return jax.tree.map(
-        lambda is_prunable, new, old: new if is_prunable else old,
-        tree.check_prunable(params, prunable),
-        init_fn(key),
-        params,
-    )
+    fresh = tree.align(init_fn(key), params, "init_fn(key)", "Pass the network's own.")
+
+    def choose(name: str, is_prunable: bool, new: Array, old: Array) -> Array:
+        if new.shape != old.shape:
+            raise ValueError(
+                f"init_fn(key) has shape {new.shape} at '{name}', where params has "
+                f"{old.shape}. Pass the network's own initialization."
+            )
+        return new if is_prunable else old
+
+    chosen = tree.check_prunable(params, prunable)
+    return tree.map_named(choose, chosen, fresh, params)
 
 
 def invert(scores: Scores) -> Scores:

@@ -44,7 +44,7 @@ class Health(NamedTuple):
         density: kept / size of all prunable leaves together.
         effective_density: the same, counting only weights on a live path.
         empty: names of the leaves without a kept weight.
-        collapse: a warning, or None while something flows.
+        collapse: a warning if the output does not depend on the input, else None.
     """
 
     densities: Mapping[str, float]

@@ -1,6 +1,7 @@
 """Densities as whole numbers of weights, and the densities of successive rounds."""
 
 import math
+import operator
 from typing import Any, get_args
 
 from jaxprune.types import Fraction, Schedule
@@ -11,6 +12,9 @@ SCHEDULES = get_args(Schedule)
 def check_density(density: Fraction) -> float:
     """Check that a density lies in (0, 1] and return it as a Python float.
 
+    Args:
+        density: a Python, NumPy or JAX number.
+
     Raises:
         ValueError: if it does not, or is not a number.
 
@@ -19,7 +23,9 @@ def check_density(density: Fraction) -> float:
         1.0
     """
     try:
-        value = float(density)
+        # The shortest decimal of a float32: 0.1, not 0.10000000149.
+        narrow = getattr(density, "dtype", None) == "float32"
+        value = float(str(density) if narrow else density)
     except (TypeError, ValueError):
         value = math.nan
     if not 0.0 < value <= 1.0:
@@ -78,11 +84,15 @@ def densities(
         >>> densities(0.5, 2, "linear")
         [0.75, 0.5]
     """
-    goal = check_density(density)
-    if not isinstance(rounds, int) or rounds < 1:
+    goal, given = check_density(density), rounds
+    try:
+        rounds = operator.index(rounds)
+    except TypeError:
+        rounds = 0
+    if rounds < 1:
         raise ValueError(
-            f"rounds is the number of times to score and select; got {rounds}. Pass 1 "
-            "or more."
+            f"rounds is the number of times to score and select; got {given}. Pass an "
+            "integer of 1 or more."
         )
     if schedule not in SCHEDULES:
         raise ValueError(

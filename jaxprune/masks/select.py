@@ -38,13 +38,16 @@ def select(
     The number is an argument of the compiled program: a new density or mask does not
     recompile. Equal scores are broken by position: the earlier leaf and entry is kept.
 
+    Of sharded scores under `jit`, the result is the same as on one device; inside
+    `jax.shard_map`, each shard would be ranked by itself, so call it outside.
+
     Args:
         scores: floats; higher means keep.
         density: kept / prunable, in (0, 1], always relative to all prunable weights,
             whatever `mask` has pruned already. A traced density (under `jit` or
             `lax.scan`) is a float32, so that for a million weights or more its count may
-            differ by one from that of a Python float. With it at least one weight is kept,
-            and at most what `mask` has.
+            differ by one from that of a Python float. It can't be checked: one that is out
+            of range keeps one weight, or all that `mask` has.
         mask: weights that may be kept; a pruned weight stays pruned.
         prunable: the leaves to prune; by default those of `tree.prunable`. Other leaves
             are all True in the result.
@@ -58,8 +61,9 @@ def select(
 
     Raises:
         ValueError: if the density, scope or ties is out of range, `mask` does not
-            mirror `scores` or leaves fewer weights than requested, a score is not
-            finite, or no leaf is prunable.
+            mirror `scores` or leaves fewer weights than requested (a traced mask can't be
+            checked), a score is not finite, or no leaf is prunable.
+        TypeError: if scores are not floating, or a leaf of `mask` is not bool.
 
     Example:
         >>> select({"w": jnp.array([[3.0, 1.0], [2.0, 2.0]])}, 0.5)
@@ -72,6 +76,13 @@ def select(
     """
     _check_option("scope", scope, SCOPES)
     _check_option("ties", ties, TIES)
+    tree.check_arrays(scores, "scores")
+    for name, leaf in zip(tree.names(scores), jax.tree.leaves(scores), strict=True):
+        if leaf.ndim >= 2 and (leaf.dtype == np.bool_ or leaf.dtype.kind in "iu"):
+            raise TypeError(
+                f"scores are {leaf.dtype} at '{name}', where floats are expected. Pass the "
+                "result of a scoring function, not a mask."
+            )
     chosen = tree.check_prunable(scores, prunable)
     if mask is not None:
         mask = tree.check_mirrors(mask, scores, of="scores")
@@ -94,6 +105,8 @@ def select(
     selected = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     for group in [indices] if scope == "global" else [[i] for i in indices]:
         size = sum(leaves[i].size for i in group)
+        if size == 0:
+            continue
         if size >= 2**32:
             raise ValueError(
                 f"{size} weights are ranked together, but positions are counted in 32 "
@@ -248,16 +261,16 @@ def _highest(
 ) -> UInt[Array, ""]:
     """Find the highest t with at_least(t) >= keep; 0 if there is none.
 
-    Each pass settles two bits: three counts are taken together, so that the keys are
-    read half as often as with one bit per pass.
+    Each pass determines two bits from three counts, so that the keys are read half as
+    often as with one bit per pass.
     """
 
-    def refine(i: Array, found: Array) -> Array:
+    def refine(i: Array, prefix: Array) -> Array:
         shift = (jnp.int32(bits - 2) - 2 * i).astype(dtype)
         steps = jnp.arange(1, 4, dtype=dtype) << shift
-        counts = at_least([found | steps[0], found | steps[1], found | steps[2]])
+        counts = at_least([prefix | step for step in steps])
         enough = sum((count >= keep).astype(dtype) for count in counts)
-        return found | (enough << shift)
+        return prefix | (enough << shift)
 
     return jax.lax.fori_loop(0, bits // 2, refine, jnp.zeros((), dtype))
 

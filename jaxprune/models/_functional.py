@@ -110,7 +110,7 @@ def functional(module: Any) -> Model:
             input, besides that argument.
 
     Returns:
-        `Model(params, state, apply)`; the module itself is not changed and not kept.
+        `Model(params, state, apply)`. The module is copied, not changed.
 
     Raises:
         TypeError: if `module` is not an NNX module.
@@ -134,7 +134,7 @@ def functional(module: Any) -> Model:
             "eqx.partition(module, eqx.is_inexact_array)."
         )
     module = nnx.clone(module)
-    module.eval()  # so that networks are equal whatever mode they were in
+    module.eval()  # so that equal networks in different modes are equal models
     nnx.pop(module, nnx.Intermediate)
     graphdef, params, state = nnx.split(module, nnx.Param, ...)
     return Model(nnx.to_pure_dict(params), nnx.to_pure_dict(state), Apply(graphdef))
@@ -142,7 +142,7 @@ def functional(module: Any) -> Model:
 
 @dataclasses.dataclass(frozen=True)
 class _Flow:
-    """The forward pass with norm layers out of the way; compared by value."""
+    """The forward pass without norm layers; compared by value."""
 
     apply: Any
     batch_norm: str  # a NormFlow
@@ -180,6 +180,9 @@ def _without_norms(module: nnx.Module) -> nnx.Module:
 
 def flow(model: Model, *, batch_norm: NormFlow | str = "identity") -> Partial:
     """Make the forward pass that `scores.synflow` and `masks.health` need.
+
+    In it signals flow from every input to every output that a path of weights connects, since
+    no norm layer rescales them.
 
     Args:
         model: the network.

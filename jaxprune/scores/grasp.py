@@ -31,8 +31,8 @@ def grasp(
         loss_fn: `loss_fn(params, batch)`, the mean loss in nats per example.
         params: parameters; leaves that are not floating get the score False.
         batches: a list of batches whose losses are summed.
-        mask: if given, derivatives are taken at and along the masked weights, and a
-            pruned weight scores 0.
+        mask: if given, `g` and `H` are those of the masked network, restricted to its kept
+            weights, and a pruned weight scores 0.
         prunable: the leaves along which the gradient flows; by default those of
             `tree.prunable`.
 
@@ -42,9 +42,10 @@ def grasp(
 
     Raises:
         ValueError: if `batches` is empty or a single batch, `params` holds BatchNorm
-            statistics, `mask` or `prunable` does not mirror `params`, or a score is not
-            finite.
-        TypeError: if `params` holds something other than arrays.
+            statistics, `mask` or `prunable` does not mirror `params`, a score is not
+            finite, or all scores are 0.
+        TypeError: if `params` holds something other than arrays, or `loss_fn` returns a
+            tuple.
 
     Example:
         >>> loss = lambda params, x: (x * params["w"] ** 2).sum()
@@ -62,11 +63,8 @@ def grasp(
     weights, merge = tree.split_floating(tree.apply_mask(params, mask))
 
     def gradient(weights: Sequence[Array]) -> list[Array]:
-        gradients = [
-            jax.grad(lambda w, batch=batch: loss_fn(merge(w), batch))(weights)
-            for batch in batches
-        ]
-        return jax.tree.map(lambda *g: sum(g), *gradients)
+        loss = lambda weights, batch: loss_fn(merge(weights), batch)
+        return tree.gradient(loss, weights, batches)
 
     with jax.default_matmul_precision("highest"):
         flow = tree.apply_mask(merge(gradient(weights)), mask)
@@ -79,4 +77,5 @@ def grasp(
     tree.check_finite(
         scores, "check the loss on this batch, and that params are finite."
     )
+    tree.check_informative(scores, mask)
     return scores

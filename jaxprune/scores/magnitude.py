@@ -1,4 +1,4 @@
-"""Magnitude: the oldest score, and after training still hard to beat."""
+"""Magnitude: the oldest score, and a strong baseline for trained networks."""
 
 import jax.numpy as jnp
 
@@ -9,7 +9,7 @@ from jaxprune.types import Mask, Params, Scores
 def magnitude(params: Params, *, mask: Mask | None = None) -> Scores:
     """Score each weight by its absolute value, `|m * w|`.
 
-    A pruned weight scores 0: its stale value does not compete with the kept weights.
+    A pruned weight scores 0, whatever value it still has in `params`.
 
     Args:
         params: parameters; leaves that are not floating get the score False.

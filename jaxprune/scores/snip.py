@@ -25,12 +25,14 @@ def snip(
             scored by the effect of restoring it.
 
     Returns:
-        Scores that mirror `params`, in nats.
+        Scores that mirror `params`, in the unit of the loss.
 
     Raises:
         ValueError: if `batches` is empty or a single batch, `params` holds BatchNorm
-            statistics, `mask` does not mirror `params`, or a score is not finite.
-        TypeError: if `params` holds something other than arrays.
+            statistics, `mask` does not mirror `params`, a score is not finite, or all
+            scores are 0.
+        TypeError: if `params` holds something other than arrays, or `loss_fn` returns a
+            tuple.
 
     Example:
         >>> loss = lambda params, x: ((x @ params["w"]) ** 2).mean()
@@ -46,13 +48,13 @@ def snip(
     weights, merge = tree.split_floating(params)
     masked, merge_masked = tree.split_floating(tree.apply_mask(params, mask))
     with jax.default_matmul_precision("highest"):
-        gradients = [
-            jax.grad(lambda w, batch=batch: loss_fn(merge_masked(w), batch))(masked)
-            for batch in batches
-        ]
-    scored = jax.tree.map(lambda w, *g: jnp.abs(w * sum(g)), weights, *gradients)
+        gradients = tree.gradient(
+            lambda w, batch: loss_fn(merge_masked(w), batch), masked, batches
+        )
+    scored = jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradients)
     scores = tree.unscored_to_false(merge(scored))
     tree.check_finite(
         scores, "check the loss on this batch, and that params are finite."
     )
+    tree.check_informative(scores, mask)
     return scores

@@ -1,23 +1,25 @@
 """SynFlow: synaptic flow, a score without data that conserves its total in each layer."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Shaped
+from jaxtyping import Array, Bool
 
 from jaxprune import tree
 from jaxprune.types import ApplyFn, Mask, Params, Scores
 
-# The gain that rescaled kernels get. At 1, x + W W x would look like a chain.
+# The mean gain of a rescaled kernel. With 1, the network x + W W x would pass the test
+# of _is_chain.
 _GAIN = 1.25
 
 
 def synflow(
     apply_fn: ApplyFn,
     params: Params,
-    inputs: Shaped[Array, "..."],
+    inputs: Any,
     *,
     mask: Mask | None = None,
     rescale: bool = False,
@@ -33,14 +35,14 @@ def synflow(
     Args:
         apply_fn: `apply_fn(params, inputs) -> outputs`.
         params: parameters; leaves that are not floating get the score False.
-        inputs: one example of ones, with its batch dimension.
+        inputs: one example of ones, with its batch dimension; an array, or a tree of them.
         mask: weights that are kept; a pruned weight scores 0.
         rescale: avoid overflow. R grows by the gain of every layer and overflows float32
             in deep networks. If every kernel lies on every path, as in a chain of layers
             without biases, each kernel is divided by its mean gain, which multiplies all
             scores by one factor. Otherwise, as with residual connections, that would
-            change the ranking, so R is computed in float64 and the scores are divided
-            by R.
+            change the ranking, so R is computed in float64 (`apply_fn` is called with
+            float64 arrays under `jax.enable_x64`) and the scores are divided by R.
 
     Returns:
         Scores that mirror `params`.
@@ -95,10 +97,11 @@ def synflow(
     scores = tree.unscored_to_false(merge(scored))
     tree.check_finite(
         scores,
-        f"synflow overflowed {inputs.dtype}; pass rescale=True, which rescales the kernels "
-        "where that is exact and computes in float64 elsewhere."
+        "synflow overflowed; pass rescale=True, which rescales the kernels where that is "
+        "exact and computes in float64 elsewhere."
         if not rescale
-        else "even float64 overflowed; check that params and inputs are finite.",
+        else "float64 did not help; check that params are finite and that apply_fn does not "
+        "cast to a narrower type.",
     )
     return scores
 

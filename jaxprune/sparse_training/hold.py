@@ -40,15 +40,20 @@ def hold_pruned(
 
     Args:
         inner: the optimizer, such as `optax.adamw(1e-3)`.
-        mask: True keeps; the leaves of the parameters in any containers, also more leaves
-            than this transformation is given (in `multi_transform`). None keeps all.
+        mask: True keeps; None keeps all. It is matched to the parameters by leaf name, so
+            its containers may differ, and in `multi_transform` it may be the mask of the
+            whole network.
 
     Returns:
-        An optax transformation. Its `update` also takes `mask=`, which replaces the mask of
-        the state.
+        An optax transformation. Its `update` needs `params`, and also takes `mask=`, which
+        replaces the mask of the state: `optimizer.update(model, gradients, mask=mask)` with
+        `nnx.Optimizer`, `state.apply_gradients(grads=gradients, mask=mask)` with
+        `TrainState`.
 
     Raises:
-        ValueError: from `init` or `update`, if the mask does not mirror the parameters.
+        TypeError: if `inner` is not an optax transformation, or the mask is not bool.
+        ValueError: from `init` or `update`, if the mask does not mirror the parameters, or
+            `params` is not passed to `update`.
 
     Example:
         >>> params = {"w": jnp.ones(2)}
@@ -59,12 +64,17 @@ def hold_pruned(
         >>> optax.apply_updates(params, updates)["w"]
         Array([0.9, 0. ], dtype=float32)
     """
+    if not (hasattr(inner, "init") and hasattr(inner, "update")):
+        raise TypeError(
+            f"inner is a {type(inner).__name__}. Pass an optax transformation first, such as "
+            "hold_pruned(optax.adamw(1e-3), mask)."
+        )
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> HoldPrunedState:
-        kept = masks.ones_like(params) if mask is None else _part(mask, params)
-        # A copy, so that a step may donate the state and leave the caller's mask alone.
-        return HoldPrunedState(inner.init(params), jax.tree.map(jnp.copy, kept))
+        own_mask = masks.ones_like(params) if mask is None else _part(mask, params)
+        # A copy, so that a step may donate the state without deleting the caller's mask.
+        return HoldPrunedState(inner.init(params), jax.tree.map(jnp.copy, own_mask))
 
     def update(
         updates: optax.Updates,
@@ -72,27 +82,33 @@ def hold_pruned(
         params: optax.Params | None = None,
         **extra: Any,
     ) -> tuple[optax.Updates, HoldPrunedState]:
-        given = extra.pop("mask", None)
-        # `lookahead` with reset_state turns bools into integers.
-        stored = jax.tree.map(lambda leaf: leaf.astype(bool), state.mask)
-        kept = stored if given is None else given
-        current = _part(kept, updates)
+        if params is None:
+            raise ValueError(
+                "hold_pruned needs the parameters to set pruned ones to zero. Call "
+                "update(gradients, state, params)."
+            )
+        replacement = extra.pop("mask", None)
+        stored = jax.tree.map(_as_bool, state.mask)
+        current = _part(stored if replacement is None else replacement, updates)
         updates = tree.apply_mask(updates, current)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
-        if params is None:
-            updates = tree.apply_mask(updates, current)
-        else:
-            updates = jax.tree.map(_hold, updates, current, params)
+        updates = jax.tree.map(_hold, updates, current, params)
         return updates, HoldPrunedState(inner_state, _part(current, stored))
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
+def _as_bool(leaf: Array) -> Array:
+    """Undo what `lookahead` with reset_state does: it turns bools into integers."""
+    return leaf.astype(bool) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
+
+
 def _hold(update: Array, kept: Array, param: Array) -> Array:
-    """Return the update of a kept weight, and for a pruned one what makes it zero."""
+    """Return the update, and for a pruned weight the one that sets it to zero."""
     if not tree.is_floating(update):
         return update
-    return jnp.where(kept, update, -param.astype(update.dtype))
+    # In the parameter's dtype: a narrower update would not cancel it exactly.
+    return jnp.where(kept, update.astype(param.dtype), -param)
 
 
 def _part(mask: Mask, params: optax.Params) -> Mask:

@@ -101,7 +101,7 @@ def fit(
 
     The same key gives the same order of data and the same augmentation at an iteration,
     wherever training starts: it continues there, with a fresh optimizer. The last batch of
-    an epoch is as small as what is left. BatchNorm keeps the biased running variance, as
+    an epoch may be short. BatchNorm keeps the biased running variance, as
     Flax does (PyTorch's is unbiased).
 
     Images that lie on a mesh (`sharding.replicate`) are sharded step by step; the model and
@@ -121,10 +121,11 @@ def fit(
         The trained network and the history.
 
     Raises:
-        TypeError: if `image_set` is not an `ImageSet` or its images are not uint8.
-        ValueError: if `mask` does not mirror the parameters, `start` is not an iteration of
-            the schedule, the parts of a mesh do not divide a batch, or float64 is asked of
-            a JAX that is set to 32 bits.
+        TypeError: if `image_set` is not an `ImageSet`, its images are not uint8 or its
+            labels not int32.
+        ValueError: if its sizes do not fit, `mask` does not mirror the parameters, `start`
+            is not an iteration of the schedule, the parts of a mesh do not divide a batch,
+            or float64 is asked of a JAX that is set to 32 bits.
     """
     _check_images(image_set)
     examples = image_set.images.shape[0]
@@ -149,8 +150,10 @@ def fit(
     # Copies, which the steps may donate.
     params, state = _copy((masks.apply(model.params, mask), model.state))
     fresh: Any = optimizer(training).init(params)
-    held = fresh._replace(mask=_copy(mask))
-    carry = _Carry(params, state, held, place(jnp.int32(start)), place(_no_totals()))
+    optimizer_state = fresh._replace(mask=_copy(mask))
+    carry = _Carry(
+        params, state, optimizer_state, place(jnp.int32(start)), place(_no_totals())
+    )
     job = _Job(model.apply, image_set.preprocessing, training, steps, mesh)
     order_key, augment_key = jax.random.split(key)
     augment_key = place(augment_key)
@@ -186,7 +189,7 @@ def fit(
 
 
 def _check_images(image_set: Any) -> None:
-    """Refuse what is not a set of uint8 images."""
+    """Check the types and sizes of a set of images."""
     if not isinstance(image_set, ImageSet):
         raise TypeError(
             f"image_set is a {type(image_set).__name__}. Pass train.ImageSet(images, "
@@ -197,6 +200,17 @@ def _check_images(image_set: Any) -> None:
             f"images are {image_set.images.dtype}, where uint8 pixels of 0 to 255 are "
             "expected; preprocessing scales them. For images in 0..1, pass "
             "(255 * images).round().astype('uint8')."
+        )
+    images, labels = image_set.images, image_set.labels
+    if images.ndim != 4 or labels.shape != images.shape[:1] or not labels.size:
+        raise ValueError(
+            f"images have the shape {images.shape} and labels {labels.shape}. Pass images "
+            "of (examples, height, width, channels), at least one, and a label for each."
+        )
+    if labels.dtype != jnp.int32:
+        raise TypeError(
+            f"labels are {labels.dtype}, where int32 from 0 is expected. Pass "
+            "labels.astype('int32')."
         )
 
 
@@ -271,14 +285,14 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     # optax raises a float to an int32 power, which strict promotion (a user's choice)
     # refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, held = optimizer(training).update(
+        updates, optimizer_state = optimizer(training).update(
             gradients, carry.optimizer, carry.params, learning_rate=rate
         )
     totals = carry.totals
     return _Carry(
         jax.tree.map(jnp.add, carry.params, updates),
         tree.map_floating(lambda new, old: new.astype(old.dtype), state, carry.state),
-        held,
+        optimizer_state,
         carry.iteration + 1,
         _Totals(
             totals.loss + loss.astype(jnp.float32) * jnp.float32(size),
@@ -316,8 +330,7 @@ def evaluate(
     Args:
         model: the network, its parameters masked already.
         image_set: the test set.
-        batch_size: examples per call, rounded up to a multiple of the parts of a mesh; the
-            last batch is filled up and the filling is not counted.
+        batch_size: examples per call, rounded up to a multiple of the parts of a mesh.
 
     Returns:
         Mean loss and accuracy.
@@ -326,6 +339,11 @@ def evaluate(
         TypeError: if `image_set` is not an `ImageSet` or its images are not uint8.
     """
     _check_images(image_set)
+    if batch_size < 1:
+        raise ValueError(
+            f"batch_size is the number of examples per call; got {batch_size}. Pass 1 or "
+            "more."
+        )
     examples, mesh = image_set.images.shape[0], sharding.mesh_of(image_set.images)
     batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
     arrays = (image_set.images, image_set.labels)

@@ -22,7 +22,7 @@ def cross_entropy(
 
     Args:
         logits: any floating dtype; the loss is float32, or float64 for float64 logits.
-        labels: from 0.
+        labels: from 0; the loss of a label that is out of range is nan.
         counts: the examples to average over; None for all.
         smoothing: share of the target that is spread evenly over the classes.
 
@@ -38,6 +38,9 @@ def cross_entropy(
     hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=wide)
     targets = optax.smooth_labels(hot, smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
+    # A label out of range would have the loss 0.
+    known = (labels >= 0) & (labels < logits.shape[-1])
+    losses = jnp.where(known, losses, jnp.nan)
     if counts is None:
         return losses.mean()
     return jnp.where(counts, losses, 0.0).sum() / counts.sum().astype(wide)

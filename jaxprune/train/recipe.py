@@ -12,9 +12,9 @@ class Training:
     Attributes:
         epochs: length of the whole schedule.
         batch_size: examples per step.
-        learning_rate: its peak.
+        learning_rate: the peak of the learning rate.
         optimizer: "adam" (beta 0.9, 0.999) or "sgd" (Nesterov).
-        momentum: of "sgd".
+        momentum: momentum of "sgd".
         schedule: "constant"; "steps", times `drop_factor` at each of `drop_epochs`; or
             "cosine", to 0 at the end.
         drop_factor: see `schedule`.
@@ -41,7 +41,8 @@ class Training:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
 
     def __post_init__(self) -> None:
-        """Refuse what can't be trained with."""
+        """Check the values."""
+        object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
         for name, hint in get_type_hints(type(self)).items():
             known = [choice for choice in get_args(hint) if isinstance(choice, str)]
             if known and getattr(self, name) not in known:
@@ -54,6 +55,11 @@ class Training:
             raise ValueError(
                 f"epochs {self.epochs}, batch_size {self.batch_size} and learning_rate "
                 f"{self.learning_rate} must be positive and finite. Correct the recipe."
+            )
+        if self.label_smoothing > 1:
+            raise ValueError(
+                f"label_smoothing is a share of the target, from 0 to 1; got "
+                f"{self.label_smoothing}. Correct the recipe."
             )
         others = (
             self.momentum,

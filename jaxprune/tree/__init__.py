@@ -6,8 +6,10 @@ from jaxprune.tree.checks import (
     check_batches,
     check_bool,
     check_finite,
+    check_informative,
     check_mirrors,
     check_trainable,
+    gradient,
 )
 from jaxprune.tree.leaves import (
     is_floating,
@@ -25,14 +27,14 @@ from jaxprune.tree.names import (
     to_dicts,
 )
 from jaxprune.tree.prunable import (
-    NOT_PRUNED,
+    WORDS_NOT_PRUNED,
     check_prunable,
     prunable,
     size,
 )
 
 __all__ = [
-    "NOT_PRUNED",
+    "WORDS_NOT_PRUNED",
     "align",
     "apply_mask",
     "by_name",
@@ -40,9 +42,11 @@ __all__ = [
     "check_batches",
     "check_bool",
     "check_finite",
+    "check_informative",
     "check_mirrors",
     "check_prunable",
     "check_trainable",
+    "gradient",
     "is_floating",
     "is_key",
     "map_floating",

@@ -1,5 +1,6 @@
 """Checks of masks, parameters, scores and batches, and the mask applied."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from jaxtyping import Array, PyTree
 
 from jaxprune.tree.leaves import is_floating, map_floating
 from jaxprune.tree.names import align, is_variable, name_of, names
-from jaxprune.types import Mask, Params, Prunable, Scores
+from jaxprune.types import Batches, LossFn, Mask, Params, Prunable, Scores
 
 _BUILD_MASK = "Build it with masks.ones_like(params)."
 
@@ -71,6 +72,9 @@ def check_mirrors(mask: Mask, params: Params | Scores, of: str = "params") -> Ma
 def check_bool(mask: Mask) -> None:
     """Check that every leaf of a mask is bool.
 
+    Args:
+        mask: the mask to check.
+
     Raises:
         TypeError: naming the first leaf that is not.
     """
@@ -82,8 +86,12 @@ def check_bool(mask: Mask) -> None:
             )
 
 
-def check_arrays(params: PyTree) -> None:
+def check_arrays(params: PyTree, what: str = "params") -> None:
     """Check that every leaf of a tree is an array.
+
+    Args:
+        params: the tree to check.
+        what: what the error message calls it.
 
     Raises:
         TypeError: naming the first leaf that is not.
@@ -91,7 +99,7 @@ def check_arrays(params: PyTree) -> None:
     for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
-                f"params holds a {type(leaf).__name__} at '{name}', where an array is "
+                f"{what} has a {type(leaf).__name__} at '{name}', where an array is "
                 "expected. Of an Equinox module, pass the arrays alone: params, static = "
                 "eqx.partition(model, eqx.is_inexact_array)."
             )
@@ -99,6 +107,9 @@ def check_arrays(params: PyTree) -> None:
 
 def check_trainable(params: Params) -> None:
     """Check that parameters to be differentiated hold arrays, and no BatchNorm statistics.
+
+    Args:
+        params: the parameters.
 
     Raises:
         TypeError: naming the first leaf that is not an array.
@@ -125,13 +136,19 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
-def check_finite(scores: Scores, remedy: str, prunable: Prunable | None = None) -> None:
+def check_finite(
+    scores: Scores,
+    remedy: str,
+    prunable: Prunable | None = None,
+    what: str = "scores",
+) -> None:
     """Refuse scores that are not finite. Traced scores can't be checked and pass.
 
     Args:
         scores: scores of any method.
         remedy: the end of the error message.
         prunable: which leaves to check; by default all.
+        what: what the error message calls the tree.
 
     Raises:
         ValueError: naming the first leaf with a score that is nan or infinite.
@@ -156,13 +173,16 @@ def check_finite(scores: Scores, remedy: str, prunable: Prunable | None = None) 
         wrong = leaf.size - int(np.isfinite(leaf).sum())
         kind = "nan" if np.isnan(leaf).any() else "infinite"
         raise ValueError(
-            f"scores are not finite at '{bad[0]}' ({wrong} of {leaf.size} entries "
+            f"{what} are not finite at '{bad[0]}' ({wrong} of {leaf.size} entries "
             f"{kind}): {remedy}"
         )
 
 
 def check_batches(batches: Any) -> None:
-    """Refuse what is not a list of batches, and an empty list.
+    """Check that batches are a list with at least one batch.
+
+    Args:
+        batches: the argument to check.
 
     Raises:
         ValueError: if it is a single batch, such as `(inputs, labels)`, or has no batch.
@@ -172,11 +192,58 @@ def check_batches(batches: Any) -> None:
     )
     if is_one_batch or not isinstance(batches, list | tuple):
         raise ValueError(
-            f"batches is a {type(batches).__name__}, which looks like one batch. Pass a "
+            f"batches is a {type(batches).__name__}{' of arrays' * is_one_batch}. Pass a "
             "list of batches, such as [(inputs, labels)]; their losses are summed."
         )
     if len(batches) == 0:
         raise ValueError(
             "batches is empty, so there is no loss to differentiate. Pass a list with "
             "at least one batch."
+        )
+
+
+def gradient(
+    loss_fn: LossFn, weights: Sequence[Array], batches: Batches
+) -> list[Array]:
+    """Return the gradient of the sum of the losses of some batches.
+
+    Args:
+        loss_fn: `loss_fn(weights, batch)`, a scalar.
+        weights: floating arrays.
+        batches: a list of batches.
+
+    Raises:
+        TypeError: if `loss_fn` returns a tuple.
+    """
+
+    def checked(weights: Sequence[Array], batch: Any) -> Array:
+        loss = loss_fn(weights, batch)
+        if isinstance(loss, tuple):
+            raise TypeError(
+                f"loss_fn returned a tuple of {len(loss)}. Return the loss alone: pass "
+                "lambda params, batch: loss_fn(params, batch)[0]."
+            )
+        return loss
+
+    gradients = [jax.grad(checked)(weights, batch) for batch in batches]
+    return jax.tree.map(lambda *parts: sum(parts), *gradients)
+
+
+def check_informative(scores: Scores, mask: Mask | None) -> None:
+    """Refuse scores of a loss that are all 0. Traced scores can't be checked and pass.
+
+    Args:
+        scores: scores of a method that differentiates a loss.
+        mask: the mask they were taken at; a network that it cuts has such scores.
+
+    Raises:
+        ValueError: if `mask` is None and every score is 0.
+    """
+    leaves = [leaf for leaf in jax.tree.leaves(scores) if is_floating(leaf)]
+    if mask is not None or any(isinstance(leaf, Tracer) for leaf in leaves):
+        return
+    if not any(bool(leaf.any()) for leaf in leaves):
+        raise ValueError(
+            "all scores are 0: the loss does not depend on params, or the batches are "
+            "empty. Check that loss_fn uses its first argument."
         )

@@ -1,4 +1,4 @@
-"""Leaf names: the only module that reads key paths."""
+"""Leaf names. No other module handles key paths."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -13,7 +13,8 @@ from jaxprune.types import Mask, Params
 def names(tree: PyTree) -> list[str]:
     """Name each leaf by its path, in the order of `jax.tree.leaves`.
 
-    NNX keeps each array in a variable; the variable's `value` is not part of the name.
+    NNX keeps each array in a variable, and Linen's partitioning metadata keeps it in a
+    box; their `value` is not part of the name.
 
     Args:
         tree: any pytree.
@@ -25,20 +26,26 @@ def names(tree: PyTree) -> list[str]:
         >>> names({"fc": {"kernel": 1, "bias": 2}})
         ['fc/bias', 'fc/kernel']
     """
-    found = []
+    result = []
     for path, node in jax.tree_util.tree_leaves_with_path(tree, is_leaf=is_variable):
         if is_variable(node):
             inner = jax.tree_util.tree_leaves_with_path(node)
-            found += [name_of((*path, *rest[1:])) for rest, _ in inner]
+            result += [name_of((*path, *rest[1:])) for rest, _ in inner]
         else:
-            found.append(name_of(path))
-    return found
+            result.append(name_of(path))
+    return result
 
 
-def is_variable(node: Any, kind: str = "Variable") -> bool:
-    """Return whether a node is an NNX variable; by name, since flax is not imported."""
+def is_variable(node: Any, *kinds: str) -> bool:
+    """Return whether a node is a variable of Flax; by name, since flax is not imported.
+
+    Args:
+        node: a node of a tree.
+        kinds: names of classes; by default those of NNX variables and Linen boxes.
+    """
     return any(
-        base.__name__ == kind and base.__module__.startswith("flax")
+        base.__name__ in (kinds or ("Variable", "AxisMetadata"))
+        and base.__module__.startswith("flax")
         for base in type(node).__mro__
     )
 
@@ -52,8 +59,8 @@ def by_name(tree: PyTree) -> dict[str, Any]:
     """Return the leaves by name, in network order.
 
     JAX sorts the keys of a dict as text, so `conv10` comes before `conv2`; here numbers
-    sort as numbers. A tree records no other order: layers whose names do not sort in
-    network order stay in the order of their names.
+    sort as numbers. Other names stay sorted as text, since a tree does not record the
+    order of the network.
 
     Args:
         tree: any pytree.
@@ -61,11 +68,20 @@ def by_name(tree: PyTree) -> dict[str, Any]:
     Returns:
         A dict from name to leaf, in network order.
 
+    Raises:
+        ValueError: if two leaves have one name.
+
     Example:
         >>> list(by_name({"conv10": 1, "conv2": 2}))
         ['conv2', 'conv10']
     """
     leaves = dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
+    if len(leaves) < len(jax.tree.leaves(tree)):
+        twice = next(name for name in leaves if names(tree).count(name) > 1)
+        raise ValueError(
+            f"two leaves are named '{twice}'. Rename one of them; '/' separates the levels "
+            "of a name."
+        )
     return {name: leaves[name] for name in sorted(leaves, key=_natural)}
 
 

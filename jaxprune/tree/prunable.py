@@ -14,12 +14,12 @@ from jaxprune.tree.checks import check_arrays
 from jaxprune.tree.names import align, map_named, names
 from jaxprune.types import Mask, Params, Prunable
 
-# Words in a name that mark a leaf as no kernel, by what they mean.
-NOT_PRUNED = {
+# Leaves with one of these words in their name are not pruned by default.
+WORDS_NOT_PRUNED = {
     "bias": {"bias", "biases", "beta", "offset", "shift"},
-    "norm": {"norm", "bn", "ln"},
+    "norm": {"norm", "bn", "ln", "rms"},
     "scale": {"scale", "gamma", "mean", "var", "variance"},
-    "embedding": {"emb", "embed", "embedding", "embeddings", "wte", "wpe"},
+    "embedding": {"emb", "embed", "embedding", "embeddings", "tok", "wte", "wpe"},
     "position": {"pos", "position", "positions", "positional", "pe"},
     "token": {"cls", "token", "tokens"},
 }
@@ -33,9 +33,10 @@ def prunable(
 ) -> Prunable:
     """Choose the leaves whose weights may be pruned.
 
-    By default these are the floating leaves with two or more dimensions that are not named
-    like a bias, a norm, an embedding, a position or a token (`NOT_PRUNED`). A leaf called
-    `kernel` is always a kernel, and `b1` is a bias where `w1` is beside it.
+    The default goes by names: the floating leaves with two or more dimensions that are not
+    named like a bias, a norm, an embedding, a position or a token (`WORDS_NOT_PRUNED`). A
+    leaf called `kernel` is always prunable. A leaf such as `b1` is a bias if its parent
+    also has `w1` or `W1`. Check the choice with `print(masks.summary(mask))`.
 
     Args:
         params: parameters, or a mask or shapes of the same tree.
@@ -44,10 +45,12 @@ def prunable(
         exclude: name patterns of leaves to leave out.
 
     Returns:
-        A tree of bools.
+        The tree with a bool in place of every array. Of an NNX State, the bools are in
+        its variables; where optax wants a mask, pass the function, `mask=tree.prunable`.
 
     Raises:
         ValueError: if a pattern matches no leaf.
+        TypeError: if a leaf is not an array.
 
     Example:
         >>> params = {"bias": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2))}
@@ -91,22 +94,21 @@ def _is_kernel(name: str, every: Sequence[str]) -> bool:
     words = _words(own)
     if "kernel" in words:
         return True
-    if any(words & kind for kind in NOT_PRUNED.values()):
+    if any(words & kind for kind in WORDS_NOT_PRUNED.values()):
         return False
-    beside = "/".join([*modules, own.replace("b", "w", 1)])
-    if own.startswith("b") and beside in every:
+    weights = ["/".join([*modules, letter + own[1:]]) for letter in "wW"]
+    if own[:1] in ("b", "B") and any(weight in every for weight in weights):
         return False
     module = next((part for part in reversed(modules) if not part.isdigit()), "")
     words = _words(module)
-    is_lookup = words & NOT_PRUNED["embedding"] and "patch" not in words
-    return not (words & NOT_PRUNED["norm"] or is_lookup)
+    is_lookup = words & WORDS_NOT_PRUNED["embedding"] and "patch" not in words
+    return not (words & WORDS_NOT_PRUNED["norm"] or is_lookup)
 
 
 def _words(part: str) -> set[str]:
     """Split a name into lower-case words; `layernorm` and the like also count as `norm`."""
-    words = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)
-    found = {word.lower() for word in words}
-    return found | {"norm" for word in found if word.endswith("norm")}
+    words = {w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
+    return words | {"norm" for word in words if word.endswith("norm")}
 
 
 def _may_be_weight(leaf: Any) -> bool:
@@ -124,10 +126,18 @@ def check_prunable(params: Params | Mask, chosen: Prunable | None) -> Prunable:
 
     Raises:
         ValueError: if `chosen` does not have the leaves of `params`.
+        TypeError: if a leaf of `chosen` is not a bool.
     """
     if chosen is None:
         return prunable(params)
-    return align(chosen, params, "prunable", "Build it with tree.prunable(params).")
+    remedy = "Build it with tree.prunable(params)."
+    for name, leaf in zip(names(chosen), jax.tree.leaves(chosen), strict=True):
+        if not isinstance(leaf, bool | np.bool_):
+            raise TypeError(
+                f"prunable has a {type(leaf).__name__} at '{name}', where one bool per leaf "
+                f"is expected. {remedy}"
+            )
+    return align(chosen, params, "prunable", remedy)
 
 
 def size(params: Params | Mask, chosen: Prunable | None = None) -> int:
