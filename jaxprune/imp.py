@@ -210,6 +210,7 @@ def _next_params(state: State, trained: Trained, rewind: str) -> Params:
             "Trained(rewind_point=None) at level 0. Return it there, or pass "
             'rewind="init".'
         )
+    rewind_point = _returned(trained.rewind_point, state.params, "rewind_point")
     leaves = zip(
         jax.tree.leaves(trained.rewind_point),
         jax.tree.leaves(trained.params),
@@ -221,7 +222,7 @@ def _next_params(state: State, trained: Trained, rewind: str) -> Params:
             "rewound: the variables of an NNX module change as it trains. Copy them at "
             "iteration k: jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))."
         )
-    return _returned(trained.rewind_point, state.params, "rewind_point")
+    return rewind_point
 
 
 def _returned(returned: Params, params: Params, field: str) -> Params:

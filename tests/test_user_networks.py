@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
+from flax import linen, nnx
 
 from jaxprune import checkpoint, imp, masks, models, prune, scores, train, tree
 from tests import user_networks as nets
@@ -312,9 +312,7 @@ def test_statistics_and_callables_are_refused_by_scores():
 
 def test_one_batch_in_place_of_a_list_is_refused():
     loss = lambda params, batch: params["w"].sum()
-    with pytest.raises(
-        ValueError, match=r"a tuple of arrays. Pass a list.*\[\(inputs"
-    ):
+    with pytest.raises(ValueError, match=r"a tuple of arrays. Pass a list.*\[\(inputs"):
         scores.snip(loss, {"w": jnp.ones((2, 2))}, (jnp.ones(2), jnp.ones(2)))
     with pytest.raises(ValueError, match="batches is a dict"):
         scores.grasp(loss, {"w": jnp.ones((2, 2))}, {"x": jnp.ones(2)})
@@ -443,3 +441,61 @@ def test_a_rewind_point_of_another_tree_is_refused():
         TypeError, match=r"train_fn returned a dict. Return imp.Trained\("
     ):
         imp.step(state, lambda params, *_: params, 0.5, rewind="init")
+
+
+def test_scores_without_information_are_refused():
+    params = {"w": jnp.ones((2, 2))}
+    constant = lambda params, batch: jnp.float32(1)
+    with pytest.raises(
+        ValueError, match="all scores are 0: the loss does not depend on"
+    ):
+        scores.snip(constant, params, [None])
+    with pytest.raises(TypeError, match="scores are bool at 'w'.*not a mask"):
+        masks.select(masks.ones_like(params), 0.5)
+    with pytest.raises(TypeError, match=r"returned a tuple of 2.*batch\)\[0\]"):
+        scores.snip(lambda params, batch: (params["w"].sum(), {}), params, [None])
+    with pytest.raises(ValueError, match="result of score_fn has no leaf at 'w'"):
+        prune.prune(lambda params, *, mask: {"v": params["w"]}, params, 0.5)
+
+
+@pytest.mark.parametrize("kind", [float, np.float32, jnp.float32])
+def test_float32_densities_keep_the_count_of_their_decimals(kind):
+    scored = {"w": jnp.arange(1000.0).reshape(10, 100)}
+    assert masks.count(masks.select(scored, kind(0.1))) == 100
+    assert masks.count(masks.select(scored, kind(0.3))) == masks.num_kept(0.3, 1000)
+
+
+def test_64_bit_arrays_and_numpy_scalars_come_back_bit_for_bit(tmp_path):
+    saved = {
+        "count": np.array([2**40 + 1]),
+        "third": np.full(2, 1 / 3),
+        "x": np.float32(2),
+    }
+    checkpoint.save(tmp_path / "wide", saved)
+    loaded = checkpoint.load(tmp_path / "wide")
+    np.testing.assert_array_equal(loaded["count"], saved["count"])
+    np.testing.assert_array_equal(loaded["third"], saved["third"])
+    with pytest.raises(
+        ValueError, match="float64.2. at 'third', where `like` has float32"
+    ):
+        checkpoint.load(tmp_path / "wide", like={**saved, "third": jnp.zeros(2)})
+
+
+def test_linen_boxes_are_no_part_of_a_name():
+    dense = linen.Dense(
+        3, kernel_init=linen.with_partitioning(nnx.initializers.ones, (None,))
+    )
+    params = dense.init(jax.random.key(0), jnp.ones((1, 2)))["params"]
+    assert set(tree.names(params)) == {"bias", "kernel"}
+
+
+def test_two_leaves_of_one_name_are_refused(tmp_path):
+    params = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}}
+    with pytest.raises(ValueError, match="two leaves are named 'a/b'"):
+        masks.save(tmp_path / "mask.npz", masks.ones_like(params))
+
+
+def test_a_file_that_is_no_mask_is_corrupt(tmp_path):
+    (tmp_path / "mask.npz").write_bytes(b"not a mask")
+    with pytest.raises(ValueError, match="mask.npz is corrupt"):
+        masks.load(tmp_path / "mask.npz")

@@ -23,6 +23,13 @@ from jaxprune.types import Fraction
 Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
+def _options(step: Step) -> str | None:
+    """Describe the bound options of a step, but not its functions; None if it hides them."""
+    options = sorted(getattr(step, "keywords", {}).items())
+    simple = [f"{k}={v}" for k, v in options if isinstance(v, str | bool | int | float)]
+    return ", ".join(simple) or None
+
+
 def _save_level(
     path: Path, requested: float, state: imp.State, step: Step, started_from: str
 ) -> None:
@@ -37,6 +44,7 @@ def _save_level(
     record = {
         "requested": requested,
         "started_from": started_from,
+        "options": _options(step),
         "rewind_point": rewind_point,
         "level": reached.level,
         "mask": reached.mask,
@@ -47,22 +55,12 @@ def _save_level(
     save(path, {name: part for name, part in record.items() if part is not None})
 
 
-def _options(step: Step) -> str:
-    """Describe the bound options of a step, but not its functions."""
-    options = getattr(step, "keywords", {})
-    return "".join(
-        f" {name}={option}"
-        for name, option in sorted(options.items())
-        if isinstance(option, str | bool | int | float)
-    )
-
-
 class _OtherStartError(ValueError):
     """A saved level was started from another state."""
 
 
 def _load_level(
-    path: Path, requested: float, state: imp.State, started_from: str
+    path: Path, requested: float, state: imp.State, step: Step, started_from: str
 ) -> tuple[imp.State, imp.Info]:
     """Read a level into the containers and the kind of key of the state before it."""
     info_like = imp.Info(state.params, None, 0.0, 0.0)
@@ -75,8 +73,14 @@ def _load_level(
         )
     if record["started_from"] != started_from:
         raise _OtherStartError(
-            f"{path} was started from other weights, another mask or another key, or with "
-            "other options of the step. Pass another folder."
+            f"{path} was started from other weights, another mask or another key than the "
+            "state passed. Pass another folder."
+        )
+    saved, options = record.get("options"), _options(step)
+    if saved and options and saved != options:
+        raise ValueError(
+            f"{path} was made with the options {saved}, but the step now has {options}. Pass "
+            "the options of the run that wrote it, or another folder."
         )
     params = state.params
     if record["rewind_point"] != "as before":
@@ -144,14 +148,12 @@ def levels(
     for number, density in enumerate(densities, start=1):
         path = root / f"level_{number:04d}"
         # Everything a level starts from, so that no run resumes another run's levels.
-        started_from = fingerprint((state.params, state.mask, state.key)) + _options(
-            step
-        )
+        started_from = fingerprint((state.params, state.mask, state.key))
         requested = float(density)
         level = None
         if sharding.broadcast_from_first(exists(path)):
             try:
-                level = _load_level(path, requested, state, started_from)
+                level = _load_level(path, requested, state, step, started_from)
             except CorruptFileError as error:
                 regenerated = True
                 # If what the level rewinds to is corrupt, both are regenerated.
@@ -165,6 +167,6 @@ def levels(
                 quarantine(path)
         if level is None:
             _save_level(path, requested, state, step, started_from)
-            level = _load_level(path, requested, state, started_from)
+            level = _load_level(path, requested, state, step, started_from)
         state, _ = level
         yield level

@@ -24,7 +24,7 @@ class HoldPrunedState(NamedTuple):
 
 
 def hold_pruned(
-    inner: optax.GradientTransformation, mask: Mask | None = None
+    inner: Any, mask: Mask | None = None
 ) -> optax.GradientTransformationExtraArgs:
     """Wrap an optimizer so that pruned weights stay exactly zero.
 

@@ -157,11 +157,29 @@ def test_a_pruned_weight_becomes_zero_with_the_first_update():
     optimizer = hold_pruned(optax.sgd(0.5), DIAGONAL)
     params, _, _ = train(optimizer, PARAMS, steps=1)
     assert_held(params, DIAGONAL)
-    # Without params, the update of a pruned weight is zero.
-    updates, _ = optimizer.update(PARAMS, optimizer.init(PARAMS))
-    chex.assert_trees_all_equal(
-        updates, jax.tree.map(lambda leaf: -0.5 * leaf * jnp.eye(2), PARAMS)
-    )
+    with pytest.raises(
+        ValueError, match=r"needs the parameters.*update\(gradients, st"
+    ):
+        optimizer.update(PARAMS, optimizer.init(PARAMS))
+
+
+def test_a_narrow_gradient_leaves_no_rest_of_a_pruned_weight():
+    params = {"w": jnp.array([1.001, 3.14159])}
+    optimizer = hold_pruned(optax.sgd(0.1), {"w": jnp.array([True, False])})
+    gradients = {"w": jnp.ones(2, jnp.bfloat16)}
+    updates, _ = optimizer.update(gradients, optimizer.init(params), params)
+    assert float(optax.apply_updates(params, updates)["w"][1]) == 0
+
+
+def test_what_is_no_optimizer_or_no_mask_is_refused():
+    with pytest.raises(
+        TypeError, match="inner is a function. Pass an optax transformat"
+    ):
+        hold_pruned(optax.adam)  # pyright: ignore
+    optimizer = hold_pruned(optax.sgd(0.1))
+    state = optimizer.init(PARAMS)._replace(mask=PARAMS)
+    with pytest.raises(TypeError, match="mask is float32 at"):
+        optimizer.update(PARAMS, state, PARAMS)
 
 
 def test_a_mask_passed_to_update_replaces_that_of_the_state_and_does_not_recompile():
