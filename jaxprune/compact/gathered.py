@@ -48,6 +48,7 @@ def sparse(model: models.Model, layers: Iterable[str]) -> models.Model:
         ValueError: if the wiring is not known, or there is no such layer.
 
     Example:
+        >>> import dataclasses
         >>> shape = {"input_shape": (2, 2, 1), "batch_norm": False}
         >>> network = models.create("lenet-300-100", key=jax.random.key(0), **shape)
         >>> params = jax.tree.map(lambda leaf: leaf, network.params)
