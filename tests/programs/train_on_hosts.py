@@ -24,6 +24,8 @@ REWIND_ITERATION = 2
 
 def _start_hosts(rank: int, hosts: int, port: int) -> None:
     jax.config.update("jax_enable_x64", True)
+    # Programs in flight can take the threads that a collective of another one waits for.
+    jax.config.update("jax_cpu_enable_async_dispatch", False)
     jax.config.update("jax_num_cpu_devices", 4 // hosts)
     if hosts > 1:
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
