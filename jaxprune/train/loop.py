@@ -161,7 +161,7 @@ def fit(
     def trained(carry: _Carry) -> Model:
         return dataclasses.replace(model, params=carry.params, state=carry.state)
 
-    rewind_point = trained(_copy(carry)) if rewind_iteration == start else None
+    rewind_point = _copy(trained(carry)) if rewind_iteration == start else None
     history: list[dict[str, float]] = []
     now = start
     while now < total:
@@ -175,7 +175,7 @@ def fit(
             carry = _advance(carry, image_set, order, augment_key, (now, stop), job)
             now = stop
             if now == rewind_iteration:
-                rewind_point = trained(_copy(carry))
+                rewind_point = _copy(trained(carry))
         history.append(_summary(carry, epoch, job))
         if on_epoch is not None:
             on_epoch(history[-1])
