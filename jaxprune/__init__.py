@@ -1,6 +1,6 @@
 """jaxprune: prune any JAX network in any training loop, and measure what pruning saves.
 
-Import the parts by name; each imports only what it needs:
+Import subpackages by name; each imports only its own dependencies:
 
     from jaxprune import scores, masks, sparse_training
 
@@ -25,14 +25,17 @@ Training and pruning in levels:
     sparse_training.hold_pruned(optimizer, mask)   any optax optimizer, in any loop
     prune.prune(score_fn, params, density, rounds=100)    score_fn(params, mask=mask)
     imp.init(params, key), imp.step(state, train_fn, density, rewind="early")
-    checkpoint.levels(folder, state, step, densities)    imp.step, resumed after a kill
+    checkpoint.levels(folder, state, step, densities)    runs the levels; resumes a killed run
     checkpoint.save(path, tree), checkpoint.load(path, like=tree)
 
 Networks, cost and size:
 
     models.functional(nnx_module), models.create("resnet20", key=key), models.flow(model)
+    train.fit(model, mask, image_set, training, key)    trains a models.Model
+    data.find("cifar10"), data.load(files)         digits, MNIST, CIFAR, ...
     profiling.macs(fn, params, x), profiling.latency(fn, *args), profiling.measure(fn, *args)
     masks.health(mask, models.flow(model), x)      layers, live paths, collapse
+    sharding.make_mesh(data=8), sharding.shard_params(params, mesh)
     compact.compact(model, params, state, mask)    a smaller network, same outputs
 
 Studies compare methods on data sets: `python scripts/study.py run digits`.

@@ -16,19 +16,19 @@ class CorruptFileError(ValueError):
 
     Attributes:
         path: the file or folder.
-        why: what shows it.
+        reason: how the corruption was detected.
     """
 
-    def __init__(self, path: str | os.PathLike, why: str) -> None:
+    def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(
-            f"{path} is corrupt ({why}). Rerun the command that wrote it, with another path "
-            "if it asks for one; a study quarantines corrupt files and regenerates them."
+            f"{path} is corrupt ({reason}). Delete it and rerun the command that wrote it; a "
+            "study quarantines corrupt files and regenerates them."
         )
-        self.path, self.why = Path(path), why
+        self.path, self.reason = Path(path), reason
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Support pickling, so that the error crosses processes."""
-        return type(self), (self.path, self.why)
+        return type(self), (self.path, self.reason)
 
 
 @contextlib.contextmanager
@@ -40,6 +40,13 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Yields:
         The open file. If writing fails, the temporary file is removed.
+
+    Example:
+        >>> import tempfile
+        >>> with atomic_write(path := Path(tempfile.mkdtemp()) / "note") as file:
+        ...     _ = file.write(b"whole")
+        >>> path.read_text()
+        'whole'
     """
     writer = f"{platform.node()}.{os.getpid()}"
     partial = path.with_name(f".{path.name}.{writer}.part")
@@ -55,7 +62,21 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
 
 def checksum(path: Path) -> str:
-    """Return the SHA-256 of a file."""
+    """Return the SHA-256 of a file.
+
+    Args:
+        path: the file.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Example:
+        >>> import tempfile
+        >>> path = Path(tempfile.mkdtemp()) / "empty"
+        >>> path.touch()
+        >>> checksum(path)[:8]
+        'e3b0c442'
+    """
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -73,7 +94,7 @@ def quarantine(path: Path) -> Path:
     new_path = next(name for name in names if not name.exists())
     path.rename(new_path)
     warnings.warn(
-        f"{path} was corrupt; it was renamed to {new_path.name} and is regenerated",
+        f"{path} is corrupt or incomplete; it was renamed to {new_path.name}",
         stacklevel=2,
     )
     return new_path

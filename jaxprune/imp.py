@@ -40,7 +40,7 @@ class State(NamedTuple):
     key: Key[Array, ""]
 
 
-class Trained(NamedTuple):
+class TrainResult(NamedTuple):
     """The result of training one level.
 
     Attributes:
@@ -60,7 +60,7 @@ class Info(NamedTuple):
 
     Attributes:
         params: the trained tree, at density `trained_density`.
-        metrics: `Trained.metrics`.
+        metrics: `TrainResult.metrics`.
         trained_density: kept / prunable while the level trained; accuracies in `metrics`
             belong to this density.
         pruned_density: kept / prunable after the level pruned.
@@ -72,11 +72,8 @@ class Info(NamedTuple):
     pruned_density: Any
 
 
-# train_fn(params, mask, key, level) -> Trained. With rewind="early", level 0 trains from
-# iteration 0. Later levels start from the weights of iteration k with a fresh optimizer;
-# the paper continues the learning-rate schedule at k. The key changes per level; bind one
-# key of your own to continue the order of the data too.
-TrainFn: TypeAlias = Callable[[Any, Any, Any, Any], Trained]
+# train_fn(params, mask, key, level) -> TrainResult.
+TrainFn: TypeAlias = Callable[[Any, Any, Any, Any], TrainResult]
 
 
 def init(params: Params, key: RandomKey) -> State:
@@ -98,12 +95,8 @@ def init(params: Params, key: RandomKey) -> State:
         0
     """
     mask = masks.ones_like(params)
-    # A copy, so that training the module that these variables belong to leaves it alone.
-    return State(jnp.int32(0), _copy(params), mask, key)
-
-
-def _copy(params: Params) -> Params:
-    return jax.tree.map(lambda leaf: leaf.copy(), params)
+    # A copy, because training an NNX module changes its variables in place.
+    return State(jnp.int32(0), tree.copy(params), mask, key)
 
 
 def step(
@@ -123,17 +116,22 @@ def step(
     `sparse_training.hold_pruned(optimizer, mask)`. After the last level, train once more
     from the final state to get the network at the last density.
 
+    With rewind="early", level 0 trains from iteration 0, and later levels start from the
+    weights of iteration k with a fresh optimizer. The paper also continues the
+    learning-rate schedule at k; do that in `train_fn`. Each level gets another key; to use
+    the same order of the data in all levels, ignore it and bind a key of your own.
+
     Args:
         state: the state after the previous level.
-        train_fn: `train_fn(params, mask, key, level) -> Trained`.
+        train_fn: `train_fn(params, mask, key, level) -> TrainResult`.
         density: kept / prunable after this level, in (0, 1]; each level is relative to
             all prunable weights.
         rewind: what the next level starts from: "init", the initial tree; "early", the
-            tree after iteration k of the first level (in open_lth, level 0 restarts at
-            iteration k with a fresh optimizer; here it does not restart); "weights_kept",
-            the trained tree.
-        regrow: score pruned weights by their stale value and let them come back, as the
-            published study did; by default masks nest.
+            tree after iteration k of the first level, called late rewinding (in
+            open_lth, level 0 restarts at iteration k with a fresh optimizer; here it does
+            not restart); "weights_kept", the trained tree.
+        regrow: score pruned weights by the value they had when they were pruned, so that
+            they can return; by default a pruned weight stays pruned.
         ties: "exact" or "reference", as in `masks.select`.
         prunable: the leaves to prune; by default those of `tree.prunable`.
 
@@ -145,14 +143,36 @@ def step(
             the state's, weights that are not finite, nonzero pruned weights, or, with
             rewind="early", no rewind point at level 0; or if `density` is higher than
             what is left.
-        TypeError: if `train_fn` did not return a `Trained`.
+        TypeError: if `train_fn` did not return a `TrainResult`.
 
     Example:
-        >>> train_fn = lambda params, mask, key, level: Trained(params)
+        >>> train_fn = lambda params, mask, key, level: TrainResult(params)
         >>> state = init({"w": jnp.arange(4.0).reshape(2, 2)}, jax.random.key(0))
         >>> state, info = step(state, train_fn, 0.5, rewind="init")
         >>> state.mask["w"].tolist(), info.trained_density, info.pruned_density
         ([[False, False], [True, True]], 1.0, 0.5)
+
+        Training changes the variables of a Flax NNX module, so its `train_fn` loads the
+        weights that it is given, and copies the rewind point:
+
+        >>> import optax
+        >>> from flax import nnx
+        >>> from jaxprune.sparse_training import hold_pruned
+        >>> model = nnx.Linear(2, 2, rngs=nnx.Rngs(0))
+        >>> def train_fn(params, mask, key, level):
+        ...     nnx.update(model, params)
+        ...     held = hold_pruned(optax.sgd(0.1), mask)
+        ...     optimizer = nnx.Optimizer(model, held, wrt=nnx.Param)
+        ...     for i in range(3):
+        ...         grads = nnx.grad(lambda m: (m(jnp.ones((1, 2))) ** 2).sum())(model)
+        ...         optimizer.update(model, grads)
+        ...         if i == 0:
+        ...             rewind_point = tree.copy(nnx.state(model, nnx.Param))
+        ...     return TrainResult(nnx.state(model, nnx.Param), rewind_point=rewind_point)
+        >>> state = init(nnx.state(model, nnx.Param), jax.random.key(0))
+        >>> state, info = step(state, train_fn, 0.5)
+        >>> masks.count(state.mask)
+        2
     """
     if rewind not in REWINDS:
         raise ValueError(
@@ -160,16 +180,16 @@ def step(
         )
     train_key, next_key = jax.random.split(state.key)
     # With regrowth, pruned weights keep their values, since they compete again.
-    start = _copy(state.params)
+    start = tree.copy(state.params)
     if not regrow:
         start = masks.apply(start, state.mask)
     trained = train_fn(start, state.mask, train_key, state.level)
-    if not isinstance(trained, Trained):
+    if not isinstance(trained, TrainResult):
         raise TypeError(
             f"train_fn returned a {type(trained).__name__}. Return "
-            "imp.Trained(params, metrics, rewind_point)."
+            "imp.TrainResult(params, metrics, rewind_point)."
         )
-    params = _returned(trained.params, state.params, "params")
+    params = _match_structure(trained.params, state.params, "params")
     if not regrow:
         _check_pruned(params, state.mask)
     tree.check_finite(
@@ -199,7 +219,7 @@ def step(
     return next_state, info
 
 
-def _next_params(state: State, trained: Trained, rewind: str) -> Params:
+def _next_params(state: State, trained: TrainResult, rewind: str) -> Params:
     if rewind == "weights_kept":
         return trained.params
     if rewind == "init" or state.level > 0:
@@ -207,31 +227,31 @@ def _next_params(state: State, trained: Trained, rewind: str) -> Params:
     if trained.rewind_point is None:
         raise ValueError(
             'rewind="early" needs the tree after iteration k, but train_fn returned '
-            "Trained(rewind_point=None) at level 0. Return it there, or pass "
+            "TrainResult(rewind_point=None) at level 0. Return it there, or pass "
             'rewind="init".'
         )
-    rewind_point = _returned(trained.rewind_point, state.params, "rewind_point")
+    rewind_point = _match_structure(trained.rewind_point, state.params, "rewind_point")
     leaves = zip(
         jax.tree.leaves(trained.rewind_point),
         jax.tree.leaves(trained.params),
         strict=False,
     )
-    if all(early is late for early, late in leaves):
+    if all(rewound is trained for rewound, trained in leaves):
         raise ValueError(
-            "Trained.rewind_point holds the arrays of Trained.params, so nothing would be "
-            "rewound: the variables of an NNX module change as it trains. Copy them at "
-            "iteration k: jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))."
+            "TrainResult.rewind_point holds the arrays of TrainResult.params, so nothing "
+            "would be rewound: the variables of an NNX module change as it trains. "
+            "Copy them at iteration k: jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))."
         )
     return rewind_point
 
 
-def _returned(returned: Params, params: Params, field: str) -> Params:
-    """Return a trained tree in the containers that training was given."""
+def _match_structure(returned: Params, params: Params, field: str) -> Params:
+    """Return a trained tree with the structure that training was given."""
     remedy = (
         "Return the same tree, trained; with train.fit, that is "
-        "imp.Trained(result.model, rewind_point=result.rewind_point)."
+        "imp.TrainResult(result.model, rewind_point=result.rewind_point)."
     )
-    returned = tree.align(returned, params, f"Trained.{field}", remedy)
+    returned = tree.align(returned, params, f"TrainResult.{field}", remedy)
     for name, new, old in zip(
         tree.names(params),
         jax.tree.leaves(returned),
@@ -240,8 +260,8 @@ def _returned(returned: Params, params: Params, field: str) -> Params:
     ):
         if (jnp.shape(new), new.dtype) != (jnp.shape(old), old.dtype):
             raise ValueError(
-                f"Trained.{field} has {new.dtype}{list(jnp.shape(new))} at '{name}', where "
-                f"params has {old.dtype}{list(jnp.shape(old))}. {remedy}"
+                f"TrainResult.{field} has {new.dtype}{list(jnp.shape(new))} at '{name}', "
+                f"where params has {old.dtype}{list(jnp.shape(old))}. {remedy}"
             )
     return returned
 

@@ -52,12 +52,12 @@ def prune(
             keyword; returns scores.
         params: parameters; they are not changed.
         density: kept / prunable, in (0, 1].
-        rounds: how often to score; 1 is one-shot pruning.
+        rounds: number of scoring rounds; 1 is one-shot pruning.
         schedule: "exponential" or "linear", the densities of the rounds.
         scope: "global" or "layer", as in `masks.select`.
         ties: "exact" or "reference", as in `masks.select`.
-        regrow: let pruned weights compete again in the next round, as the reference
-            code does; by default they stay pruned.
+        regrow: let pruned weights compete again in the next round, as the SynFlow
+            authors' code does; by default they stay pruned.
         prunable: the leaves to prune; by default those of `tree.prunable`.
 
     Returns:

@@ -1,7 +1,7 @@
-"""Arrays over several devices: batches by example, parameters by channel.
+"""Shard batches by example and parameters by channel over several devices.
 
-Every function of the library takes arrays wherever they are, and XLA adds the
-communication. Placing the arrays is all there is to do.
+All functions of the library accept sharded arrays, and XLA inserts the communication. You
+only have to place the arrays.
 
 Example:
     >>> mesh = make_mesh(data=1)
@@ -42,11 +42,14 @@ def make_mesh(*, data: int = 1, model: int = 1) -> Mesh:
         1
     """
     if min(data, model) < 1 or data * model > jax.device_count():
-        more = "; a CPU counts as 8 with XLA_FLAGS=--xla_force_host_platform_device_count=8"
+        more = (
+            "; to simulate 8 devices, set "
+            "XLA_FLAGS=--xla_force_host_platform_device_count=8"
+        )
         raise ValueError(
-            f"a mesh of data={data} and model={model} takes {data * model} devices, and "
-            f"there are {jax.device_count()}. Pass numbers from 1 whose product is that or "
-            f"less{more if jax.default_backend() == 'cpu' else ''}."
+            f"a mesh with data={data} and model={model} needs {data * model} devices, but "
+            f"JAX has {jax.device_count()}. Pass positive sizes with a product of at most "
+            f"{jax.device_count()}{more if jax.default_backend() == 'cpu' else ''}."
         )
     kinds = (AxisType.Auto, AxisType.Auto)
     devices = jax.devices()[: data * model]
@@ -93,14 +96,21 @@ def replicate(arrays: PyTree, mesh: Mesh) -> PyTree:
 def check_divides(mesh: Mesh, examples: int) -> None:
     """Check that a mesh shards a batch into equal parts.
 
+    Args:
+        mesh: a mesh of `make_mesh`.
+        examples: number of examples in the batch.
+
     Raises:
         ValueError: if the number of examples is not a multiple of the parts.
+
+    Example:
+        >>> check_divides(make_mesh(data=1), 7)
     """
     parts = mesh.shape["data"]
     if examples % parts:
         raise ValueError(
             f"a batch of {examples} examples can't be split into {parts} equal "
-            f"parts. Pass a multiple of {parts}, or a mesh with fewer."
+            f"parts. Pass a multiple of {parts}, or a mesh with a smaller `data` axis."
         )
 
 
@@ -161,6 +171,9 @@ def mesh_of(arrays: PyTree) -> Mesh | None:
     Args:
         arrays: a tree of arrays.
 
+    Returns:
+        The mesh of the first array that lies on one.
+
     Example:
         >>> mesh_of(jax.numpy.ones(2)) is None
         True
@@ -200,15 +213,26 @@ def gather_to_host(arrays: PyTree) -> PyTree:
 
 
 def is_first_process() -> bool:
-    """Return whether this process is the one that writes shared files."""
+    """Return whether this process is the one that writes shared files.
+
+    Returns:
+        True in the process with index 0 of `jax.distributed`, and without it.
+
+    Example:
+        >>> is_first_process()
+        True
+    """
     return jax.process_index() == 0
 
 
 def barrier(name: str) -> None:
-    """Wait until every process is here, if there are several.
+    """Wait until all processes reach this barrier; with one process, do nothing.
 
     Args:
         name: a name of this barrier, the same in all processes.
+
+    Example:
+        >>> barrier("written")
     """
     if jax.process_count() > 1:
         multihost_utils.sync_global_devices(name)
@@ -219,6 +243,9 @@ def broadcast_from_first(value: bool) -> bool:
 
     Args:
         value: this process's value.
+
+    Returns:
+        The first process's value.
 
     Example:
         >>> broadcast_from_first(True)
@@ -234,6 +261,9 @@ def all_hosts_agree(value: bool) -> bool:
 
     Args:
         value: this process's value.
+
+    Returns:
+        The same in every process.
 
     Example:
         >>> all_hosts_agree(True)

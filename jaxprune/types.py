@@ -22,7 +22,7 @@ Batch: TypeAlias = PyTree[Any]
 Batches: TypeAlias = Any
 # One key of jax.random.key.
 RandomKey: TypeAlias = Key[Array, ""]
-# A number that is checked by hand: int, float, numpy or JAX scalar.
+# An int, float, NumPy scalar or JAX scalar; functions check its range.
 Fraction: TypeAlias = SupportsFloat
 
 Scope: TypeAlias = Literal["global", "layer"]
@@ -30,7 +30,9 @@ Ties: TypeAlias = Literal["exact", "reference"]
 Schedule: TypeAlias = Literal["exponential", "linear"]
 RewindTo: TypeAlias = Literal["init", "early", "weights_kept"]
 
+# loss_fn(params, batch) -> scalar.
 LossFn: TypeAlias = Callable[[Any, Any], Array]
+# apply_fn(params, inputs) -> outputs.
 ApplyFn: TypeAlias = Callable[[Any, Any], Array]
 
 # score_fn(params, mask=mask) -> scores: a scoring function with everything else bound.

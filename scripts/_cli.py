@@ -26,8 +26,8 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 # On a CPU, XLA is faster without YNNPACK, and uses less memory if it does not schedule for
-# concurrency (measured: experiments/README.md, "Speed"). XLA exits at a flag that it does
-# not know, so only versions that know these get them.
+# concurrency (measured: experiments/speed.md, "XLA flags on a CPU"). XLA exits at a flag
+# that it does not know, so only versions that know these get them.
 CPU_FLAGS = (
     "--xla_cpu_experimental_ynn_fusion_type= "
     "--xla_cpu_enable_concurrency_optimized_scheduler=false"
@@ -76,7 +76,7 @@ EXTRAS: Mapping[str, str] = {
 
 
 def missing_extra(error: ImportError) -> str | None:
-    """Name the extra that installs a missing package; None for packages of no extra."""
+    """Return the message that names the extra of a missing package, or None."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         return None
@@ -175,7 +175,7 @@ def _leave(number: int, frame: object = None) -> NoReturn:
     )
     hint = f"; finished work is complete. To resume: {command}" if is_resumable else ""
     print(f"\nstopped{hint}", file=sys.stderr, flush=True)
-    # Threads of the libraries may crash an orderly exit.
+    # Library threads may crash during a normal exit.
     os._exit(128 + number)
 
 
@@ -247,7 +247,8 @@ def check_writable(path: Path) -> None:
         existing = existing.parent
     if not os.access(existing, os.W_OK) or (existing != path and not existing.is_dir()):
         raise ValueError(
-            f"{path} cannot be written, because of {existing}. Pass another file."
+            f"{path} cannot be written: {existing} is not a writable folder or "
+            "file. Pass another path."
         )
 
 

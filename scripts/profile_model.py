@@ -134,12 +134,14 @@ def _score_fn(
     def synflow(params: Params, mask: Mask) -> Scores:
         return scores.synflow(flow, params, ones, mask=mask)
 
-    def checked(params: Params, *, mask: Mask) -> Scores:
+    def score_fn(params: Params, *, mask: Mask) -> Scores:
         scored = synflow(params, mask)
-        tree.check_finite(scored, "this network is too deep for SynFlow in float32.")
+        tree.check_finite(
+            scored, "SynFlow overflowed float32 on this network; pass another --method."
+        )
         return scored
 
-    return checked
+    return score_fn
 
 
 def _layer_table(

@@ -92,7 +92,8 @@ def run(
     folder = _folder(name, recipe, runs_dir)
     if not 1 <= seeds <= 1000:
         raise ValueError(
-            f"--seeds is the number of seeds, 1 to 1000; got {seeds}. Pass 3, say."
+            f"--seeds is the number of seeds, 1 to 1000; got {seeds}. Pass a number "
+            "such as 3."
         )
     conditions = [condition for group in only for condition in group]
     if only and not conditions:
@@ -163,7 +164,7 @@ def _mesh_shape(text: str) -> tuple[int, int]:
         is_new_axis = name in ("data", "model") and name not in sizes
         if not (is_new_axis and number.isascii() and number.isdecimal()):
             raise ValueError(
-                f"--mesh '{text}' is invalid. Pass data=8 or data=4,model=2, say."
+                f"--mesh '{text}' is invalid. Pass sizes such as data=8 or data=4,model=2."
             )
         sizes[name] = int(number)
     return sizes.get("data", 1), sizes.get("model", 1)

@@ -22,7 +22,9 @@ def train_fn(params, mask, key, level):
     noise = masks.apply({"w": jax.random.normal(key, (6, 6))}, mask)
     rewind_point = jax.tree.map(lambda w, n: w + 0.5 * n, params, noise)
     trained = jax.tree.map(lambda w, n: w + n, params, noise)
-    return imp.Trained(trained, {"norm": jnp.linalg.norm(trained["w"])}, rewind_point)
+    return imp.TrainResult(
+        trained, {"norm": jnp.linalg.norm(trained["w"])}, rewind_point
+    )
 
 
 def run(rewind, densities=(0.5, 0.25), **options):
@@ -78,7 +80,7 @@ def test_regrowth_lets_stale_weights_compete():
     """As in the published study: a pruned weight keeps its value and may come back."""
 
     def shrink_kept_weights(params, mask, key, level):
-        return imp.Trained(
+        return imp.TrainResult(
             jax.tree.map(lambda w, m: jnp.where(m, 0.1 * w, w), params, mask)
         )
 
@@ -106,12 +108,20 @@ def test_invalid_rewinds_and_trained_trees_are_refused():
     ):
         imp.step(state, train_fn, 0.5, rewind="late")
     with pytest.raises(ValueError, match="needs the tree after iteration k"):
-        imp.step(state, lambda p, m, k, level: imp.Trained(p), 0.5, rewind="early")
+        imp.step(state, lambda p, m, k, level: imp.TrainResult(p), 0.5, rewind="early")
     for returned, error, sentence in (
-        (PARAMS, TypeError, "train_fn returned a dict. Return imp.Trained"),
-        (imp.Trained({"v": PARAMS["w"]}), ValueError, "params has no leaf at 'w'"),
-        (imp.Trained({"w": jnp.ones((6, 5))}), ValueError, r"float32\[6, 5\] at 'w'"),
-        (imp.Trained(PARAMS, None, {}), ValueError, "rewind_point has no leaf at 'w'"),
+        (PARAMS, TypeError, "train_fn returned a dict. Return imp.TrainResult"),
+        (imp.TrainResult({"v": PARAMS["w"]}), ValueError, "params has no leaf at 'w'"),
+        (
+            imp.TrainResult({"w": jnp.ones((6, 5))}),
+            ValueError,
+            r"float32\[6, 5\] at 'w'",
+        ),
+        (
+            imp.TrainResult(PARAMS, None, {}),
+            ValueError,
+            "rewind_point has no leaf at 'w'",
+        ),
     ):
         state = imp.init(PARAMS, jax.random.key(0))
         with pytest.raises(error, match=sentence):
@@ -156,7 +166,7 @@ def test_batch_norm_statistics_rewind_with_the_weights(image_set, tmp_path):
         )
         results.append(result)
         accuracy = train.evaluate(result.model, image_set).accuracy
-        return imp.Trained(result.model, accuracy, result.rewind_point)
+        return imp.TrainResult(result.model, accuracy, result.rewind_point)
 
     model = batch_norm_model()
     start = imp.init(model, jax.random.key(5))
@@ -201,12 +211,12 @@ def test_batch_norm_statistics_rewind_with_the_weights(image_set, tmp_path):
 
 def test_a_tuple_as_the_rewind_point_of_a_model_is_refused():
     def pair(model, mask, key, level):
-        return imp.Trained(model, rewind_point=(model.params, model.state))
+        return imp.TrainResult(model, rewind_point=(model.params, model.state))
 
     state = imp.init(batch_norm_model(), jax.random.key(0))
     with pytest.raises(
         ValueError,
-        match=r"Trained.rewind_point has no leaf at 'params/.*rewind_point=result\.rewind",
+        match=r"TrainResult.rewind_point has no leaf at 'params/.*rewind_point=result\.rewind",
     ):
         imp.step(state, pair, 0.5)
 
@@ -279,7 +289,7 @@ def test_the_rewind_point_of_a_killed_run_is_replaced(tmp_path):
 
 def test_lists_of_more_than_ten_layers_keep_their_order(tmp_path):
     params = [jnp.full((2, 2), float(i)) for i in range(12)]
-    keep = lambda params, mask, key, level: imp.Trained(params)
+    keep = lambda params, mask, key, level: imp.TrainResult(params)
     step = functools.partial(imp.step, train_fn=keep, rewind="init")
     start = imp.init(params, jax.random.key(0))
     ((_, info),) = checkpoint.levels(tmp_path, start, step, (1.0,))
@@ -328,7 +338,9 @@ def test_a_corrupt_level_is_quarantined_and_regenerated(where, tmp_path):
     start = imp.init(PARAMS, jax.random.key(3))
     # If its rewind point is corrupt, the level is regenerated too.
     level = where.removeprefix("rewind_")
-    with pytest.warns(UserWarning, match=f"{level} was corrupt; it was renamed to"):
+    with pytest.warns(
+        UserWarning, match=f"{level} is corrupt or incomplete; it was renamed to"
+    ):
         second = list(checkpoint.levels(tmp_path, start, bound(), (0.5, 0.25)))
     assert (tmp_path / f"{where}.corrupt").exists()
     if where.startswith("rewind"):  # the level itself is not corrupt
@@ -373,7 +385,7 @@ def test_a_folder_that_is_not_a_checkpoint_is_not_changed(tmp_path):
         checkpoint.save(tmp_path / "mine", {"w": jnp.ones(2)})
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "years"
     checkpoint.save(tmp_path / "weights", {"w": jnp.ones(2)})
-    with pytest.raises(ValueError, match="weights already holds a checkpoint"):
+    with pytest.raises(ValueError, match="weights already contains a checkpoint"):
         checkpoint.save(tmp_path / "weights", {"w": jnp.ones(2)})
 
 
@@ -407,7 +419,7 @@ def test_a_step_with_other_options_is_refused(tmp_path):
 
 def test_training_that_moves_pruned_weights_is_refused():
     state = imp.init(PARAMS, jax.random.key(0))
-    ignores_mask = lambda params, mask, key, level: imp.Trained(PARAMS)
+    ignores_mask = lambda params, mask, key, level: imp.TrainResult(PARAMS)
     state, _ = imp.step(state, ignores_mask, 0.5, rewind="init")
     with pytest.raises(
         ValueError, match="returned 18 nonzero weights at 'w' that the mask"
@@ -418,7 +430,7 @@ def test_training_that_moves_pruned_weights_is_refused():
 def test_a_rewind_point_that_changed_with_the_trained_network_is_refused():
     """As the variables of an NNX module do, unless they are copied."""
     state = imp.init(PARAMS, jax.random.key(0))
-    live = lambda params, mask, key, level: imp.Trained(
+    live = lambda params, mask, key, level: imp.TrainResult(
         params, rewind_point=dict(params)
     )
     with pytest.raises(ValueError, match="so nothing would be rewound.*jnp.copy"):

@@ -102,7 +102,7 @@ def run_level(model, mesh):
             model, mask.params, image_set, recipe, key, rewind_iteration=2
         )
         metrics = train.evaluate(result.model, image_set, batch_size=16)
-        return imp.Trained(result.model, metrics, result.rewind_point)
+        return imp.TrainResult(result.model, metrics, result.rewind_point)
 
     start = imp.init(model, jax.random.key(3))
     return imp.step(start, train_fn, 0.2, rewind="early")

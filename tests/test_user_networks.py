@@ -306,7 +306,7 @@ def test_statistics_and_callables_are_refused_by_scores():
         )
     with pytest.raises(TypeError, match=r"at 'activation'.*eqx.partition\(model"):
         scores.magnitude(nets.EquinoxNet(jax.random.key(0)))
-    with pytest.raises(TypeError, match="takes a Flax NNX module; got a EquinoxNet"):
+    with pytest.raises(TypeError, match="needs a Flax NNX module; got a EquinoxNet"):
         models.functional(nets.EquinoxNet(jax.random.key(0)))
 
 
@@ -409,7 +409,7 @@ def test_imp_rewinds_a_users_model_with_its_statistics_and_keys(tmp_path):
         _, state = model.apply(params, model.state, IMAGES, train=True)
         trained = models.Model(params, state, model.apply)
         _, state = model.apply(params, state, IMAGES, train=True)
-        return imp.Trained(
+        return imp.TrainResult(
             models.Model(params, state, model.apply), rewind_point=trained
         )
 
@@ -429,16 +429,16 @@ def test_imp_rewinds_a_users_model_with_its_statistics_and_keys(tmp_path):
 
 def test_a_rewind_point_of_another_tree_is_refused():
     state = imp.init({"w": jnp.ones((2, 2))}, jax.random.key(0))
-    wrong = lambda params, mask, key, level: imp.Trained(
+    wrong = lambda params, mask, key, level: imp.TrainResult(
         params, rewind_point=(params, {})
     )
     with pytest.raises(
-        ValueError, match="Trained.rewind_point has no leaf at 'w'.*Return t"
+        ValueError, match="TrainResult.rewind_point has no leaf at 'w'.*Return t"
     ):
         imp.step(state, wrong, 0.5)
     state = imp.init({"w": jnp.ones((2, 2))}, jax.random.key(0))
     with pytest.raises(
-        TypeError, match=r"train_fn returned a dict. Return imp.Trained\("
+        TypeError, match=r"train_fn returned a dict. Return imp.TrainResult\("
     ):
         imp.step(state, lambda params, *_: params, 0.5, rewind="init")
 

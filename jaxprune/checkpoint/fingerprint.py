@@ -41,7 +41,8 @@ def fingerprint(arrays: PyTree) -> str:
     """Return a digest of a tree of arrays, however the arrays are sharded.
 
     Only 64 bits per array leave the devices, so that it costs one pass over the arrays and
-    gathers none of them. It detects accidents, not an attacker who constructs collisions.
+    gathers none of them. It detects accidental changes; it is not secure against
+    deliberate collisions.
 
     Args:
         arrays: arrays and keys in any containers.

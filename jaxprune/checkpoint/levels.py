@@ -9,11 +9,11 @@ from jaxprune import imp, sharding
 from jaxprune.checkpoint.fingerprint import fingerprint
 from jaxprune.checkpoint.store import (
     exists,
-    in_containers,
     load,
     quarantine,
     read,
     remove,
+    restore_structure,
     save,
 )
 from jaxprune.disk import CorruptFileError
@@ -24,7 +24,7 @@ Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
 def _options(step: Step) -> str | None:
-    """Describe the bound options of a step, but not its functions; None if it hides them."""
+    """List the string, number and bool keywords that `functools.partial` bound."""
     options = sorted(getattr(step, "keywords", {}).items())
     simple = [f"{k}={v}" for k, v in options if isinstance(v, str | bool | int | float)]
     return ", ".join(simple) or None
@@ -34,21 +34,21 @@ def _save_level(
     path: Path, requested: float, state: imp.State, step: Step, started_from: str
 ) -> None:
     """Run a level; write the tree that it rewinds to only where it changed."""
-    reached, info = step(state, density=requested)
+    next_state, info = step(state, density=requested)
     rewind_point = "as before"
-    if reached.params is not state.params:
+    if next_state.params is not state.params:
         rewind_point = f"rewind_{path.name}"
         folder = path.with_name(rewind_point)
         remove(folder)  # of a run that was killed before the level ended
-        save(folder, {"params": reached.params})
+        save(folder, {"params": next_state.params})
     record = {
         "requested": requested,
         "started_from": started_from,
         "options": _options(step),
         "rewind_point": rewind_point,
-        "level": reached.level,
-        "mask": reached.mask,
-        "key": reached.key,
+        "level": next_state.level,
+        "mask": next_state.mask,
+        "key": next_state.key,
         "info": info._replace(metrics=None),
         "metrics": info.metrics,
     }
@@ -62,25 +62,26 @@ class _OtherStartError(ValueError):
 def _load_level(
     path: Path, requested: float, state: imp.State, step: Step, started_from: str
 ) -> tuple[imp.State, imp.Info]:
-    """Read a level into the containers and the kind of key of the state before it."""
+    """Read a level, with the tree structure and the kind of key of the state before it."""
     info_like = imp.Info(state.params, None, 0.0, 0.0)
     places = {"mask": state.mask, "info": info_like}
     record = read(path, places)
     if record["requested"] != requested:
         raise ValueError(
-            f"{path} was pruned to density {record['requested']}, but {requested} is "
-            "requested. Pass the densities of the run that wrote it, or another folder."
+            f"the level in {path} was pruned to density {record['requested']}, but "
+            f"{requested} is requested. Pass the densities of the run that wrote it, or "
+            "another folder."
         )
     if record["started_from"] != started_from:
         raise _OtherStartError(
-            f"{path} was started from other weights, another mask or another key than the "
-            "state passed. Pass another folder."
+            f"the level in {path} started from other weights, another mask or another key. "
+            "Pass the state of the run that wrote it, or another folder."
         )
     saved, options = record.get("options"), _options(step)
     if saved and options and saved != options:
         raise ValueError(
-            f"{path} was made with the options {saved}, but the step now has {options}. Pass "
-            "the options of the run that wrote it, or another folder."
+            f"the level in {path} was run with {saved}, but the step now has {options}. "
+            "Pass the options of the run that wrote it, or another folder."
         )
     params = state.params
     if record["rewind_point"] != "as before":
@@ -89,11 +90,11 @@ def _load_level(
             params = load(folder, {"params": state.params})["params"]
         except FileNotFoundError as error:  # the level is complete, so it was there
             raise CorruptFileError(path, f"{folder.name} is missing") from error
-    key = in_containers({"key": record["key"]}, {"key": state.key}, path)["key"]
-    mask = in_containers(record["mask"], state.mask, path)
+    key = restore_structure({"key": record["key"]}, {"key": state.key}, path)["key"]
+    mask = restore_structure(record["mask"], state.mask, path)
     info = record["info"]
     info = imp.Info(
-        in_containers(info["params"], state.params, path),
+        restore_structure(info["params"], state.params, path),
         record.get("metrics"),
         info["trained_density"],
         info["pruned_density"],
@@ -112,10 +113,13 @@ def levels(
     `level_0001` and so on hold the state after a level and its info;
     `rewind_level_0001` holds the tree that all levels rewind to. A run that was killed at
     any moment resumes after its newest complete level. Every level starts from what was
-    read back, so an interrupted run ends with the same bits as an uninterrupted one.
+    read back, so on a device that computes deterministically an interrupted run ends with
+    the same bits as an uninterrupted one.
 
-    A folder belongs to one run: resuming checks the state, the densities and the options of
-    the step, but not the code of `train_fn`. Pass another folder after changing it.
+    A folder belongs to one run. Resuming checks the state, the densities, and those
+    keywords of `step` that are strings, numbers or bools, if `step` is a
+    `functools.partial`. It does not check `prunable` or the code of `train_fn`: use a new
+    folder after changing either.
 
     Args:
         folder: where the levels are saved; one folder per run.
@@ -129,13 +133,13 @@ def levels(
         metrics in dicts and lists.
 
     Raises:
-        ValueError: if a saved level was started from another state, or reached another
-            density than is requested now.
+        ValueError: if a saved level was started from another state, was pruned to another
+            density, or was run with other options.
 
     Example:
         >>> import functools, jax, tempfile
         >>> import jax.numpy as jnp
-        >>> train_fn = lambda params, mask, key, level: imp.Trained(params)
+        >>> train_fn = lambda params, mask, key, level: imp.TrainResult(params)
         >>> step = functools.partial(imp.step, train_fn=train_fn, rewind="init")
         >>> state = imp.init({"w": jnp.arange(8.0).reshape(2, 4)}, jax.random.key(0))
         >>> for state, info in levels(tempfile.mkdtemp(), state, step, [0.5, 0.25]):

@@ -33,6 +33,13 @@ def exists(path: str | os.PathLike) -> bool:
 
     Args:
         path: a folder.
+
+    Returns:
+        Whether the file that is written last is there; `load` also compares checksums.
+
+    Example:
+        >>> exists("no/such/folder")
+        False
     """
     return os.path.exists(os.path.join(path, _CHECKSUMS))
 
@@ -72,14 +79,17 @@ def quarantine(path: str | os.PathLike) -> None:
     sharding.barrier("quarantined")
 
 
-def _unfinished(place: Path) -> list[Path]:
+def _temporary_folders(place: Path) -> list[Path]:
     return list(place.parent.glob(f"{place.name}.orbax-checkpoint-tmp*"))
 
 
-def _make_way(place: Path) -> None:
+def _clear_destination(place: Path) -> None:
     """Remove what a killed run left at `place`; refuse to remove anything else."""
     if sharding.broadcast_from_first(exists(place)):
-        raise ValueError(f"{place} already holds a checkpoint. Pass another folder.")
+        raise ValueError(
+            f"{place} already contains a checkpoint. Delete that "
+            "folder to replace it, or pass another one."
+        )
     if sharding.broadcast_from_first((place / "_CHECKPOINT_METADATA").exists()):
         quarantine(place)  # killed just before the end, or of an older version
     elif sharding.broadcast_from_first(
@@ -88,16 +98,16 @@ def _make_way(place: Path) -> None:
         raise ValueError(
             f"{place} exists and is not a checkpoint. Pass a folder that does not exist yet."
         )
-    remove(place, *_unfinished(place))
+    remove(place, *_temporary_folders(place))
 
 
 def _remove_unfinished(place: Path) -> None:
     """Remove what could not be completed, without waiting for other processes."""
-    for folder in (place, *_unfinished(place)):
+    for folder in (place, *_temporary_folders(place)):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _storable(leaf: Any) -> Any:
+def _to_storable(leaf: Any) -> Any:
     """Turn a leaf into what Orbax can write."""
     if not hasattr(leaf, "dtype"):
         return leaf
@@ -137,7 +147,7 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         {'w': Array([1., 1.], dtype=float32)}
     """
     place = Path(_absolute(path))
-    _make_way(place)
+    _clear_destination(place)
     # Fail now if nothing can be written there: Orbax would wait for minutes at exit.
     place.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=place.parent):
@@ -157,7 +167,7 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     }
     with sharding.fail_together():
         try:
-            ocp.save(str(place), jax.tree.map(_storable, tree.to_dicts(arrays)))
+            ocp.save(str(place), jax.tree.map(_to_storable, tree.to_dicts(arrays)))
             if sharding.is_first_process():
                 written["files"] = _checksums(place)
                 with disk.atomic_write(place / _CHECKSUMS) as file:
@@ -201,12 +211,12 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
 
     Args:
         path: a folder that `save` wrote.
-        like: a tree with the same leaf names; the result has its containers. An array that
+        like: a tree with the same leaf names; the result has its structure. An array that
             has a `NamedSharding` in `like` gets the same sharding, each process reading its
             part; all other arrays go to the default device.
 
     Returns:
-        The tree in the containers of `like`; without it in dicts and lists. Arrays of 64
+        The tree with the structure of `like`; without it, dicts and lists. Arrays of 64
         bits are NumPy arrays unless jax_enable_x64 is set.
 
     Raises:
@@ -223,20 +233,38 @@ def load(path: str | os.PathLike, like: PyTree = None) -> PyTree:
         {'w': Array([1., 1.], dtype=float32)}
     """
     loaded = read(path, like)
-    return loaded if like is None else in_containers(loaded, like, path)
+    return loaded if like is None else restore_structure(loaded, like, path)
 
 
 def read(path: str | os.PathLike, like: PyTree = None) -> PyTree:
-    """Read dicts and lists; `like` says where arrays of the same names go."""
+    """Read dicts and lists, after checking the files' checksums.
+
+    Args:
+        path: a folder that `save` wrote.
+        like: a tree whose leaves give the sharding of the arrays of the same names.
+
+    Returns:
+        The arrays, keys and numbers, in dicts and lists.
+
+    Raises:
+        FileNotFoundError: if there is no complete checkpoint at `path`.
+        CorruptFileError: a ValueError; if a file differs from what was written.
+
+    Example:
+        >>> import tempfile
+        >>> save(f"{(folder := tempfile.mkdtemp())}/tree", (1, 2))
+        >>> read(f"{folder}/tree")
+        [1, 2]
+    """
     path = _absolute(path)
     if not sharding.broadcast_from_first(exists(path)):
         raise FileNotFoundError(
-            f"there is no complete checkpoint at {path}. Delete that folder if it exists, "
-            "and rerun the command that writes it."
+            f"there is no complete checkpoint at {path}. Check the path, "
+            "or rerun the command that writes the checkpoint."
         )
     why = _corruption(Path(path)) if sharding.is_first_process() else None
     if sharding.broadcast_from_first(why is not None):
-        raise CorruptFileError(path, why or "found by the first process")
+        raise CorruptFileError(path, why or "detected by the first process")
     places = dict(zip(tree.names(like), jax.tree.leaves(like), strict=True))
 
     def place(name: str, leaf: Any) -> Any:
@@ -282,8 +310,24 @@ def _put_leaf(loaded: PyTree, name: str, leaf: Any) -> None:
             _put_leaf(child, name.removeprefix(f"{key}/"), leaf)
 
 
-def in_containers(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
-    """Return what was read in the containers of `like`."""
+def restore_structure(loaded: PyTree, like: PyTree, path: str | os.PathLike) -> PyTree:
+    """Return what was read with the tree structure of `like`.
+
+    Args:
+        loaded: dicts and lists from `read`.
+        like: a tree with the same leaf names, shapes and dtypes.
+        path: where they were read; error messages give it.
+
+    Returns:
+        The leaves of `loaded` with the tree structure of `like`.
+
+    Raises:
+        ValueError: if the leaf names, a shape or a dtype differ.
+
+    Example:
+        >>> restore_structure([1, 2], (0, 0), "folder")
+        (1, 2)
+    """
     remedy = "Pass a tree like the one that was saved."
     loaded = tree.align(loaded, like, f"{path}", remedy, of="`like`")
 

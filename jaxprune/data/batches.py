@@ -10,6 +10,13 @@ from jaxprune.types import RandomKey
 def steps_per_epoch(examples: int, batch_size: int) -> int:
     """Count the steps of an epoch; the last batch may be short.
 
+    Args:
+        examples: number of examples in the training set.
+        batch_size: examples per step.
+
+    Returns:
+        `examples / batch_size`, rounded up.
+
     Example:
         >>> steps_per_epoch(50_000, 256)
         196

@@ -111,7 +111,7 @@ def summary(mask: Mask, prunable: Prunable | None = None) -> str:
             that `select` was given.
 
     Returns:
-        One line per leaf in network order, then the total: name, shape, weights kept,
+        One line per leaf sorted by name, then the total: name, shape, weights kept,
         weights, density.
 
     Raises:

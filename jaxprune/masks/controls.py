@@ -77,13 +77,18 @@ def reinitialize(
         >>> (fresh["w"] == init(jax.random.key(1))["w"]).all().item()
         True
     """
-    fresh = tree.align(init_fn(key), params, "init_fn(key)", "Pass the network's own.")
+    fresh = tree.align(
+        init_fn(key),
+        params,
+        "init_fn(key)",
+        "Pass the network's own initialization function.",
+    )
 
     def choose(name: str, is_prunable: bool, new: Array, old: Array) -> Array:
         if new.shape != old.shape:
             raise ValueError(
                 f"init_fn(key) has shape {new.shape} at '{name}', where params has "
-                f"{old.shape}. Pass the network's own initialization."
+                f"{old.shape}. Pass the network's own initialization function."
             )
         return new if is_prunable else old
 

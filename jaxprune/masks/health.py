@@ -15,10 +15,10 @@ from jaxprune.types import ApplyFn, Mask, Prunable
 
 
 class Collapse(NamedTuple):
-    """A warning that nothing flows from input to output: the network is a constant.
+    """A warning that no path of kept weights connects input and output.
 
     Attributes:
-        layers: names of the empty leaves in network order; empty if every path is cut
+        layers: names of the empty leaves sorted by name; empty if every path is cut
             although no layer is empty.
     """
 
@@ -39,7 +39,7 @@ class Health(NamedTuple):
     """The weights that a mask leaves in each layer.
 
     Attributes:
-        densities: kept / size of each prunable leaf, in network order.
+        densities: kept / size of each prunable leaf, sorted by name.
         effective: the same, counting only weights on a live path.
         density: kept / size of all prunable leaves together.
         effective_density: the same, counting only weights on a live path.
@@ -67,8 +67,9 @@ def health(
     A weight is effective if it lies on a path of kept weights from input to output.
     These are the weights with a nonzero gradient in the network whose kept weights are 1
     and whose biases (leaves named bias, b, beta, offset or shift) are 0. Gradients are
-    computed in float64, since the number of paths overflows float32. A path that loses
-    every max-pool on `inputs` counts as dead, so pass a few dozen examples.
+    computed in float64, since the number of paths overflows float32. A path counts as
+    dead if its value is never the maximum of a max-pool window for any of the `inputs`, so
+    pass a few dozen examples.
 
     Args:
         mask: the mask.

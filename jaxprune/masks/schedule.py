@@ -40,7 +40,7 @@ def num_kept(density: Fraction, size: int) -> int:
     """Turn a density into a number of weights, `size - int((1 - density) * size)`.
 
     This uses Python floats on the host, because float32 is off by one for networks of
-    millions of weights. The formula is that of the reference code, including how it
+    millions of weights. The formula is that of the SynFlow authors' code, including how it
     rounds 1 - density: a density of 0.9 keeps 10 of 10 weights.
 
     Args:
@@ -84,20 +84,20 @@ def densities(
         >>> densities(0.5, 2, "linear")
         [0.75, 0.5]
     """
-    goal, given = check_density(density), rounds
+    target, num_rounds = check_density(density), rounds
     try:
         rounds = operator.index(rounds)
     except TypeError:
         rounds = 0
     if rounds < 1:
         raise ValueError(
-            f"rounds is the number of times to score and select; got {given}. Pass an "
-            "integer of 1 or more."
+            f"rounds is the number of times to score and select; got {num_rounds}. Pass "
+            "an integer of 1 or more."
         )
     if schedule not in SCHEDULES:
         raise ValueError(
             f"schedule '{schedule}' is unknown. Pass one of {', '.join(SCHEDULES)}."
         )
     if schedule == "linear":
-        return [1.0 - (1.0 - goal) * k / rounds for k in range(1, rounds)] + [goal]
-    return [goal ** (k / rounds) for k in range(1, rounds)] + [goal]
+        return [1.0 - (1.0 - target) * k / rounds for k in range(1, rounds)] + [target]
+    return [target ** (k / rounds) for k in range(1, rounds)] + [target]

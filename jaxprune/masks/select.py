@@ -33,13 +33,13 @@ def select(
     scope: Scope | str = "global",
     ties: Ties | str = "exact",
 ) -> Mask:
-    """Keep the `N - int((1 - density) * N)` weights of highest score, of N prunable ones.
+    """Keep the highest-scoring `N - int((1 - density) * N)` of N prunable weights.
 
-    The number is an argument of the compiled program: a new density or mask does not
+    The count is an argument of the compiled program: a new density or mask does not
     recompile. Equal scores are broken by position: the earlier leaf and entry is kept.
 
-    Of sharded scores under `jit`, the result is the same as on one device; inside
-    `jax.shard_map`, each shard would be ranked by itself, so call it outside.
+    With sharded scores under `jit`, the result is the same as on one device. Do not call
+    it inside `jax.shard_map`: each shard would be ranked separately.
 
     Args:
         scores: floats; higher means keep.
@@ -94,13 +94,15 @@ def select(
     )
     names = tree.names(scores)
     leaves, structure = jax.tree.flatten(scores)
-    alive = [None] * len(leaves) if mask is None else jax.tree.leaves(mask)
-    indices = [i for i, yes in enumerate(jax.tree.leaves(chosen)) if yes]
+    mask_leaves = [None] * len(leaves) if mask is None else jax.tree.leaves(mask)
+    indices = [
+        i for i, is_prunable in enumerate(jax.tree.leaves(chosen)) if is_prunable
+    ]
     if not indices:
         raise ValueError(
-            "scores have no prunable leaf: none has two or more dimensions and a name that "
-            "is not of a bias, norm or embedding. Pass "
-            'prunable=tree.prunable(params, include="*"), with a pattern of your names.'
+            "no leaf of scores is prunable. By default, a prunable leaf has two or more "
+            "dimensions and is not named like a bias, norm or embedding. Choose leaves by "
+            'name: prunable=tree.prunable(params, include="*").'
         )
     selected = [jnp.ones(leaf.shape, bool) for leaf in leaves]
     for group in [indices] if scope == "global" else [[i] for i in indices]:
@@ -112,7 +114,7 @@ def select(
                 f"{size} weights are ranked together, but positions are counted in 32 "
                 'bits. Pass scope="layer".'
             )
-        members = [alive[i] for i in group]
+        members = [mask_leaves[i] for i in group]
         if isinstance(density, Tracer):
             keep = _traced_count(density, size)
         else:

@@ -128,10 +128,9 @@ def functional(module: Any) -> Model:
     """
     if not isinstance(module, nnx.Module):
         raise TypeError(
-            f"models.functional takes a Flax NNX module; got a {type(module).__name__}. "
-            "Scores and masks also take any function and tree of arrays: of a Linen "
-            "module, pass variables['params']; of an Equinox module, "
-            "eqx.partition(module, eqx.is_inexact_array)."
+            f"models.functional needs a Flax NNX module; got a {type(module).__name__}. "
+            "Scores and masks take other parameter trees as they are: for Linen, pass "
+            "variables['params']; for Equinox, eqx.filter(module, eqx.is_inexact_array)."
         )
     module = nnx.clone(module)
     module.eval()  # so that equal networks in different modes are equal models
@@ -181,14 +180,15 @@ def _without_norms(module: nnx.Module) -> nnx.Module:
 def flow(model: Model, *, batch_norm: NormFlow | str = "identity") -> Partial:
     """Make the forward pass that `scores.synflow` and `masks.health` need.
 
-    In it signals flow from every input to every output that a path of weights connects, since
-    no norm layer rescales them.
+    By default, norm layers are removed: the output then depends on an input whenever a path
+    of kept weights connects them.
 
     Args:
         model: the network.
-        batch_norm: "identity" leaves out BatchNorm, LayerNorm, GroupNorm and RMSNorm, so
-            that they cannot stop the flow; "absolute" keeps BatchNorm in evaluation mode
-            with the absolute value of its statistics, as the reference code does.
+        batch_norm: "identity" replaces every BatchNorm, LayerNorm, GroupNorm, InstanceNorm
+            and RMSNorm by the identity; "absolute" keeps all norm layers, in evaluation
+            mode, and takes the absolute value of the BatchNorm statistics, as the SynFlow
+            authors' code does.
 
     Returns:
         `apply_fn(params, inputs) -> outputs`, in the dtype of `inputs`; a pytree, so that it

@@ -40,7 +40,7 @@ class MemorySample(NamedTuple):
 def sample_memory() -> MemorySample:
     """Read the memory that is in use now.
 
-    The published study reports this reading, taken between epochs.
+    The study reproduced in experiments/poster.py reports this value, sampled between epochs.
 
     Returns:
         The memory of the first device and of the machine.

@@ -24,7 +24,7 @@ _ELEMENTWISE = ("add", "add_any", "sub", "mul", "div")
 def macs(fn: Callable[..., Any], params: Params, *args: Any) -> PyTree:
     """Count the multiply-accumulates that each leaf takes part in, for one call.
 
-    A product (matrix product or convolution) counts for the kernel in it. Adding a bias or
+    A matrix product or convolution counts for the leaf that is its kernel. Adding a bias or
     multiplying by a scale counts one per output element. Pooling and activations count
     nothing, as in the published study. Constants that `fn` closes over, such as BatchNorm
     statistics, may be combined with a leaf; values that depend on `args` are data. A scan

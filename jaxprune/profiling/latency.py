@@ -25,7 +25,9 @@ class Latency(NamedTuple):
 def latency(
     fn: Callable[..., Any], *args: Any, calls: int = 30, warmup: int = 3
 ) -> Latency:
-    """Time the compiled call `fn(*args)` with arguments that are on the device.
+    """Time the compiled call `fn(*args)`.
+
+    Put the arguments on the device first; NumPy arrays are copied in every timed call.
 
     Args:
         fn: the function. It is compiled before the first call, so that compilation is not
@@ -117,7 +119,7 @@ def seconds(
 def _check_calls(calls: int) -> None:
     if calls < 1:
         raise ValueError(
-            f"calls is how many calls to time; got {calls}. Pass 1 or more."
+            f"calls is the number of calls to time; got {calls}. Pass 1 or more."
         )
 
 

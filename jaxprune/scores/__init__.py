@@ -30,9 +30,10 @@ class Scorer(NamedTuple):
 
     Attributes:
         score: the function.
-        needs: "nothing"; "key", a random key; "batches", and a loss; or "inputs", and a
-            forward function.
-        rounds: how often its paper scores before the density is reached.
+        needs: what the function takes besides the parameters: "nothing"; "key": a random
+            key; "batches": a loss function and batches; "inputs": a forward function and
+            inputs.
+        rounds: number of scoring rounds in its paper.
     """
 
     score: Callable[..., Any]

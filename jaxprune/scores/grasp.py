@@ -1,4 +1,4 @@
-"""GraSP: the effect of a weight on the gradient flow, from one Hessian product."""
+"""GraSP: the effect of a weight on the gradient flow, from one Hessian-vector product."""
 
 from collections.abc import Sequence
 
@@ -23,8 +23,8 @@ def grasp(
     `g` is the gradient of the losses summed over `batches` and `H` their Hessian, both
     restricted to the kept prunable weights. `H g` is one forward-mode derivative of the
     gradient, so no Hessian is built. The authors run BatchNorm in training mode, which
-    decides the accuracy of the pruned network, and divide the logits by a temperature of
-    200: do both in `loss_fn`, or use `train.loss_function(model, train=True,
+    strongly affects the accuracy of the pruned network, and divide the logits by a
+    temperature of 200: do both in `loss_fn`, or use `train.loss_function(model, train=True,
     temperature=200.0)`.
 
     Args:
@@ -33,12 +33,12 @@ def grasp(
         batches: a list of batches whose losses are summed.
         mask: if given, `g` and `H` are those of the masked network, restricted to its kept
             weights, and a pruned weight scores 0.
-        prunable: the leaves along which the gradient flows; by default those of
+        prunable: the leaves that count in the gradient norm; by default those of
             `tree.prunable`.
 
     Returns:
-        Scores that mirror `params`, not normalized. Removing the weights of lowest score
-        leaves the gradient flow highest.
+        Scores that mirror `params`, not normalized. Removing the lowest-scoring weights
+        reduces the gradient flow least.
 
     Raises:
         ValueError: if `batches` is empty or a single batch, `params` holds BatchNorm
@@ -73,9 +73,11 @@ def grasp(
         )
         direction, _ = tree.split_floating(flow)
         _, product = jax.jvp(gradient, (weights,), (direction,))
-    scores = tree.unscored_to_false(merge(jax.tree.map(jnp.multiply, weights, product)))
+    scores = tree.non_floating_to_false(
+        merge(jax.tree.map(jnp.multiply, weights, product))
+    )
     tree.check_finite(
-        scores, "check the loss on this batch, and that params are finite."
+        scores, "check that params and the loss on every batch are finite."
     )
     tree.check_informative(scores, mask)
     return scores

@@ -33,4 +33,4 @@ def magnitude(params: Params, *, mask: Mask | None = None) -> Scores:
     """
     tree.check_arrays(params)
     masked = tree.apply_mask(params, mask)
-    return tree.unscored_to_false(tree.map_floating(jnp.abs, masked))
+    return tree.non_floating_to_false(tree.map_floating(jnp.abs, masked))

@@ -41,4 +41,4 @@ def random(key: RandomKey, params: Params, *, mask: Mask | None = None) -> Score
         params,
         keys,
     )
-    return tree.unscored_to_false(draws)
+    return tree.non_floating_to_false(draws)

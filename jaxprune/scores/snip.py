@@ -52,9 +52,9 @@ def snip(
             lambda w, batch: loss_fn(merge_masked(w), batch), masked, batches
         )
     scored = jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradients)
-    scores = tree.unscored_to_false(merge(scored))
+    scores = tree.non_floating_to_false(merge(scored))
     tree.check_finite(
-        scores, "check the loss on this batch, and that params are finite."
+        scores, "check that params and the loss on every batch are finite."
     )
     tree.check_informative(scores, mask)
     return scores

@@ -94,7 +94,7 @@ def synflow(
             scored = in_float64()
     else:
         _, scored = flow(weights, inputs)
-    scores = tree.unscored_to_false(merge(scored))
+    scores = tree.non_floating_to_false(merge(scored))
     tree.check_finite(
         scores,
         "synflow overflowed; pass rescale=True, which rescales the kernels where that is "

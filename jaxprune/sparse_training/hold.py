@@ -40,9 +40,9 @@ def hold_pruned(
 
     Args:
         inner: the optimizer, such as `optax.adamw(1e-3)`.
-        mask: True keeps; None keeps all. It is matched to the parameters by leaf name, so
-            its containers may differ, and in `multi_transform` it may be the mask of the
-            whole network.
+        mask: True keeps; None keeps all. It is matched to the parameters by leaf name,
+            so it may be a dict where they are an NNX State. In `multi_transform` it may be
+            the mask of the whole network.
 
     Returns:
         An optax transformation. Its `update` needs `params`, and also takes `mask=`, which
@@ -72,9 +72,9 @@ def hold_pruned(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> HoldPrunedState:
-        own_mask = masks.ones_like(params) if mask is None else _part(mask, params)
+        selected = masks.ones_like(params) if mask is None else _part(mask, params)
         # A copy, so that a step may donate the state without deleting the caller's mask.
-        return HoldPrunedState(inner.init(params), jax.tree.map(jnp.copy, own_mask))
+        return HoldPrunedState(inner.init(params), tree.copy(selected))
 
     def update(
         updates: optax.Updates,

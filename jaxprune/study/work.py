@@ -234,7 +234,7 @@ def _level(
     )
     state, _ = imp.step(
         state,
-        lambda params, mask, key, level: imp.Trained(
+        lambda params, mask, key, level: imp.TrainResult(
             trained, rewind_point=inputs.get("rewind_point")
         ),
         settings["density"],

@@ -12,7 +12,7 @@ from jaxprune.train.loop import (
     fit,
 )
 from jaxprune.train.objective import (
-    correct,
+    count_correct,
     cross_entropy,
     loss_function,
 )
@@ -27,7 +27,7 @@ __all__ = [
     "FitResult",
     "ImageSet",
     "Training",
-    "correct",
+    "count_correct",
     "cross_entropy",
     "error_barrier",
     "errors_between",

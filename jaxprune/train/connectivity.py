@@ -20,7 +20,7 @@ def errors_between(
         first: one end, its parameters masked already.
         second: the other end, a network of the same tree.
         image_set: the images that the error is measured on.
-        points: how many, both ends included.
+        points: number of points, both ends included.
 
     Returns:
         Top-1 error in percent at each point.
@@ -45,7 +45,7 @@ def errors_between(
     """
     if points < 2:
         raise ValueError(
-            f"points is how many points to measure, both ends included; got {points}. "
+            f"points is the number of points to measure, both ends included; got {points}. "
             "Pass 2 or more."
         )
     errors = []

@@ -39,13 +39,14 @@ class ImageSet(NamedTuple):
 
 
 class FitResult(NamedTuple):
-    """The end of a training.
+    """The result of `fit`.
 
     Attributes:
         model: the trained network.
-        rewind_point: the network after the iteration asked for, or None. Both fit
-            `imp.Trained(result.model, rewind_point=result.rewind_point)`.
-        history: of each epoch: loss (nats), accuracy (%) and learning rate.
+        rewind_point: the network after `rewind_iteration`, or None. In a `train_fn`, return
+            `imp.TrainResult(result.model, rewind_point=result.rewind_point)`.
+        history: one dict per epoch: `epoch` (from 1), `loss` (nats per example), `accuracy`
+            (%) and `learning_rate` (of its last iteration).
         diverged: whether a loss or a weight is not finite; training then ended with
             that epoch.
     """
@@ -99,13 +100,14 @@ def fit(
 ) -> FitResult:
     """Train from iteration `start` to the end of the schedule, pruned weights at zero.
 
-    The same key gives the same order of data and the same augmentation at an iteration,
-    wherever training starts: it continues there, with a fresh optimizer. The last batch of
-    an epoch may be short. BatchNorm keeps the biased running variance, as
-    Flax does (PyTorch's is unbiased).
+    The order of the data and the augmentation depend only on `key` and the iteration.
+    Training from `start` therefore sees the same batches as training from 0, but with a
+    fresh optimizer. The last batch of an epoch may be short. BatchNorm keeps the biased
+    running variance, as Flax does (PyTorch's is unbiased).
 
-    Images that lie on a mesh (`sharding.replicate`) are sharded step by step; the model and
-    the mask then lie on it too, by `sharding.replicate` or `sharding.shard_params`.
+    If the images are on a mesh (`sharding.replicate`), each batch is sharded over it. Place
+    the model and the mask on the same mesh, with `sharding.replicate` or
+    `sharding.shard_params`.
 
     Args:
         model: the network at iteration `start`; it is not changed.
@@ -124,8 +126,22 @@ def fit(
         TypeError: if `image_set` is not an `ImageSet`, its images are not uint8 or its
             labels not int32.
         ValueError: if its sizes do not fit, `mask` does not mirror the parameters, `start`
-            is not an iteration of the schedule, the parts of a mesh do not divide a batch,
-            or float64 is asked of a JAX that is set to 32 bits.
+            is not an iteration of the schedule, the batch size is not a multiple of the
+            `data` axis of the mesh, or precision is "float64" without jax_enable_x64.
+
+    Example:
+        >>> key = jax.random.key(0)
+        >>> images = jax.random.bits(key, (8, 8, 8, 1), "uint8")
+        >>> preprocessing = Preprocessing(mean=(0.5,), std=(0.5,))
+        >>> image_set = ImageSet(images, jnp.arange(8), preprocessing)
+        >>> model = models.create(
+        ...     "mlp", key=key, input_shape=(8, 8, 1), num_classes=8, width=0.1
+        ... )
+        >>> mask = masks.ones_like(model.params)
+        >>> training = Training(epochs=2, batch_size=4, learning_rate=0.1)
+        >>> result = fit(model, mask, image_set, training, key)
+        >>> [entry["epoch"] for entry in result.history], result.diverged
+        ([1, 2], False)
     """
     _check_images(image_set)
     examples = image_set.images.shape[0]
@@ -138,7 +154,8 @@ def fit(
         )
     if training.precision != jax.dtypes.canonicalize_dtype(training.precision):
         raise ValueError(
-            'precision="float64" takes jax_enable_x64. Set it, or train in float32.'
+            'precision="float64" needs 64-bit mode. Call jax.config.update('
+            '"jax_enable_x64", True), or pass precision="float32".'
         )
     mesh = sharding.mesh_of(image_set.images)
     if mesh is not None:
@@ -148,9 +165,9 @@ def fit(
         return arrays if mesh is None else sharding.replicate(arrays, mesh)
 
     # Copies, which the steps may donate.
-    params, state = _copy((masks.apply(model.params, mask), model.state))
+    params, state = tree.copy((masks.apply(model.params, mask), model.state))
     fresh: Any = optimizer(training).init(params)
-    optimizer_state = fresh._replace(mask=_copy(mask))
+    optimizer_state = fresh._replace(mask=tree.copy(mask))
     carry = _Carry(
         params, state, optimizer_state, place(jnp.int32(start)), place(_no_totals())
     )
@@ -161,21 +178,22 @@ def fit(
     def trained(carry: _Carry) -> Model:
         return dataclasses.replace(model, params=carry.params, state=carry.state)
 
-    rewind_point = _copy(trained(carry)) if rewind_iteration == start else None
+    rewind_point = tree.copy(trained(carry)) if rewind_iteration == start else None
     history: list[dict[str, float]] = []
-    now = start
-    while now < total:
-        epoch = now // steps
+    iteration = start
+    while iteration < total:
+        epoch = iteration // steps
         order = place(data.epoch_order(order_key, examples, epoch))
         end = min((epoch + 1) * steps, total)
         stops = [end]
-        if rewind_iteration is not None and now < rewind_iteration < end:
+        if rewind_iteration is not None and iteration < rewind_iteration < end:
             stops = [rewind_iteration, end]
         for stop in stops:
-            carry = _advance(carry, image_set, order, augment_key, (now, stop), job)
-            now = stop
-            if now == rewind_iteration:
-                rewind_point = _copy(trained(carry))
+            iterations = range(iteration, stop)
+            carry = _advance(carry, image_set, order, augment_key, iterations, job)
+            iteration = stop
+            if iteration == rewind_iteration:
+                rewind_point = tree.copy(trained(carry))
         history.append(_summary(carry, epoch, job))
         if on_epoch is not None:
             on_epoch(history[-1])
@@ -214,10 +232,6 @@ def _check_images(image_set: Any) -> None:
         )
 
 
-def _copy(arrays: Any) -> Any:
-    return jax.tree.map(lambda leaf: leaf.copy(), arrays)
-
-
 def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
     """Fetch the epoch's sums: the only time the host waits for the device."""
     loss, correct, seen = jax.device_get(carry.totals)
@@ -235,22 +249,21 @@ def _advance(
     image_set: ImageSet,
     order: Array,
     key: RandomKey,
-    between: tuple[int, int],
+    iterations: range,
     job: _Job,
 ) -> _Carry:
-    """Take the steps from one iteration to another of the same epoch."""
-    now, stop = between
-    batch, examples = job.training.batch_size, image_set.images.shape[0]
-    row = now % job.steps_per_epoch
-    whole = min(row + stop - now, examples // batch) - row  # batches of full size
+    """Run iterations of one epoch."""
+    batch_size, examples = job.training.batch_size, image_set.images.shape[0]
+    first_batch = iterations.start % job.steps_per_epoch
+    full_batches = min(len(iterations), examples // batch_size - first_batch)
     arrays = (image_set.images, image_set.labels, order, key)
     if jax.default_backend() == "cpu":
-        for _ in range(whole):
-            carry = _step(carry, arrays, batch, job)
-    elif whole:
-        carry = _scan(carry, arrays, whole, job)
-    if whole < stop - now:
-        carry = _step(carry, arrays, examples % batch, job)
+        for _ in range(full_batches):
+            carry = _step(carry, arrays, batch_size, job)
+    elif full_batches:
+        carry = _scan(carry, arrays, full_batches, job)
+    if full_batches < len(iterations):
+        carry = _step(carry, arrays, examples % batch_size, job)
     return carry
 
 
@@ -259,8 +272,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     """Train on the next `size` examples of the epoch."""
     images, labels, order, key = arrays
     training = job.training
-    row = carry.iteration % job.steps_per_epoch
-    first = row * training.batch_size
+    first = (carry.iteration % job.steps_per_epoch) * training.batch_size
     indices = jax.lax.dynamic_slice(order, (first,), (size,))
     if job.mesh is not None and size % job.mesh.shape["data"] == 0:
         indices = jax.lax.with_sharding_constraint(
@@ -296,7 +308,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
         carry.iteration + 1,
         _Totals(
             totals.loss + loss.astype(jnp.float32) * jnp.float32(size),
-            totals.correct + objective.correct(logits, labels[indices]),
+            totals.correct + objective.count_correct(logits, labels[indices]),
             totals.seen + jnp.int32(size),
         ),
     )
@@ -336,7 +348,19 @@ def evaluate(
         Mean loss and accuracy.
 
     Raises:
-        TypeError: if `image_set` is not an `ImageSet` or its images are not uint8.
+        TypeError: if `image_set` is not an `ImageSet`, its images are not uint8 or its
+            labels not int32.
+        ValueError: if `batch_size` is less than 1, or sizes do not fit.
+
+    Example:
+        >>> image_set = ImageSet(
+        ...     jnp.full((3, 1, 1, 1), 255, jnp.uint8),
+        ...     jnp.zeros(3, jnp.int32),
+        ...     Preprocessing(mean=(0.0,), std=(1.0,)),
+        ... )
+        >>> apply = lambda params, state, x: (x[:, 0, 0] * params["w"], state)
+        >>> evaluate(Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply), image_set).accuracy
+        100.0
     """
     _check_images(image_set)
     if batch_size < 1:
@@ -347,19 +371,19 @@ def evaluate(
     examples, mesh = image_set.images.shape[0], sharding.mesh_of(image_set.images)
     batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
     arrays = (image_set.images, image_set.labels)
-    loss, hits = 0.0, 0
+    loss, num_correct = 0.0, 0
     for first in range(0, examples, batch_size):
         number = min(batch_size, examples - first)
         indices = (jnp.arange(batch_size) + first) % examples
         counts = jnp.arange(batch_size) < number
         if mesh is not None:
             indices, counts = sharding.shard_batch((indices, counts), mesh)
-        batch_loss, batch_hits = _evaluate(
+        batch_loss, batch_num_correct = _evaluate(
             model, arrays, indices, counts, image_set.preprocessing
         )
         loss += float(batch_loss) * number
-        hits += int(batch_hits)
-    return EvaluationResult(loss / examples, 100.0 * hits / examples)
+        num_correct += int(batch_num_correct)
+    return EvaluationResult(loss / examples, 100.0 * num_correct / examples)
 
 
 @functools.partial(jax.jit, static_argnames="preprocessing")
@@ -375,5 +399,5 @@ def _evaluate(
     logits = model.apply(model.params, model.state, inputs)[0]
     return (
         objective.cross_entropy(logits, labels[indices], counts),
-        objective.correct(logits, labels[indices], counts),
+        objective.count_correct(logits, labels[indices], counts),
     )

@@ -1,4 +1,4 @@
-"""The loss that is minimized, and the hits that are counted."""
+"""The training loss, and the number of correct predictions."""
 
 import dataclasses
 from typing import Any
@@ -15,7 +15,7 @@ from jaxprune.models import Model
 def cross_entropy(
     logits: Float[Array, "batch classes"],
     labels: Int32[Array, " batch"],
-    counts: Bool[Array, " batch"] | None = None,
+    where: Bool[Array, " batch"] | None = None,
     smoothing: float = 0.0,
 ) -> Float[Array, ""]:
     """Average the cross-entropy, in nats per example.
@@ -23,7 +23,7 @@ def cross_entropy(
     Args:
         logits: any floating dtype; the loss is float32, or float64 for float64 logits.
         labels: from 0; the loss of a label that is out of range is nan.
-        counts: the examples to average over; None for all.
+        where: the examples to average over; None for all.
         smoothing: share of the target that is spread evenly over the classes.
 
     Returns:
@@ -33,37 +33,40 @@ def cross_entropy(
         >>> round(cross_entropy(jnp.zeros((1, 10)), jnp.array([3])).item(), 4)
         2.3026
     """
-    wide = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
-    logits = logits.astype(wide)
-    hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=wide)
-    targets = optax.smooth_labels(hot, smoothing)
+    dtype = jnp.float64 if logits.dtype == jnp.float64 else jnp.float32
+    logits = logits.astype(dtype)
+    one_hot = jax.nn.one_hot(labels, logits.shape[-1], dtype=dtype)
+    targets = optax.smooth_labels(one_hot, smoothing)
     losses = optax.softmax_cross_entropy(logits, targets)
     # A label out of range would have the loss 0.
     known = (labels >= 0) & (labels < logits.shape[-1])
     losses = jnp.where(known, losses, jnp.nan)
-    if counts is None:
+    if where is None:
         return losses.mean()
-    return jnp.where(counts, losses, 0.0).sum() / counts.sum().astype(wide)
+    return jnp.where(where, losses, 0.0).sum() / where.sum().astype(dtype)
 
 
-def correct(
+def count_correct(
     logits: Float[Array, "batch classes"],
     labels: Int32[Array, " batch"],
-    counts: Bool[Array, " batch"] | None = None,
+    where: Bool[Array, " batch"] | None = None,
 ) -> Int32[Array, ""]:
     """Count the examples whose highest logit is their label.
 
     Args:
         logits: any floating dtype.
         labels: from 0.
-        counts: the examples to look at; None for all.
+        where: the examples to look at; None for all.
+
+    Returns:
+        The number of correct predictions.
 
     Example:
-        >>> correct(jnp.eye(2), jnp.array([0, 0]), jnp.array([True, True])).item()
+        >>> count_correct(jnp.eye(2), jnp.array([0, 0]), jnp.array([True, True])).item()
         1
     """
-    hits = logits.argmax(-1) == labels
-    return (hits if counts is None else hits & counts).sum(dtype=jnp.int32)
+    is_correct = logits.argmax(-1) == labels
+    return (is_correct if where is None else is_correct & where).sum(dtype=jnp.int32)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +91,7 @@ def loss_function(
     Args:
         model: the network.
         train: run BatchNorm and Dropout in training mode, as GraSP's authors do. On
-            BatchNorm networks that decides GraSP's result (experiments/README.md).
+            BatchNorm networks that strongly affects GraSP's result (experiments/README.md).
         temperature: divides the logits; GraSP uses 200.
 
     Returns:

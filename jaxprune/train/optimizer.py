@@ -1,4 +1,4 @@
-"""How weights are updated: the optimizer, and its learning rate as a function."""
+"""The optimizer of a `Training`, and its learning-rate schedule."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -15,8 +15,8 @@ from jaxprune.train.recipe import Training
 def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
     """Make the optimizer, which holds pruned weights at zero.
 
-    Its `update` takes `learning_rate=`, so that training continues from iteration k with a
-    fresh optimizer.
+    Its `update` takes `learning_rate=`, because a fresh optimizer at iteration k does not
+    know k.
 
     Args:
         training: the recipe.

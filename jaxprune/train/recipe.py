@@ -17,13 +17,14 @@ class Training:
         momentum: momentum of "sgd".
         schedule: "constant"; "steps", times `drop_factor` at each of `drop_epochs`; or
             "cosine", to 0 at the end.
-        drop_factor: see `schedule`.
-        drop_epochs: see `schedule`.
-        warmup_epochs: epochs in which the learning rate grows linearly from 0.
-        weight_decay: times the weight, added to the gradient.
+        drop_factor: factor applied at each of `drop_epochs`.
+        drop_epochs: epochs at which "steps" lowers the learning rate.
+        warmup_epochs: epochs over which the learning rate rises linearly to its peak.
+        weight_decay: L2 coefficient: `weight_decay * w` is added to the gradient before the
+            optimizer, so "adam" is not AdamW.
         decay_mask: "all" weights decay, or "kernels" only (`tree.prunable`).
         label_smoothing: share of the target that is spread evenly over the classes.
-        precision: dtype of the forward and backward pass; "float64" takes jax_enable_x64.
+        precision: dtype of the forward and backward pass; "float64" needs jax_enable_x64.
     """
 
     epochs: float

@@ -12,11 +12,12 @@ from jaxprune.tree.checks import (
     gradient,
 )
 from jaxprune.tree.leaves import (
+    copy,
     is_floating,
     is_key,
     map_floating,
+    non_floating_to_false,
     split_floating,
-    unscored_to_false,
 )
 from jaxprune.tree.names import (
     align,
@@ -46,16 +47,17 @@ __all__ = [
     "check_mirrors",
     "check_prunable",
     "check_trainable",
+    "copy",
     "gradient",
     "is_floating",
     "is_key",
     "map_floating",
     "map_named",
     "names",
+    "non_floating_to_false",
     "prunable",
     "size",
     "split_floating",
     "subset",
     "to_dicts",
-    "unscored_to_false",
 ]

@@ -1,4 +1,4 @@
-"""Checks of masks, parameters, scores and batches, and the mask applied."""
+"""Apply masks, and check masks, parameters, scores and batches."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -49,12 +49,16 @@ def check_mirrors(mask: Mask, params: Params | Scores, of: str = "params") -> Ma
         of: what the error message calls that tree.
 
     Returns:
-        The mask in the containers of `params`.
+        The mask with the tree structure of `params`.
 
     Raises:
-        ValueError: naming the first leaf that is missing, superfluous or of
+        ValueError: naming the first leaf that is missing, unexpected or of
             another shape.
         TypeError: if a leaf is not bool.
+
+    Example:
+        >>> check_mirrors({"0": jnp.array([True])}, [jnp.ones(1)])
+        [Array([ True], dtype=bool)]
     """
     mask = align(mask, params, "mask", _BUILD_MASK, of)
     for name, m, w in zip(
@@ -77,12 +81,18 @@ def check_bool(mask: Mask) -> None:
 
     Raises:
         TypeError: naming the first leaf that is not.
+
+    Example:
+        >>> check_bool({"w": jnp.ones(2)})
+        Traceback (most recent call last):
+        TypeError: mask has dtype float32 at 'w', but a mask is bool: ...
     """
     for name, leaf in zip(names(mask), jax.tree.leaves(mask), strict=True):
         if jnp.result_type(leaf) != np.bool_:
             raise TypeError(
-                f"mask is {jnp.result_type(leaf)} at '{name}', where True keeps a weight "
-                "and False prunes it. Pass bools: jax.tree.map(lambda m: m != 0, mask)."
+                f"mask has dtype {jnp.result_type(leaf)} at '{name}', but a mask is "
+                "bool: True keeps a weight, False prunes it. Convert it: jax.tree.map("
+                "lambda m: m != 0, mask)."
             )
 
 
@@ -95,12 +105,17 @@ def check_arrays(params: PyTree, what: str = "params") -> None:
 
     Raises:
         TypeError: naming the first leaf that is not.
+
+    Example:
+        >>> check_arrays({"w": jnp.ones(2), "activation": "relu"})
+        Traceback (most recent call last):
+        TypeError: params has a str at 'activation', where an array is expected. ...
     """
     for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True):
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
                 f"{what} has a {type(leaf).__name__} at '{name}', where an array is "
-                "expected. Of an Equinox module, pass the arrays alone: params, static = "
+                "expected. For an Equinox module, pass only its arrays: params, static = "
                 "eqx.partition(model, eqx.is_inexact_array)."
             )
 
@@ -114,6 +129,11 @@ def check_trainable(params: Params) -> None:
     Raises:
         TypeError: naming the first leaf that is not an array.
         ValueError: naming the statistics.
+
+    Example:
+        >>> check_trainable({"params": {}, "batch_stats": {}})
+        Traceback (most recent call last):
+        ValueError: params holds 'batch_stats', which are not trained. ...
     """
     check_arrays(params)
     nodes = jax.tree_util.tree_leaves_with_path(params, is_leaf=is_variable)
@@ -142,7 +162,7 @@ def check_finite(
     prunable: Prunable | None = None,
     what: str = "scores",
 ) -> None:
-    """Refuse scores that are not finite. Traced scores can't be checked and pass.
+    """Raise an error if a score is not finite; traced scores can't be checked.
 
     Args:
         scores: scores of any method.
@@ -152,6 +172,11 @@ def check_finite(
 
     Raises:
         ValueError: naming the first leaf with a score that is nan or infinite.
+
+    Example:
+        >>> check_finite({"w": jnp.array([1.0, jnp.nan])}, "pass rescale=True.")
+        Traceback (most recent call last):
+        ValueError: scores are not finite at 'w' (1 of 2 entries are nan or infinite): ...
     """
     checked = jax.tree.map(lambda _: True, scores) if prunable is None else prunable
     leaves = {
@@ -170,11 +195,10 @@ def check_finite(
     bad = [name for name, is_finite in finite.items() if not is_finite]
     if bad:
         leaf = np.asarray(leaves[bad[0]])
-        wrong = leaf.size - int(np.isfinite(leaf).sum())
-        kind = "nan" if np.isnan(leaf).any() else "infinite"
+        num_bad = leaf.size - int(np.isfinite(leaf).sum())
         raise ValueError(
-            f"{what} are not finite at '{bad[0]}' ({wrong} of {leaf.size} entries "
-            f"{kind}): {remedy}"
+            f"{what} are not finite at '{bad[0]}' ({num_bad} of {leaf.size} entries "
+            f"are nan or infinite): {remedy}"
         )
 
 
@@ -186,6 +210,11 @@ def check_batches(batches: Any) -> None:
 
     Raises:
         ValueError: if it is a single batch, such as `(inputs, labels)`, or has no batch.
+
+    Example:
+        >>> check_batches([])
+        Traceback (most recent call last):
+        ValueError: batches is empty, so there is no loss to differentiate. ...
     """
     is_one_batch = isinstance(batches, tuple) and any(
         hasattr(part, "shape") for part in batches
@@ -212,11 +241,19 @@ def gradient(
         weights: floating arrays.
         batches: a list of batches.
 
+    Returns:
+        The gradient, with the shapes and dtypes of `weights`.
+
     Raises:
         TypeError: if `loss_fn` returns a tuple.
+
+    Example:
+        >>> loss_fn = lambda weights, x: (weights[0] * x).sum()
+        >>> gradient(loss_fn, [jnp.ones(2)], [jnp.ones(2), jnp.arange(2.0)])
+        [Array([1., 2.], dtype=float32)]
     """
 
-    def checked(weights: Sequence[Array], batch: Any) -> Array:
+    def scalar_loss(weights: Sequence[Array], batch: Any) -> Array:
         loss = loss_fn(weights, batch)
         if isinstance(loss, tuple):
             raise TypeError(
@@ -225,19 +262,25 @@ def gradient(
             )
         return loss
 
-    gradients = [jax.grad(checked)(weights, batch) for batch in batches]
+    gradients = [jax.grad(scalar_loss)(weights, batch) for batch in batches]
     return jax.tree.map(lambda *parts: sum(parts), *gradients)
 
 
 def check_informative(scores: Scores, mask: Mask | None) -> None:
-    """Refuse scores of a loss that are all 0. Traced scores can't be checked and pass.
+    """Raise an error if all scores of a loss are 0; traced scores can't be checked.
 
     Args:
         scores: scores of a method that differentiates a loss.
-        mask: the mask they were taken at; a network that it cuts has such scores.
+        mask: the mask of the scores. If given, nothing is checked, since a disconnected
+            network has such scores.
 
     Raises:
         ValueError: if `mask` is None and every score is 0.
+
+    Example:
+        >>> check_informative({"w": jnp.zeros(2)}, None)
+        Traceback (most recent call last):
+        ValueError: all scores are 0: the loss does not depend on params, ...
     """
     leaves = [leaf for leaf in jax.tree.leaves(scores) if is_floating(leaf)]
     if mask is not None or any(isinstance(leaf, Tracer) for leaf in leaves):

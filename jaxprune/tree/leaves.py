@@ -1,4 +1,4 @@
-"""Kinds of leaves: floating ones are weights, keys and counters pass through."""
+"""Leaves by dtype: floating-point ones are weights; keys and counters pass through."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -13,6 +13,9 @@ from jaxprune.types import Params, Scores
 def is_floating(leaf: Any) -> bool:
     """Return whether a leaf is a floating array: keys, counters and bools are not.
 
+    Args:
+        leaf: an array.
+
     Example:
         >>> is_floating(jnp.ones(2)), is_floating(jax.random.key(0))
         (True, False)
@@ -23,12 +26,32 @@ def is_floating(leaf: Any) -> bool:
 def is_key(leaf: Any) -> bool:
     """Return whether a leaf is an array of `jax.random.key`.
 
+    Args:
+        leaf: anything.
+
     Example:
         >>> is_key(jax.random.key(0)), is_key(jnp.ones(2))
         (True, False)
     """
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def copy(arrays: PyTree) -> PyTree:
+    """Copy every array, so that a jitted function may donate the copy.
+
+    Args:
+        arrays: a tree of arrays.
+
+    Returns:
+        The same tree with new arrays.
+
+    Example:
+        >>> params = {"w": jnp.ones(2)}
+        >>> copy(params)["w"] is params["w"]
+        False
+    """
+    return jax.tree.map(lambda leaf: leaf.copy(), arrays)
 
 
 def map_floating(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
@@ -38,6 +61,9 @@ def map_floating(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
         fn: called with the leaf of each tree.
         tree: any pytree of arrays.
         rest: trees of the same structure.
+
+    Returns:
+        The tree with the results of `fn` in place of its floating leaves.
 
     Example:
         >>> map_floating(jnp.negative, {"count": jnp.arange(2), "w": jnp.ones(1)})
@@ -78,11 +104,17 @@ def split_floating(
     return [leaves[place] for place in places], merge
 
 
-def unscored_to_false(scores: Scores) -> Scores:
-    """Replace leaves that are not floating by False: a key or a counter has no score.
+def non_floating_to_false(scores: Scores) -> Scores:
+    """Replace each leaf that is not floating-point by an array of False.
+
+    Args:
+        scores: a tree of scores, keys and counters.
+
+    Returns:
+        The tree with arrays of False in place of keys and counters.
 
     Example:
-        >>> unscored_to_false({"count": jnp.int32(3)})
+        >>> non_floating_to_false({"count": jnp.int32(3)})
         {'count': Array(False, dtype=bool)}
     """
     return jax.tree.map(

@@ -1,4 +1,4 @@
-"""Leaf names. No other module handles key paths."""
+"""Leaf names, made from key paths."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -37,11 +37,18 @@ def names(tree: PyTree) -> list[str]:
 
 
 def is_variable(node: Any, *kinds: str) -> bool:
-    """Return whether a node is a variable of Flax; by name, since flax is not imported.
+    """Return whether a node is a Flax variable, without importing flax.
 
     Args:
         node: a node of a tree.
         kinds: names of classes; by default those of NNX variables and Linen boxes.
+
+    Returns:
+        True if its class or a base class is a Flax class with one of these names.
+
+    Example:
+        >>> is_variable({"w": 1})
+        False
     """
     return any(
         base.__name__ in (kinds or ("Variable", "AxisMetadata"))
@@ -51,22 +58,33 @@ def is_variable(node: Any, *kinds: str) -> bool:
 
 
 def name_of(path: Sequence[Any]) -> str:
-    """Join a key path into a name."""
+    """Join a key path into a name.
+
+    Args:
+        path: a key path, as from `jax.tree_util.tree_leaves_with_path`.
+
+    Returns:
+        The keys, separated by `/`.
+
+    Example:
+        >>> [(path, _)] = jax.tree_util.tree_leaves_with_path({"fc": [1]})
+        >>> name_of(path)
+        'fc/0'
+    """
     return jax.tree_util.keystr(tuple(path), simple=True, separator="/")
 
 
 def by_name(tree: PyTree) -> dict[str, Any]:
-    """Return the leaves by name, in network order.
+    """Return the leaves by name, sorted by name, with numbers compared as numbers.
 
-    JAX sorts the keys of a dict as text, so `conv10` comes before `conv2`; here numbers
-    sort as numbers. Other names stay sorted as text, since a tree does not record the
-    order of the network.
+    JAX sorts dict keys as text, so `conv10` comes before `conv2`; here `conv2` comes first.
+    The order may differ from the order of the layers, which a tree does not record.
 
     Args:
         tree: any pytree.
 
     Returns:
-        A dict from name to leaf, in network order.
+        A dict from name to leaf, in that order.
 
     Raises:
         ValueError: if two leaves have one name.
@@ -77,10 +95,10 @@ def by_name(tree: PyTree) -> dict[str, Any]:
     """
     leaves = dict(zip(names(tree), jax.tree.leaves(tree), strict=True))
     if len(leaves) < len(jax.tree.leaves(tree)):
-        twice = next(name for name in leaves if names(tree).count(name) > 1)
+        duplicate = next(name for name in leaves if names(tree).count(name) > 1)
         raise ValueError(
-            f"two leaves are named '{twice}'. Rename one of them; '/' separates the levels "
-            "of a name."
+            f"two leaves are named '{duplicate}'. Rename one of them; a '/' inside a dict "
+            "key can cause this."
         )
     return {name: leaves[name] for name in sorted(leaves, key=_natural)}
 
@@ -113,17 +131,20 @@ def map_named(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:
 def align(
     tree: PyTree, params: PyTree, what: str, remedy: str, of: str = "params"
 ) -> PyTree:
-    """Return a tree in the containers of `params`; its leaves must have the same names.
+    """Return a tree with the structure of `params`; its leaves must have the same names.
 
     Args:
         tree: such as a mask that was read from a file into dicts.
-        params: the tree whose containers to use, such as an NNX State.
+        params: the tree whose structure to use, such as an NNX State.
         what: what the error message calls the first tree.
         remedy: the end of the error message.
         of: what the error message calls `params`.
 
+    Returns:
+        The leaves of `tree`, with the tree structure of `params`.
+
     Raises:
-        ValueError: naming the first leaf that is missing or superfluous.
+        ValueError: naming the first leaf that is missing or unexpected.
 
     Example:
         >>> align({"0": 1, "1": 2}, [3, 4], "mask", "")
@@ -132,23 +153,23 @@ def align(
     structure = jax.tree.structure(params)
     if jax.tree.structure(tree) == structure:
         return tree
-    got, wanted = names(tree), names(params)
-    for name in wanted:
-        if name not in got:
+    tree_names, params_names = names(tree), names(params)
+    for name in params_names:
+        if name not in tree_names:
             raise ValueError(
                 f"{what} has no leaf at '{name}', which {of} has. {remedy}"
             )
-    for name in got:
-        if name not in wanted:
+    for name in tree_names:
+        if name not in params_names:
             raise ValueError(
                 f"{what} has a leaf at '{name}', which {of} lacks. {remedy}"
             )
-    leaves = dict(zip(got, jax.tree.leaves(tree), strict=True))
-    return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+    leaves = dict(zip(tree_names, jax.tree.leaves(tree), strict=True))
+    return jax.tree.unflatten(structure, [leaves[name] for name in params_names])
 
 
 def to_dicts(tree: PyTree) -> PyTree:
-    """Turn every container into a dict with text keys, but keep plain lists as lists.
+    """Convert containers to dicts with string keys, and tuples to lists; lists stay.
 
     Args:
         tree: any pytree; NNX variables become their arrays.
@@ -175,15 +196,15 @@ def to_dicts(tree: PyTree) -> PyTree:
 
 
 def subset(mask: Mask, params: Params) -> Mask:
-    """Return a mask without the leaves that `params` lacks, as optax's `masked` does.
+    """Restrict a mask to the leaves that `params` has, as optax's `masked` does.
 
     Args:
-        mask: a mask of a tree that `params` may be a part of.
+        mask: a mask whose leaves may include more than those of `params`.
         params: parameters; an `optax.MaskedNode` or None has no leaves.
 
     Returns:
-        The mask in the containers of `params`, or `mask` itself where `params` has leaves
-        that it lacks.
+        The mask with the tree structure of `params`, or `mask` unchanged if `params` has a
+        leaf that it lacks.
 
     Example:
         >>> subset({"a": 1, "b": 2}, {"a": None, "b": 3})

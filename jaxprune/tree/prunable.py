@@ -33,10 +33,12 @@ def prunable(
 ) -> Prunable:
     """Choose the leaves whose weights may be pruned.
 
-    The default goes by names: the floating leaves with two or more dimensions that are not
-    named like a bias, a norm, an embedding, a position or a token (`WORDS_NOT_PRUNED`). A
-    leaf called `kernel` is always prunable. A leaf such as `b1` is a bias if its parent
-    also has `w1` or `W1`. Check the choice with `print(masks.summary(mask))`.
+    By default, a floating-point leaf with two or more dimensions is prunable unless its
+    name marks a bias, scale, norm, embedding, position or token (`WORDS_NOT_PRUNED`), or
+    its parent module is a norm or an embedding (patch embeddings are prunable). A leaf
+    called `kernel` is prunable whatever its parent is called. A leaf such as `b1` is a
+    bias if its parent also has `w1` or `W1`. Check the choice with
+    `print(masks.summary(mask))`.
 
     Args:
         params: parameters, or a mask or shapes of the same tree.
@@ -45,8 +47,9 @@ def prunable(
         exclude: name patterns of leaves to leave out.
 
     Returns:
-        The tree with a bool in place of every array. Of an NNX State, the bools are in
-        its variables; where optax wants a mask, pass the function, `mask=tree.prunable`.
+        The tree with a bool in place of every array. For an NNX State, the bools are inside
+        its variables; to use it as an optax mask, pass the function itself, such as
+        `optax.add_decayed_weights(1e-4, mask=tree.prunable)`.
 
     Raises:
         ValueError: if a pattern matches no leaf.
@@ -60,44 +63,44 @@ def prunable(
         {'bias': True, 'kernel': False}
     """
     check_arrays(params)
-    every = names(params)
-    wanted = None if include is None else set(_matching(include, every, "include"))
-    unwanted = set(_matching(exclude, every, "exclude"))
+    leaf_names = names(params)
+    wanted = None if include is None else set(_matching(include, leaf_names, "include"))
+    unwanted = set(_matching(exclude, leaf_names, "exclude"))
 
     def choose(name: str, leaf: Any) -> bool:
         if name in unwanted or not _may_be_weight(leaf):
             return False
         if wanted is not None:
             return name in wanted
-        return len(jnp.shape(leaf)) >= 2 and _is_kernel(name, every)
+        return len(jnp.shape(leaf)) >= 2 and _is_kernel(name, leaf_names)
 
     return map_named(choose, params)
 
 
 def _matching(
-    patterns: str | Sequence[str], every: Sequence[str], option: str
+    patterns: str | Sequence[str], leaf_names: Sequence[str], option: str
 ) -> Iterator[str]:
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        matched = fnmatch.filter(every, pattern)
+        matched = fnmatch.filter(leaf_names, pattern)
         if not matched:
             raise ValueError(
                 f"{option} pattern '{pattern}' matches no leaf. Pass a pattern such as "
-                f"'*kernel'; the leaves are {', '.join(every[:8])}"
-                f"{', ...' if len(every) > 8 else ''}."
+                f"'*kernel'; the leaves are {', '.join(leaf_names[:8])}"
+                f"{', ...' if len(leaf_names) > 8 else ''}."
             )
         yield from matched
 
 
-def _is_kernel(name: str, every: Sequence[str]) -> bool:
-    """Apply the table of words to a name."""
-    *modules, own = name.split("/")
-    words = _words(own)
+def _is_kernel(name: str, leaf_names: Sequence[str]) -> bool:
+    """Return whether the names of a leaf and its module mark it as prunable."""
+    *modules, leaf_name = name.split("/")
+    words = _words(leaf_name)
     if "kernel" in words:
         return True
     if any(words & kind for kind in WORDS_NOT_PRUNED.values()):
         return False
-    weights = ["/".join([*modules, letter + own[1:]]) for letter in "wW"]
-    if own[:1] in ("b", "B") and any(weight in every for weight in weights):
+    weights = ["/".join([*modules, letter + leaf_name[1:]]) for letter in "wW"]
+    if leaf_name[:1] in ("b", "B") and any(weight in leaf_names for weight in weights):
         return False
     module = next((part for part in reversed(modules) if not part.isdigit()), "")
     words = _words(module)
@@ -112,21 +115,28 @@ def _words(part: str) -> set[str]:
 
 
 def _may_be_weight(leaf: Any) -> bool:
-    """Return whether a leaf is floating, or a mask, which stands for one."""
+    """Return whether a leaf is floating-point, or bool, as in a mask."""
     dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
     return jnp.issubdtype(dtype, jnp.floating) or dtype == np.bool_
 
 
 def check_prunable(params: Params | Mask, chosen: Prunable | None) -> Prunable:
-    """Return the chosen leaves, checked, or the default where there is no choice.
+    """Check the chosen leaves; None selects the default of `prunable`.
 
     Args:
         params: parameters, or a mask or scores of the same tree.
         chosen: one bool per leaf, or None.
 
+    Returns:
+        One bool per leaf, with the tree structure of `params`.
+
     Raises:
         ValueError: if `chosen` does not have the leaves of `params`.
         TypeError: if a leaf of `chosen` is not a bool.
+
+    Example:
+        >>> check_prunable({"kernel": jnp.ones((2, 2))}, None)
+        {'kernel': True}
     """
     if chosen is None:
         return prunable(params)
@@ -147,13 +157,16 @@ def size(params: Params | Mask, chosen: Prunable | None = None) -> int:
         params: parameters, or a mask of their shapes.
         chosen: which leaves count; by default those of `tree.prunable`.
 
+    Returns:
+        The number of weights in these leaves.
+
     Example:
         >>> size({"bias": jnp.ones(2), "kernel": jnp.ones((2, 2))})
         4
     """
-    counts = jax.tree.leaves(check_prunable(params, chosen))
+    is_counted = jax.tree.leaves(check_prunable(params, chosen))
     return sum(
         math.prod(leaf.shape)
-        for leaf, is_prunable in zip(jax.tree.leaves(params), counts, strict=True)
+        for leaf, is_prunable in zip(jax.tree.leaves(params), is_counted, strict=True)
         if is_prunable
     )

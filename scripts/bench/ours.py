@@ -143,7 +143,7 @@ def _imp_level() -> Call:
     """Train, prune a fifth of the weights, rewind."""
     network, train_set, _, training = _digits()
 
-    def train_fn(model: Any, mask: Any, key: Any, level: Any) -> imp.Trained:
+    def train_fn(model: Any, mask: Any, key: Any, level: Any) -> imp.TrainResult:
         del level
         result = train.fit(
             model,
@@ -153,7 +153,7 @@ def _imp_level() -> Call:
             key,
             rewind_iteration=REWIND_ITERATION,
         )
-        return imp.Trained(result.model, rewind_point=result.rewind_point)
+        return imp.TrainResult(result.model, rewind_point=result.rewind_point)
 
     state = imp.init(network, jax.random.key(1))
     return lambda: imp.step(state, train_fn, 0.8)[0]

@@ -147,7 +147,9 @@ def test_a_corrupt_cache_is_regenerated_or_is_an_error(corruption, cifar10):
     files.cache.write_bytes(CORRUPTIONS[corruption](whole))
     with pytest.raises(data.DatasetError, match="is corrupt.*Delete that file"):
         data.load(files._replace(folder=None))  # nothing to regenerate it from
-    with pytest.warns(UserWarning, match="was corrupt; it was renamed to cifar10-3"):
+    with pytest.warns(
+        UserWarning, match="is corrupt or incomplete; it was renamed to cifar10-3"
+    ):
         data.load(files)
     assert files.cache.read_bytes() == whole
     assert files.cache.with_name(f"{files.cache.name}.corrupt").exists()

@@ -23,7 +23,7 @@ REWIND_ITERATION = 2
 
 def train_fn(
     params: Any, mask: Any, key: Any, level: Any, *, seconds: float
-) -> imp.Trained:
+) -> imp.TrainResult:
     """Add noise to the kept weights in 20 iterations."""
     weights, rewind_point = params, None
     for i in range(20):
@@ -34,7 +34,7 @@ def train_fn(
             rewind_point = weights
         print("iteration", int(level), i, flush=True)
         time.sleep(seconds)
-    return imp.Trained(weights, {"level": level}, rewind_point)
+    return imp.TrainResult(weights, {"level": level}, rewind_point)
 
 
 def main(folder: str, seconds: float) -> None:

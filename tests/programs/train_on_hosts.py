@@ -71,7 +71,7 @@ def run_levels(folder: Path, rank: int, hosts: int) -> None:
     recipe = train.Training(2.0, 64, 0.1, precision="float64")
     trained = []
 
-    def train_fn(model: Any, mask: Any, key: Any, level: Any) -> imp.Trained:
+    def train_fn(model: Any, mask: Any, key: Any, level: Any) -> imp.TrainResult:
         trained.append(int(level))
         result = train.fit(
             model,
@@ -81,7 +81,7 @@ def run_levels(folder: Path, rank: int, hosts: int) -> None:
             key,
             rewind_iteration=REWIND_ITERATION,
         )
-        return imp.Trained(result.model, rewind_point=result.rewind_point)
+        return imp.TrainResult(result.model, rewind_point=result.rewind_point)
 
     step = functools.partial(imp.step, train_fn=train_fn, rewind="early")
 

@@ -90,7 +90,7 @@ def test_corrupt_files_are_quarantined_and_regenerated(what, how, runs, finished
     CORRUPT[how](file)
     name = quarantined.name
     with pytest.warns(
-        UserWarning, match=f"{name} was corrupt; it was renamed to {name}"
+        UserWarning, match=f"{name} is corrupt or incomplete; it was renamed to {name}"
     ):
         list(runner.run(study(*CELLS), runs, DIGITS))
     assert quarantined.with_name(f"{name}.corrupt").exists()
@@ -102,7 +102,7 @@ def test_a_missing_array_is_regenerated(runs, finished):
     (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
     shutil.rmtree(newest(folder, "train") / "arrays")
     shutil.rmtree(newest(folder, "evaluate"))
-    with pytest.warns(UserWarning, match="was corrupt"):
+    with pytest.warns(UserWarning, match="is corrupt"):
         list(runner.run(study(*CELLS), runs, DIGITS))
     assert results(folder) == results(finished / "tiny")
 
@@ -118,7 +118,7 @@ def test_a_folder_in_place_of_a_file_and_a_link_are_replaced(runs, finished):
     arrays = newest(folder, "level") / "arrays"
     arrays.rename(runs / "elsewhere")
     arrays.symlink_to(runs / "elsewhere")
-    with pytest.warns(UserWarning, match="was corrupt; it was renamed to"):
+    with pytest.warns(UserWarning, match="is corrupt or incomplete; it was renamed to"):
         list(runner.run(study(*CELLS), runs, DIGITS))
     assert (runs / "elsewhere" / "checksums.json").exists()
     assert results(folder) == results(finished / "tiny")
