@@ -204,7 +204,7 @@ def test_selecting_never_gathers_the_scores(ties):
 
 def test_impossible_meshes_and_batches_are_refused():
     with pytest.raises(
-        ValueError, match="data=3 and model=4 takes 12 devices, and there"
+        ValueError, match="data=3 and model=4 needs 12 devices, but JAX has"
     ):
         sharding.make_mesh(data=3, model=4)
     with pytest.raises(ValueError, match="of 6 examples can't be split into 8 equal"):

@@ -130,16 +130,17 @@ def fit(
             `data` axis of the mesh, or precision is "float64" without jax_enable_x64.
 
     Example:
-        >>> key = jax.random.key(0)
-        >>> images = jax.random.bits(key, (8, 8, 8, 1), "uint8")
+        >>> from jaxprune import models
+        >>> init_key, data_key, fit_key = jax.random.split(jax.random.key(0), 3)
+        >>> images = jax.random.bits(data_key, (8, 8, 8, 1), "uint8")
         >>> preprocessing = Preprocessing(mean=(0.5,), std=(0.5,))
         >>> image_set = ImageSet(images, jnp.arange(8), preprocessing)
         >>> model = models.create(
-        ...     "mlp", key=key, input_shape=(8, 8, 1), num_classes=8, width=0.1
+        ...     "mlp", key=init_key, input_shape=(8, 8, 1), num_classes=8, width=0.1
         ... )
         >>> mask = masks.ones_like(model.params)
         >>> training = Training(epochs=2, batch_size=4, learning_rate=0.1)
-        >>> result = fit(model, mask, image_set, training, key)
+        >>> result = fit(model, mask, image_set, training, fit_key)
         >>> [entry["epoch"] for entry in result.history], result.diverged
         ([1, 2], False)
     """

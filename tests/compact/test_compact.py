@@ -315,7 +315,7 @@ def test_layers_that_cannot_be_sparse_are_refused(tmp_path):
     ):
         compact.sparse(model, ["conv9"])
     cut = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
-    with pytest.raises(ValueError, match="calls is how many calls to time; got 0"):
+    with pytest.raises(ValueError, match="calls is the number of calls to time; got 0"):
         compact.fastest(cut, jnp.ones((1, 8, 8, 2)), calls=0)
     with pytest.raises(ValueError, match=r"x has \w+ of \(4, 8, 2\), and the network"):
         compact.fastest(model, jnp.ones((1, 4, 8, 2)))

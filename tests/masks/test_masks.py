@@ -61,7 +61,7 @@ def test_a_mask_of_another_network_is_refused(tmp_path):
     ):
         with pytest.raises(ValueError, match=sentence):
             masks.load(tmp_path / "mask.npz", like=like)
-    with pytest.raises(TypeError, match="mask is float32 at 'w'"):
+    with pytest.raises(TypeError, match="mask has dtype float32 at 'w'"):
         masks.save(tmp_path / "mask.npz", {"w": jnp.ones((2, 2))})
 
 

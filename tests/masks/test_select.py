@@ -140,7 +140,7 @@ def test_invalid_options_and_trees_are_refused():
         masks.select(scores, 0.5, mask={"a": ones["a"]})
     with pytest.raises(ValueError, match="mask has a leaf at 'c', which scores lacks"):
         masks.select(scores, 0.5, mask={**ones, "c": ones["a"]})
-    with pytest.raises(TypeError, match="mask is float32 at 'b'.*m != 0"):
+    with pytest.raises(TypeError, match="mask has dtype float32 at 'b'.*m != 0"):
         masks.select(scores, 0.5, mask={**ones, "b": jnp.ones((2, 2))})
     with pytest.raises(ValueError, match="not finite at 'b' .1 of 4 entries are nan"):
         masks.select({**scores, "b": jnp.array([[1.0, jnp.nan], [0, 0]])}, 0.5)
@@ -150,7 +150,7 @@ def test_invalid_options_and_trees_are_refused():
         masks.select({"bias": jnp.ones(3)}, 0.5)
     with pytest.raises(ValueError, match="density 1e-20 keeps none of 8 weights"):
         masks.select(scores, 1e-20)
-    with pytest.raises(TypeError, match="mask is float32 at 'a'"):
+    with pytest.raises(TypeError, match="mask has dtype float32 at 'a'"):
         masks.count({"a": jnp.ones((2, 2))})
     with pytest.raises(
         ValueError, match="prunable has no leaf at 'b', which params has"

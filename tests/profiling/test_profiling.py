@@ -140,7 +140,7 @@ def test_interleaved_calls_each_function_twice_in_a_row():
     ],
 )
 def test_timing_no_calls_is_an_error(measure):
-    with pytest.raises(ValueError, match="calls is how many calls to time; got 0"):
+    with pytest.raises(ValueError, match="calls is the number of calls to time; got 0"):
         measure()
 
 

@@ -207,7 +207,8 @@ def test_an_overflow_of_synflow_is_refused_with_the_leaf_and_the_remedy():
 
 def test_a_loss_that_is_nan_is_refused():
     with pytest.raises(
-        ValueError, match="not finite at 'a/bias' .2 of 2.*check that params and the loss"
+        ValueError,
+        match="not finite at 'a/bias' .2 of 2.*check that params and the loss",
     ):
         scores.snip(lambda p, x: loss(p, x) * jnp.nan, PARAMS, BATCHES)
 

@@ -178,7 +178,7 @@ def test_what_is_no_optimizer_or_no_mask_is_refused():
         hold_pruned(optax.adam)  # pyright: ignore
     optimizer = hold_pruned(optax.sgd(0.1))
     state = optimizer.init(PARAMS)._replace(mask=PARAMS)
-    with pytest.raises(TypeError, match="mask is float32 at"):
+    with pytest.raises(TypeError, match="mask has dtype float32 at"):
         optimizer.update(PARAMS, state, PARAMS)
 
 
@@ -229,7 +229,7 @@ def test_a_mask_that_does_not_mirror_the_parameters_is_refused():
     with pytest.raises(ValueError, match="mask has no leaf at 'b/kernel'"):
         optimizer.update(PARAMS, state, PARAMS, mask={"a": DIAGONAL["a"]})
     floats = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), DIAGONAL)
-    with pytest.raises(TypeError, match="mask is float32 at 'a/kernel'.*m != 0"):
+    with pytest.raises(TypeError, match="mask has dtype float32 at 'a/kernel'.*m != 0"):
         optimizer.update(PARAMS, state, PARAMS, mask=floats)
 
 

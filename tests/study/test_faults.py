@@ -145,7 +145,7 @@ def test_a_process_that_waits_names_the_one_that_it_waits_for(tmp_path):
 def test_a_corrupt_cell_is_left_out_of_the_report_with_a_warning(what, runs):
     folder = runs / "tiny"
     flip(folder / config.cell_id(CELLS[0]) / what)
-    with pytest.warns(UserWarning, match=f"left out: .*{what} is corrupt .*Rerun"):
+    with pytest.warns(UserWarning, match=f"left out: .*{what} is corrupt .*rerun"):
         (left,) = records.read_all(folder)
     assert left.id == config.cell_id(CELLS[1])
 

@@ -236,12 +236,12 @@ def test_image_sets_of_another_kind_are_refused(model, image_set):
 def test_masks_and_precisions_that_do_not_fit_are_refused(model, image_set):
     with pytest.raises(ValueError, match="mask has no leaf at .*which params has"):
         fit(model, image_set, recipe(), mask={"fc1": {}})
-    with pytest.raises(ValueError, match='precision="float64" takes jax_enable_x64'):
+    with pytest.raises(ValueError, match='precision="float64" needs 64-bit mode'):
         fit(model, image_set, recipe(precision="float64"))
 
 
 def test_a_line_of_one_point_is_refused(model, image_set):
-    with pytest.raises(ValueError, match="points is how many points.*got 1"):
+    with pytest.raises(ValueError, match="points is the number of points.*got 1"):
         train.errors_between(model, model, image_set, points=1)
 
 
