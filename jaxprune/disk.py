@@ -21,8 +21,7 @@ class CorruptFileError(ValueError):
 
     def __init__(self, path: str | os.PathLike, reason: str) -> None:
         super().__init__(
-            f"{path} is corrupt ({reason}). Delete it and rerun the command that wrote it; a "
-            "study quarantines corrupt files and regenerates them."
+            f"{path} is corrupt ({reason}). Delete it and rerun what wrote it."
         )
         self.path, self.reason = Path(path), reason
 

@@ -19,9 +19,10 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, Key
 
 from jaxprune import masks, scores, tree
-from jaxprune.types import Fraction, Mask, Params, Prunable, RandomKey, RewindTo, Ties
+from jaxprune.types import Fraction, Mask, Params, Prunable, RewindTo, Ties
 
 REWINDS = get_args(RewindTo)
+TIES = get_args(Ties)
 
 
 class State(NamedTuple):
@@ -76,7 +77,7 @@ class Info(NamedTuple):
 TrainFn: TypeAlias = Callable[[Any, Any, Any, Any], TrainResult]
 
 
-def init(params: Params, key: RandomKey) -> State:
+def init(params: Params, key: Any) -> State:
     """Start with all weights kept.
 
     Args:
@@ -88,15 +89,36 @@ def init(params: Params, key: RandomKey) -> State:
         The state before the first level.
 
     Raises:
-        TypeError: if a leaf is not an array.
+        TypeError: if a leaf is not an array, or `key` is not a key.
 
     Example:
         >>> init({"w": jnp.ones((2, 2))}, jax.random.key(0)).level.item()
         0
     """
+    if not tree.is_key(key):
+        raise TypeError(f"key is a {type(key).__name__}. Pass jax.random.key(seed).")
     mask = masks.ones_like(params)
     # A copy, because training an NNX module changes its variables in place.
     return State(jnp.int32(0), tree.copy(params), mask, key)
+
+
+def _check_request(
+    state: State, density: Any, prunable: Any, ties: str, regrow: bool
+) -> None:
+    """Refuse what the level could not reach before it is trained."""
+    if ties not in TIES:
+        raise ValueError(f"ties '{ties}' is unknown. Pass one of {', '.join(TIES)}.")
+    chosen = tree.check_prunable(state.params, prunable)
+    if isinstance(density, Tracer):
+        return
+    keep = masks.num_kept(density, tree.size(state.params, chosen))
+    if regrow or any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(state.mask)):
+        return
+    if keep > (kept := masks.count(state.mask, chosen)):
+        raise ValueError(
+            f"density {density} keeps {keep} weights, but only {kept} are left. Pass a lower "
+            "density, or regrow=True."
+        )
 
 
 def step(
@@ -139,10 +161,10 @@ def step(
         The next state, and what the level observed.
 
     Raises:
-        ValueError: if `rewind` is unknown; if `train_fn` returned a tree that differs from
-            the state's, weights that are not finite, nonzero pruned weights, or, with
-            rewind="early", no rewind point at level 0; or if `density` is higher than
-            what is left.
+        ValueError: if `rewind` or `ties` is unknown, or the density is out of range; if
+            `train_fn` returned a tree that differs from the state's, weights that are not
+            finite, nonzero pruned weights, or, with rewind="early", no rewind point at
+            level 0; or if `density` is higher than what is left.
         TypeError: if `train_fn` did not return a `TrainResult`.
 
     Example:
@@ -174,6 +196,7 @@ def step(
         >>> masks.count(state.mask)
         2
     """
+    _check_request(state, density, prunable, ties, regrow)
     if rewind not in REWINDS:
         raise ValueError(
             f"rewind '{rewind}' is unknown. Pass one of {', '.join(REWINDS)}."
@@ -240,7 +263,7 @@ def _next_params(state: State, trained: TrainResult, rewind: str) -> Params:
         raise ValueError(
             "TrainResult.rewind_point holds the arrays of TrainResult.params, so nothing "
             "would be rewound: the variables of an NNX module change as it trains. "
-            "Copy them at iteration k: jax.tree.map(jnp.copy, nnx.state(model, nnx.Param))."
+            "Copy them at iteration k: tree.copy(nnx.state(model, nnx.Param))."
         )
     return rewind_point
 
@@ -252,6 +275,7 @@ def _match_structure(returned: Params, params: Params, field: str) -> Params:
         "imp.TrainResult(result.model, rewind_point=result.rewind_point)."
     )
     returned = tree.align(returned, params, f"TrainResult.{field}", remedy)
+    tree.check_arrays(returned, f"TrainResult.{field}")
     for name, new, old in zip(
         tree.names(params),
         jax.tree.leaves(returned),

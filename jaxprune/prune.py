@@ -1,6 +1,6 @@
 """Prune in rounds: score, select, score what is left; one round is one-shot pruning."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jaxprune import masks, tree
 from jaxprune.types import (
@@ -29,7 +29,7 @@ class Info(NamedTuple):
 
 
 def prune(
-    score_fn: ScoreFn,
+    score_fn: ScoreFn | Any,
     params: Params,
     density: Fraction,
     *,
@@ -40,7 +40,7 @@ def prune(
     regrow: bool = False,
     prunable: Prunable | None = None,
 ) -> tuple[Mask, Info]:
-    """Prune to a density in rounds of scoring and selecting.
+    """Prune to a density in rounds of scoring and selecting; not under `jit`.
 
     Bind everything but the parameters and the mask, and jit what is slow:
     `functools.partial(scores.snip, loss_fn, batches=[batch])`,
@@ -66,6 +66,7 @@ def prune(
     Raises:
         ValueError: if an option is out of range, a score is not finite, or `score_fn`
             returns another tree.
+        TypeError: if `score_fn` is not callable.
 
     Example:
         >>> import jax.numpy as jnp
@@ -80,6 +81,11 @@ def prune(
         conserving synaptic flow, https://arxiv.org/abs/2006.05467, NeurIPS 2020,
         algorithm 1.
     """
+    if not callable(score_fn):
+        raise TypeError(
+            f"score_fn is a {type(score_fn).__name__}. Pass a function, such as "
+            "scores.magnitude."
+        )
     requested = masks.densities(density, rounds, schedule)
     chosen = tree.check_prunable(params, prunable)
     mask = masks.ones_like(params)

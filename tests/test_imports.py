@@ -23,7 +23,7 @@ ALLOWED = {
     "masks": ({"types", "tree", "disk"}, set()),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
-    "checkpoint": ({"types", "tree", "imp", "sharding", "disk"}, {"orbax"}),
+    "checkpoint": ({"types", "tree", "masks", "imp", "sharding", "disk"}, {"orbax"}),
     "data": (
         {"types", "tree", "disk"},
         {"tensorflow_datasets", "sklearn", "tensorflow"},

@@ -10,10 +10,21 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from flax import linen, nnx
 
-from jaxprune import checkpoint, imp, masks, models, prune, scores, train, tree
+from jaxprune import (
+    checkpoint,
+    imp,
+    masks,
+    models,
+    prune,
+    scores,
+    sparse_training,
+    train,
+    tree,
+)
 from tests import user_networks as nets
 
 IMAGES = np.random.default_rng(0).normal(size=(6, 8, 8, 1)).astype(np.float32)
@@ -447,7 +458,7 @@ def test_scores_without_information_are_refused():
     params = {"w": jnp.ones((2, 2))}
     constant = lambda params, batch: jnp.float32(1)
     with pytest.raises(
-        ValueError, match="all scores are 0: the loss does not depend on"
+        ValueError, match="all scores are 0: the result of the function does not depend"
     ):
         scores.snip(constant, params, [None])
     with pytest.raises(TypeError, match="scores are bool at 'w'.*not a mask"):
@@ -495,7 +506,110 @@ def test_two_leaves_of_one_name_are_refused(tmp_path):
         masks.save(tmp_path / "mask.npz", masks.ones_like(params))
 
 
-def test_a_file_that_is_no_mask_is_corrupt(tmp_path):
-    (tmp_path / "mask.npz").write_bytes(b"not a mask")
-    with pytest.raises(ValueError, match="mask.npz is corrupt"):
+def test_leaves_of_one_name_keep_their_own_masks():
+    params = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}}
+    mask = masks.ones_like(params)
+    mask["a/b"] = jnp.zeros((2, 2), bool)
+    applied = masks.apply(params, mask)
+    assert (applied["a/b"].sum(), applied["a"]["b"].sum()) == (0, 4)
+    held = sparse_training.hold_pruned(optax.sgd(0.1), mask).init(params).mask
+    chex.assert_trees_all_equal(held, mask)
+    with pytest.raises(ValueError, match="two leaves are named 'a/b'"):
+        masks.apply(params, nnx.State(mask))
+
+
+@pytest.mark.parametrize("flip", range(0, 300, 7))
+def test_a_damaged_mask_is_refused_or_read_right(flip, tmp_path):
+    mask = {"w": jnp.eye(5, dtype=bool)}
+    masks.save(tmp_path / "mask.npz", mask)
+    content = bytearray((tmp_path / "mask.npz").read_bytes())
+    content[flip % len(content)] ^= 0x5A
+    (tmp_path / "mask.npz").write_bytes(content)
+    try:
+        loaded = masks.load(tmp_path / "mask.npz")
+    except ValueError:
+        return
+    np.testing.assert_array_equal(jax.tree.leaves(loaded)[0], mask["w"])
+
+
+def test_files_that_are_no_masks_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*mask.npz"):
         masks.load(tmp_path / "mask.npz")
+    (tmp_path / "mask.npz").write_bytes(b"not a mask")
+    with pytest.raises(ValueError, match=r"mask.npz is not a mask file"):
+        masks.load(tmp_path / "mask.npz")
+
+
+def test_buffers_that_are_not_floating_are_left_out():
+    params = {"w": jnp.arange(64.0).reshape(8, 8), "index": jnp.ones((3, 3), int)}
+    mask, _ = prune.prune(scores.magnitude, params, 0.5)
+    assert mask["index"].all()
+    assert masks.count(mask, tree.prunable(params)) == 32
+    state = imp.init(params, jax.random.key(0))
+    train_fn = lambda params, mask, key, level: imp.TrainResult(params)
+    state, _ = imp.step(state, train_fn, 0.5, rewind="init")
+    assert masks.count(state.mask, tree.prunable(params)) == 32
+
+
+def test_a_network_without_flow_is_refused_by_synflow_and_in_the_first_round():
+    params = {"w": jnp.ones((2, 2))}
+    constant = lambda params, x: x.sum()
+    score_fn = functools.partial(scores.synflow, constant, inputs=jnp.ones((1, 2)))
+    for call in (score_fn, lambda p: prune.prune(score_fn, p, 0.5)):
+        with pytest.raises(ValueError, match="all scores are 0"):
+            call(params)
+    with pytest.raises(TypeError, match=r"loss_fn returned \(2,\), where a scalar"):
+        scores.snip(lambda params, x: x @ params["w"][0], params, [jnp.ones((2, 2))])
+    with pytest.raises(TypeError, match="score_fn is a str"):
+        prune.prune("synflow", params, 0.5)
+
+
+def test_what_a_level_cannot_reach_is_refused_before_it_trains(tmp_path):
+    state = imp.init({"w": jnp.arange(16.0).reshape(4, 4)}, jax.random.key(0))
+
+    def train_fn(*_):
+        raise AssertionError("trained")
+
+    level = functools.partial(imp.step, train_fn=train_fn, rewind="init")
+    pruned = state._replace(mask={"w": jnp.zeros((4, 4), bool).at[0, 0].set(True)})
+    for change, message in (
+        ({"density": 95}, "density is the fraction"),
+        ({"density": 0.5, "ties": "x"}, "ties 'x' is unknown"),
+        ({"density": 0.5, "prunable": {"v": True}}, "prunable has no leaf at 'w'"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            level(state, **change)
+    with pytest.raises(ValueError, match="keeps 8 weights, but only 1 are left"):
+        level(pruned, density=0.5)
+    with pytest.raises(ValueError, match="density is the fraction .* got 10"):
+        next(checkpoint.levels(tmp_path / "a", state, level, [0.5, 10]))
+    with pytest.raises(TypeError, match="densities is 0.5. Pass a list"):
+        next(checkpoint.levels(tmp_path / "a", state, level, 0.5))
+    with pytest.raises(TypeError, match="key is a int. Pass jax.random.key"):
+        imp.init(state.params, 0)
+
+
+def test_levels_keep_the_count_of_float32_densities(tmp_path):
+    params = {"w": jnp.arange(1000.0).reshape(10, 100)}
+    state = imp.init(params, jax.random.key(0))
+    train_fn = lambda params, mask, key, level: imp.TrainResult(
+        params, metrics={"done": True, "scale": np.bool_(False)}
+    )
+    level = functools.partial(imp.step, train_fn=train_fn, rewind="init")
+    run = lambda density: list(checkpoint.levels(tmp_path, state, level, [density]))
+    (last, info), *_ = run(np.float32(0.1))
+    assert masks.count(last.mask) == 100
+    assert bool(info.metrics["done"])
+    chex.assert_trees_all_equal(run(0.1)[0][0].mask, last.mask)
+
+
+def test_what_cannot_be_saved_is_named(tmp_path):
+    for leaf, message in (
+        (optax.sgd, "function at 'a/f'"),
+        (10**25, "64 bits at 'a/f'"),
+    ):
+        with pytest.raises(TypeError, match=message):
+            checkpoint.save(tmp_path / "x", {"a": {"f": leaf}})
+    with pytest.raises(ValueError, match="nothing to save"):
+        checkpoint.save(tmp_path / "x", {})
+    assert not list(tmp_path.iterdir())

@@ -23,6 +23,9 @@ def _sums(leaf: Shaped[Array, "..."]) -> UInt32[Array, "2"]:
     bits = {1: jnp.uint8, 2: jnp.uint16}.get(leaf.dtype.itemsize, jnp.uint32)
     if leaf.dtype == jnp.bool_:
         leaf = leaf.astype(jnp.uint8)
+    if jnp.issubdtype(leaf.dtype, jnp.complexfloating):
+        leaf = jnp.stack([leaf.real, leaf.imag])
+        bits = jnp.uint32
     words = jax.lax.bitcast_convert_type(leaf, bits).astype(jnp.uint32)
     position = jnp.zeros(words.shape, jnp.uint32)
     for axis, size in enumerate(words.shape):

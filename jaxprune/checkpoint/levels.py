@@ -3,9 +3,11 @@
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
-from jaxprune import imp, sharding
+import numpy as np
+
+from jaxprune import imp, masks, sharding
 from jaxprune.checkpoint.fingerprint import fingerprint
 from jaxprune.checkpoint.store import (
     exists,
@@ -17,7 +19,6 @@ from jaxprune.checkpoint.store import (
     save,
 )
 from jaxprune.disk import CorruptFileError
-from jaxprune.types import Fraction
 
 # step(state, density) -> (State, Info): imp.step with everything else bound.
 Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
@@ -106,7 +107,7 @@ def levels(
     folder: str | os.PathLike,
     state: imp.State,
     step: Step,
-    densities: Sequence[Fraction],
+    densities: Any,
 ) -> Iterator[tuple[imp.State, imp.Info]]:
     """Run iterative magnitude pruning, each level saved before the next begins.
 
@@ -126,15 +127,16 @@ def levels(
         state: the initial state, `imp.init(params, key)`.
         step: `step(state, density) -> (state, info)`, such as
             `functools.partial(imp.step, train_fn=train_fn, rewind="early")`.
-        densities: kept / prunable after each level.
+        densities: a list, kept / prunable after each level.
 
     Yields:
         State and info of every level in turn; finished ones as they were saved, with the
         metrics in dicts and lists.
 
     Raises:
-        ValueError: if a saved level was started from another state, was pruned to another
-            density, or was run with other options.
+        TypeError: if `state` is not an `imp.State` or `densities` not a list.
+        ValueError: if a density is out of range, or a saved level was started from another
+            state, was pruned to another density, or was run with other options.
 
     Example:
         >>> import functools, jax, tempfile
@@ -147,13 +149,22 @@ def levels(
         1 1.0 0.5
         2 0.5 0.25
     """
+    if not isinstance(state, imp.State):
+        raise TypeError(
+            f"state is a {type(state).__name__}. Pass imp.init(params, key)."
+        )
+    if not isinstance(densities, Sequence | np.ndarray):
+        raise TypeError(
+            f"densities is {densities}. Pass a list, one density per level, such as "
+            "masks.densities(0.1, 3)."
+        )
+    requested_densities = [masks.check_density(density) for density in densities]
     root = Path(folder).absolute()
     regenerated = False
-    for number, density in enumerate(densities, start=1):
+    for number, requested in enumerate(requested_densities, start=1):
         path = root / f"level_{number:04d}"
         # Everything a level starts from, so that no run resumes another run's levels.
         started_from = fingerprint((state.params, state.mask, state.key))
-        requested = float(density)
         level = None
         if sharding.broadcast_from_first(exists(path)):
             try:

@@ -109,6 +109,8 @@ def _remove_unfinished(place: Path) -> None:
 
 def _to_storable(leaf: Any) -> Any:
     """Turn a leaf into what Orbax can write."""
+    if isinstance(leaf, bool):
+        return np.asarray(leaf)
     if not hasattr(leaf, "dtype"):
         return leaf
     if isinstance(leaf, np.generic):
@@ -120,6 +122,25 @@ def _to_storable(leaf: Any) -> Any:
     # With several processes, the first one writes arrays that each has a copy of.
     is_copy = isinstance(leaf, jax.Array) and leaf.is_fully_addressable
     return np.asarray(leaf) if is_copy and jax.process_count() > 1 else leaf
+
+
+def _check_storable(leaves: dict[str, Any]) -> None:
+    """Check that every leaf is an array, a number or a string."""
+    if not leaves:
+        raise ValueError("there is nothing to save: the tree has no leaves.")
+    for name, leaf in leaves.items():
+        is_too_large = isinstance(leaf, int) and not -(2**63) <= leaf < 2**63
+        is_known = hasattr(leaf, "dtype") or isinstance(
+            leaf, str | int | float | complex
+        )
+        if is_too_large or not is_known:
+            kind = (
+                "integer of more than 64 bits" if is_too_large else type(leaf).__name__
+            )
+            raise TypeError(
+                f"a {kind} at '{name}' can't be saved. Save arrays, numbers and strings "
+                "alone; of an Equinox module, eqx.filter(module, eqx.is_array)."
+            )
 
 
 def save(path: str | os.PathLike, arrays: PyTree) -> None:
@@ -136,7 +157,8 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
 
     Raises:
         ValueError: if a checkpoint, or something else, is there (to replace it, delete the
-            folder first), or if two leaves have one name.
+            folder first), if there are no leaves, or if two leaves have one name.
+        TypeError: if a leaf is not an array, a number or a string.
         OSError: if it can't be written; then there is nothing at `path`.
 
     Example:
@@ -153,6 +175,7 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
     with tempfile.TemporaryFile(dir=place.parent):
         pass
     leaves = tree.by_name(arrays)
+    _check_storable(leaves)
     written: dict[str, Any] = {
         "empty": {
             name: [list(leaf.shape), str(leaf.dtype)]

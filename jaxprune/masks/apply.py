@@ -2,6 +2,7 @@
 
 import os
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -82,7 +83,9 @@ def density(mask: Mask, prunable: Prunable | None = None) -> float:
 
     Args:
         mask: the mask.
-        prunable: which leaves count; by default those of `tree.prunable`.
+        prunable: which leaves count; by default those of `tree.prunable`. A mask does not
+            record dtypes: if the parameters hold integer buffers of two or more
+            dimensions, pass `tree.prunable(params)`.
 
     Raises:
         ValueError: if no leaf is prunable.
@@ -204,8 +207,12 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
         >>> load(path, like={"fc": {"kernel": jnp.zeros((2, 2))}})["fc"]["kernel"].sum()
         Array(2, dtype=int32)
     """
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}. Pass a file that masks.save wrote."
+        )
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with Path(path).open("rb") as raw, np.load(raw, allow_pickle=False) as file:
             leaves: Mapping[str, Array] = {
                 name: jnp.asarray(file[name]) for name in file
             }
@@ -214,9 +221,15 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
         EOFError,
         TypeError,
         AttributeError,
+        NotImplementedError,
+        zlib.error,
         zipfile.BadZipFile,
     ) as error:
-        raise disk.CorruptFileError(path, "it is not a mask file") from error
+        if not zipfile.is_zipfile(path):
+            raise ValueError(
+                f"{path} is not a mask file. Pass a file that masks.save wrote."
+            ) from error
+        raise disk.CorruptFileError(path, "it is a damaged npz file") from error
     tree.check_bool(leaves)
     if like is None:
         return leaves
@@ -231,4 +244,7 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
     mask = jax.tree.unflatten(
         jax.tree.structure(like), [leaves[name] for name in wanted]
     )
-    return tree.check_mirrors(mask, like, of="`like`")
+    try:
+        return tree.check_mirrors(mask, like, of="`like`")
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error

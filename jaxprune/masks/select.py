@@ -24,6 +24,21 @@ SCOPES = get_args(Scope)
 TIES = get_args(Ties)
 
 
+def _check_floating(scores: Scores) -> None:
+    """Refuse a mask, or integers, in place of scores."""
+    leaves = dict(zip(tree.names(scores), jax.tree.leaves(scores), strict=True))
+    has_scores = any(tree.is_floating(leaf) for leaf in leaves.values())
+    for name, leaf in leaves.items():
+        is_integer = jnp.issubdtype(leaf.dtype, jnp.integer)
+        if leaf.ndim >= 2 and (
+            is_integer or (leaf.dtype == np.bool_ and not has_scores)
+        ):
+            raise TypeError(
+                f"scores are {leaf.dtype} at '{name}', where floats are expected. Pass the "
+                "result of a scoring function, not a mask."
+            )
+
+
 def select(
     scores: Scores,
     density: Fraction,
@@ -77,19 +92,19 @@ def select(
     _check_option("scope", scope, SCOPES)
     _check_option("ties", ties, TIES)
     tree.check_arrays(scores, "scores")
-    for name, leaf in zip(tree.names(scores), jax.tree.leaves(scores), strict=True):
-        if leaf.ndim >= 2 and (leaf.dtype == np.bool_ or leaf.dtype.kind in "iu"):
-            raise TypeError(
-                f"scores are {leaf.dtype} at '{name}', where floats are expected. Pass the "
-                "result of a scoring function, not a mask."
-            )
-    chosen = tree.check_prunable(scores, prunable)
+    _check_floating(scores)
+    # A leaf that is not floating, such as a buffer of indices, has no scores.
+    chosen = jax.tree.map(
+        lambda is_prunable, leaf: is_prunable and tree.is_floating(leaf),
+        tree.check_prunable(scores, prunable),
+        scores,
+    )
     if mask is not None:
         mask = tree.check_mirrors(mask, scores, of="scores")
     tree.check_finite(
         scores,
-        "check the parameters and the loss. If synflow overflowed, pass rescale=True, "
-        "which rescales the kernels or computes in float64.",
+        "check that params are finite. If synflow overflowed, pass rescale=True, which "
+        "rescales the kernels or computes in float64.",
         chosen,
     )
     names = tree.names(scores)

@@ -103,6 +103,7 @@ def synflow(
         else "float64 did not help; check that params are finite and that apply_fn does not "
         "cast to a narrower type.",
     )
+    tree.check_informative(scores, mask)
     return scores
 
 

@@ -17,6 +17,7 @@ class HoldPrunedState(NamedTuple):
     Attributes:
         inner: the state of the wrapped transformation.
         mask: True keeps; replace it with `state._replace(mask=...)` or `update(..., mask=)`.
+            If the step donates its state, put in `tree.copy(mask)`.
     """
 
     inner: Any
@@ -31,12 +32,14 @@ def hold_pruned(
     Masking the forward pass is not enough: momentum, Adam's moments and weight decay move
     pruned weights. Here gradients are masked before `inner`, so that
     `clip_by_global_norm` sees the norm of what is trained, and updates are masked after
-    it. A pruned weight that is not zero yet becomes zero with the first update. The mask
+    it. A finite pruned weight becomes zero with the first update. The mask
     is part of the state, so training loops stay as they are, and a new mask does not
     recompile.
 
     Wrap the whole chain. It also works inside `optax.masked`, `multi_transform`,
-    `MultiSteps`, `inject_hyperparams`, `apply_if_finite` and `lookahead`.
+    `MultiSteps`, `inject_hyperparams`, `apply_if_finite` and `lookahead`. Transformations
+    that keep copies of the parameters, such as `lookahead` and `schedule_free`, copy them
+    at the start: give them `masks.apply(params, mask)`.
 
     Args:
         inner: the optimizer, such as `optax.adamw(1e-3)`.
@@ -47,8 +50,8 @@ def hold_pruned(
     Returns:
         An optax transformation. Its `update` needs `params`, and also takes `mask=`, which
         replaces the mask of the state: `optimizer.update(model, gradients, mask=mask)` with
-        `nnx.Optimizer`, `state.apply_gradients(grads=gradients, mask=mask)` with
-        `TrainState`.
+        `nnx.Optimizer`. With `TrainState`, replace the mask of the state:
+        `state.replace(opt_state=state.opt_state._replace(mask=mask))`.
 
     Raises:
         TypeError: if `inner` is not an optax transformation, or the mask is not bool.
@@ -105,7 +108,7 @@ def _as_bool(leaf: Array) -> Array:
 
 def _hold(update: Array, kept: Array, param: Array) -> Array:
     """Return the update, and for a pruned weight the one that sets it to zero."""
-    if not tree.is_floating(update):
+    if not jnp.issubdtype(update.dtype, jnp.inexact):
         return update
     # In the parameter's dtype: a narrower update would not cancel it exactly.
     return jnp.where(kept, update.astype(param.dtype), -param)

@@ -93,7 +93,7 @@ def steps(settings: workbench.Settings, at: workbench.Bench) -> int:
         raise ValueError(
             f"training to epoch {training.epochs:g} from {settings['start']:g} has no step "
             f"with {examples} images in batches of {training.batch_size}. Train for more "
-            "epochs (--epochs-scale), on more images, or in smaller batches."
+            "epochs, on more images, or in smaller batches."
         )
     return found
 

@@ -55,12 +55,12 @@ class Training:
         if not all(0 < value < math.inf for value in positive):
             raise ValueError(
                 f"epochs {self.epochs}, batch_size {self.batch_size} and learning_rate "
-                f"{self.learning_rate} must be positive and finite. Correct the recipe."
+                f"{self.learning_rate} must be positive and finite. Pass other values."
             )
         if self.label_smoothing > 1:
             raise ValueError(
                 f"label_smoothing is a share of the target, from 0 to 1; got "
-                f"{self.label_smoothing}. Correct the recipe."
+                f"{self.label_smoothing}. Pass other values."
             )
         others = (
             self.momentum,
@@ -73,5 +73,5 @@ class Training:
                 f"momentum {self.momentum}, weight_decay {self.weight_decay}, "
                 f"warmup_epochs {self.warmup_epochs}, label_smoothing "
                 f"{self.label_smoothing} and drop_epochs {self.drop_epochs} must be finite "
-                "and not negative. Correct the recipe."
+                "and not negative. Pass other values."
             )

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from jaxprune.tree.leaves import is_floating, map_floating
+from jaxprune.tree.leaves import is_floating
 from jaxprune.tree.names import align, is_variable, name_of, names
 from jaxprune.types import Batches, LossFn, Mask, Params, Prunable, Scores
 
@@ -20,7 +20,7 @@ def apply_mask(params: Params, mask: Mask | None) -> Params:
     """Set the pruned weights to zero.
 
     Args:
-        params: parameters.
+        params: parameters; integers, bools and keys are not changed.
         mask: True keeps; None keeps all.
 
     Returns:
@@ -37,7 +37,15 @@ def apply_mask(params: Params, mask: Mask | None) -> Params:
     if mask is None:
         return params
     mask = check_mirrors(mask, params)
-    return map_floating(lambda w, m: jnp.where(m, w, jnp.zeros_like(w)), params, mask)
+    return jax.tree.map(
+        lambda w, m: jnp.where(m, w, jnp.zeros_like(w)) if _is_inexact(w) else w,
+        params,
+        mask,
+    )
+
+
+def _is_inexact(leaf: Array) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.inexact)
 
 
 def check_mirrors(mask: Mask, params: Params | Scores, of: str = "params") -> Mask:
@@ -245,7 +253,7 @@ def gradient(
         The gradient, with the shapes and dtypes of `weights`.
 
     Raises:
-        TypeError: if `loss_fn` returns a tuple.
+        TypeError: if `loss_fn` does not return a scalar.
 
     Example:
         >>> loss_fn = lambda weights, x: (weights[0] * x).sum()
@@ -260,6 +268,12 @@ def gradient(
                 f"loss_fn returned a tuple of {len(loss)}. Return the loss alone: pass "
                 "lambda params, batch: loss_fn(params, batch)[0]."
             )
+        if getattr(loss, "shape", None) != ():
+            received = getattr(loss, "shape", type(loss).__name__)
+            raise TypeError(
+                f"loss_fn returned {received}, where a scalar is expected. Return the mean "
+                "loss of the batch."
+            )
         return loss
 
     gradients = [jax.grad(scalar_loss)(weights, batch) for batch in batches]
@@ -267,26 +281,30 @@ def gradient(
 
 
 def check_informative(scores: Scores, mask: Mask | None) -> None:
-    """Raise an error if all scores of a loss are 0; traced scores can't be checked.
+    """Raise an error if all scores are 0; traced scores can't be checked.
 
     Args:
-        scores: scores of a method that differentiates a loss.
-        mask: the mask of the scores. If given, nothing is checked, since a disconnected
-            network has such scores.
+        scores: scores of a method that differentiates a function.
+        mask: the mask of the scores. If it prunes anything, nothing is checked, since a
+            disconnected network has such scores.
 
     Raises:
-        ValueError: if `mask` is None and every score is 0.
+        ValueError: if every score is 0 and `mask` prunes nothing.
 
     Example:
         >>> check_informative({"w": jnp.zeros(2)}, None)
         Traceback (most recent call last):
-        ValueError: all scores are 0: the loss does not depend on params, ...
+        ValueError: all scores are 0: the result of the function does not depend on ...
     """
     leaves = [leaf for leaf in jax.tree.leaves(scores) if is_floating(leaf)]
-    if mask is not None or any(isinstance(leaf, Tracer) for leaf in leaves):
+    kept = jax.tree.leaves(mask)
+    if any(isinstance(leaf, Tracer) for leaf in (*leaves, *kept)):
         return
-    if not any(bool(leaf.any()) for leaf in leaves):
+    if not any(bool(leaf.any()) for leaf in leaves) and all(
+        leaf.all() for leaf in kept
+    ):
         raise ValueError(
-            "all scores are 0: the loss does not depend on params, or the batches are "
-            "empty. Check that loss_fn uses its first argument."
+            "all scores are 0: the result of the function does not depend on params, or "
+            "the data is empty. Check that it uses its first argument, and that BatchNorm "
+            "does not normalize a constant batch to 0."
         )

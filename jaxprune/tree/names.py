@@ -164,7 +164,7 @@ def align(
             raise ValueError(
                 f"{what} has a leaf at '{name}', which {of} lacks. {remedy}"
             )
-    leaves = dict(zip(tree_names, jax.tree.leaves(tree), strict=True))
+    leaves = by_name(tree)
     return jax.tree.unflatten(structure, [leaves[name] for name in params_names])
 
 
@@ -210,9 +210,11 @@ def subset(mask: Mask, params: Params) -> Mask:
         >>> subset({"a": 1, "b": 2}, {"a": None, "b": 3})
         {'a': None, 'b': 2}
     """
-    leaves = dict(zip(names(mask), jax.tree.leaves(mask), strict=True))
-    wanted = names(params)
-    if not set(wanted) <= set(leaves):
-        return mask
     structure = jax.tree.structure(params)
-    return jax.tree.unflatten(structure, [leaves[name] for name in wanted])
+    params_names = names(params)
+    if jax.tree.structure(mask) == structure or not set(params_names) <= set(
+        names(mask)
+    ):
+        return mask
+    leaves = by_name(mask)
+    return jax.tree.unflatten(structure, [leaves[name] for name in params_names])

@@ -19,9 +19,9 @@ WORDS_NOT_PRUNED = {
     "bias": {"bias", "biases", "beta", "offset", "shift"},
     "norm": {"norm", "bn", "ln", "rms"},
     "scale": {"scale", "gamma", "mean", "var", "variance"},
-    "embedding": {"emb", "embed", "embedding", "embeddings", "tok", "wte", "wpe"},
-    "position": {"pos", "position", "positions", "positional", "pe"},
-    "token": {"cls", "token", "tokens"},
+    "embedding": {"emb", "embed", "embedding", "lookup", "tok", "wte", "wpe"},
+    "position": {"pos", "position", "positional", "pe"},
+    "token": {"cls", "token"},
 }
 
 
@@ -37,8 +37,8 @@ def prunable(
     name marks a bias, scale, norm, embedding, position or token (`WORDS_NOT_PRUNED`), or
     its parent module is a norm or an embedding (patch embeddings are prunable). A leaf
     called `kernel` is prunable whatever its parent is called. A leaf such as `b1` is a
-    bias if its parent also has `w1` or `W1`. Check the choice with
-    `print(masks.summary(mask))`.
+    bias if its parent also has `w1` or `W1`. Types are not known, so a norm in a list called
+    `layers` is not recognized: check the choice with `print(masks.summary(mask))`.
 
     Args:
         params: parameters, or a mask or shapes of the same tree.
@@ -85,7 +85,8 @@ def _matching(
         if not matched:
             raise ValueError(
                 f"{option} pattern '{pattern}' matches no leaf. Pass a pattern such as "
-                f"'*kernel'; the leaves are {', '.join(leaf_names[:8])}"
+                f"'*{leaf_names[0].split('/')[-1]}'; the leaves are "
+                f"{', '.join(leaf_names[:8])}"
                 f"{', ...' if len(leaf_names) > 8 else ''}."
             )
         yield from matched
@@ -109,8 +110,9 @@ def _is_kernel(name: str, leaf_names: Sequence[str]) -> bool:
 
 
 def _words(part: str) -> set[str]:
-    """Split a name into lower-case words; `layernorm` and the like also count as `norm`."""
+    """Split a name into lower-case words; `norms` and `layernorm` count as `norm`."""
     words = {w.lower() for w in re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+", part)}
+    words |= {word.removesuffix("s") for word in words}
     return words | {"norm" for word in words if word.endswith("norm")}
 
 
