@@ -36,7 +36,8 @@ Networks, cost and size:
     profiling.macs(fn, params, x), profiling.latency(fn, *args), profiling.measure(fn, *args)
     masks.health(mask, models.flow(model), x)      layers, live paths, collapse
     sharding.make_mesh(data=8), sharding.shard_params(params, mesh)
-    compact.compact(model, params, state, mask)    a smaller network, same outputs
+    compact.compact(fn, params, mask, x)           a smaller function, same outputs
+    graph.trace(fn, params, x)                     any function as data
 
 Studies compare methods on data sets: `python scripts/study.py run digits`.
 """

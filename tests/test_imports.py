@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parent.parent / "jaxprune"
 CORE = {"jax", "numpy", "jaxtyping"}
 BELOW_STUDY = {
     "types", "tree", "scores", "masks", "prune", "imp", "checkpoint", "models", "data",
-    "train", "compact", "profiling", "sharding", "disk", "sparse_training",
+    "train", "graph", "compact", "profiling", "sharding", "disk", "sparse_training",
 }  # fmt: skip
 # part: what it may import from jaxprune, and besides the core and the standard library
 ALLOWED = {
@@ -34,8 +34,9 @@ ALLOWED = {
         {"types", "tree", "masks", "data", "models", "sharding", "sparse_training"},
         {"optax"},
     ),
+    "graph": ({"types", "tree"}, {"scipy"}),
     "compact": (
-        {"types", "tree", "masks", "models", "checkpoint", "profiling"},
+        {"types", "tree", "graph", "masks", "checkpoint", "disk", "profiling"},
         set(),
     ),
     "profiling": ({"types", "tree", "masks", "models"}, {"psutil"}),

@@ -1,19 +1,12 @@
-"""From a mask to a smaller dense network that computes the same function."""
+"""From a mask to a smaller function that computes the same."""
 
-from jaxprune.compact.gathered import (
-    Fastest,
-    fastest,
-    sparse,
-)
-from jaxprune.compact.narrower import (
-    Compacted,
-    Info,
-    compact,
-)
-from jaxprune.compact.store import load, save
+from jaxprune.compact.compaction import Compacted, Info, compact
+from jaxprune.compact.sparse import Fastest, fastest, sparse
+from jaxprune.compact.store import Exported, load, save
 
 __all__ = [
     "Compacted",
+    "Exported",
     "Fastest",
     "Info",
     "compact",

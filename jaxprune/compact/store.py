@@ -1,181 +1,179 @@
-"""A compacted network on disk: its arrays by Orbax, what it is made of as JSON."""
+"""A compacted function on disk: its arrays by Orbax, its program as StableHLO."""
 
+import dataclasses
 import json
 import os
-import shutil
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+from jax import export
 
-from jaxprune import checkpoint, models, tree
+from jaxprune import checkpoint, disk, tree
 from jaxprune.types import Params
 
-_FORMAT = 1
-_HEAD = "network.json"  # written last
+_FORMAT = 2
+_FUNCTION, _HEAD = "function.bin", "function.json"  # the head is written last
+_PLATFORMS = ("cpu", "cuda", "tpu")
 
 
-def save(folder: str | os.PathLike, model: models.Model, **config: Any) -> None:
-    """Write a network whose arrays have sizes of their own.
+@dataclasses.dataclass(frozen=True)
+class Exported:
+    """A function read from a file: call it as `fn(params, *args)`.
+
+    Attributes:
+        serialized: the exported program.
+    """
+
+    serialized: bytes
+
+    def __call__(self, params: Params, *args: Any) -> Any:
+        """Run the function."""
+        program = export.deserialize(bytearray(self.serialized))
+        return program.call(tree.by_name(params), *args)
+
+
+def serialize(
+    fn: Callable[..., Any], params: Params, *args: Any, batch: bool = True
+) -> bytes:
+    """Export a function of a tree of arrays, with its first derivative.
 
     Args:
-        folder: which does not exist yet, or is incomplete.
-        model: such as `Compacted.model`.
-        config: the arguments of `models.create` that made the network before it was
-            compacted, without `key`; JSON values.
+        fn: `fn(params, *args)`, such as `Compacted.fn`.
+        params: its parameters.
+        args: example arguments, or `jax.ShapeDtypeStruct`.
+        batch: leave the size of the first axis of the arguments open where that is possible.
+
+    Returns:
+        The program, for CPU, CUDA and TPU where it can be lowered for them.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params = {"w": jnp.ones((2, 3))}
+        >>> data = serialize(lambda p, x: x @ p["w"], params, jnp.ones((1, 2)))
+        >>> Exported(data)(params, jnp.ones((4, 2))).shape
+        (4, 3)
+    """
+    names, structure = tree.names(params), jax.tree.structure(params)
+
+    def of_named(named: dict[str, Any], *args: Any) -> Any:
+        return fn(jax.tree.unflatten(structure, [named[name] for name in names]), *args)
+
+    shapes = {
+        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
+        for name, leaf in tree.by_name(params).items()
+    }
+    fixed = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args
+    )
+    choices = [fixed]
+    if batch and all(leaf.shape for leaf in jax.tree.leaves(fixed)):
+        (size,) = export.symbolic_shape("batch")
+        choices.insert(
+            0,
+            jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),
+                fixed,
+            ),
+        )
+    failed: Exception | None = None
+    for chosen in choices:
+        for platforms in (_PLATFORMS, None):
+            try:
+                exported = export.export(jax.jit(of_named), platforms=platforms)(
+                    shapes, *chosen
+                )
+                return bytes(exported.serialize(vjp_order=1))
+            except Exception as error:  # JAX raises many kinds for what it can't export
+                failed = error
+    raise ValueError(
+        f"the function can't be exported ({failed}). Save its parameters alone, with "
+        "checkpoint.save."
+    ) from failed
+
+
+def save(
+    folder: str | os.PathLike, fn: Callable[..., Any], params: Params, *args: Any
+) -> None:
+    """Write a function and its parameters; neither its code nor jaxprune's models are needed.
+
+    Args:
+        folder: a folder that does not exist yet, or is incomplete.
+        fn: `fn(params, *args)`, such as `Compacted.fn`, or any function.
+        params: its parameters.
+        args: example arguments, or `jax.ShapeDtypeStruct`. The first axis of all of them may
+            have another size after loading, where the function allows that.
 
     Raises:
-        ValueError: if `models.create` does not know `config`, or a network is there.
+        ValueError: if a function is there already, or this one can't be exported.
+        OSError: if it can't be written.
 
     Example:
         >>> import tempfile
-        >>> config = {"name": "lenet-300-100", "input_shape": (2, 2, 1)}
-        >>> network = models.create(**config, key=jax.random.key(0))
+        >>> import jax.numpy as jnp
         >>> folder = f"{tempfile.mkdtemp()}/network"
-        >>> save(folder, network, **config)
-        >>> load(folder).params["fc1"]["kernel"].shape
-        (4, 300)
+        >>> save(folder, lambda p, x: x @ p["w"], {"w": jnp.ones((2, 3))}, jnp.ones((1, 2)))
+        >>> fn, params = load(folder)
+        >>> fn(params, jnp.ones((4, 2))).shape
+        (4, 3)
     """
     place = Path(folder)
     if place.is_file() or (place / _HEAD).exists():
-        held = "is a file" if place.is_file() else "holds a network already"
-        raise ValueError(f"{folder} {held}. Pass another folder.")
-    head = _head(model, config)
-    text = json.dumps(head, indent=1) + "\n"
-    original = _original(config)
-    layers, made = models.wiring(model), models.wiring(original)
-    if [layer._replace(norm=None) for layer in layers] != [
-        layer._replace(norm=None) for layer in made
-    ]:
-        raise ValueError(
-            f"config makes another network than the one to save: its layers are "
-            f"{[layer.name for layer in made]}, and not {[layer.name for layer in layers]}. "
-            "Pass the arguments of models.create that made it."
-        )
-    shapes = [models.input_shape(one) for one in (original, model)]
-    if shapes[0] != shapes[1]:
-        raise ValueError(
-            f"config has the input_shape {shapes[0]}, but the network to save was made for "
-            f"{shapes[1]}. Pass the arguments of models.create that made it."
-        )
-    for layer, own in zip(layers, made, strict=True):
-        if layer.norm is not None and own.norm is None:
-            raise ValueError(
-                f"config makes a network without the normalization '{layer.norm}' that the "
-                "one to save has. Pass batch_norm=True."
-            )
-        if models.get_path(model.params, layer.name)["kernel"].ndim < 2:
-            raise ValueError(
-                f"layer '{layer.name}' holds its kept weights alone. Save the network that "
-                "compact.compact returned, and call compact.fastest again after loading."
-            )
-    arrays = tree.by_name({"params": model.params, "state": model.state})
-    shutil.rmtree(place / "arrays", ignore_errors=True)  # of a save that was killed
-    # Orbax refuses arrays of size zero, which a collapsed network has; their shape is all.
-    checkpoint.save(
-        place / "arrays", {name: leaf for name, leaf in arrays.items() if leaf.size}
-    )
-    written = place / f"{_HEAD}.tmp"
-    written.write_text(text)
-    written.replace(place / _HEAD)
+        contents = "is a file" if place.is_file() else "already contains a function"
+        raise ValueError(f"{folder} {contents}. Pass another folder.")
+    serialized = serialize(fn, params, *args)
+    checkpoint.remove(place / "arrays")  # of a save that was killed
+    checkpoint.save(place / "arrays", tree.by_name(params))
+    with disk.atomic_write(place / _FUNCTION) as file:
+        file.write(serialized)
+    head = {
+        "format": _FORMAT,
+        "leaves": tree.names(params),
+        "checksum": disk.checksum(place / _FUNCTION),
+    }
+    with disk.atomic_write(place / _HEAD) as file:
+        file.write((json.dumps(head, indent=1) + "\n").encode())
 
 
-def _head(model: models.Model, config: Mapping[str, Any]) -> dict[str, Any]:
-    for name, value in config.items():
-        try:
-            json.dumps(value)
-        except TypeError as error:
-            raise ValueError(
-                f"config has {type(value).__name__} at '{name}', which JSON can't hold. Pass "
-                "a Python number, text or tuple."
-            ) from error
-    arrays = tree.by_name({"params": model.params, "state": model.state})
-    listed = {name: [[*leaf.shape], str(leaf.dtype)] for name, leaf in arrays.items()}
-    return {"format": _FORMAT, "config": config, "arrays": listed}
-
-
-def load(folder: str | os.PathLike) -> models.Model:
-    """Read a network back that `save` wrote; the mask it came from is not needed.
+def load(folder: str | os.PathLike) -> tuple[Exported, dict[str, Any]]:
+    """Read a function that `save` wrote.
 
     Args:
-        folder: what was given to `save`.
+        folder: what was passed to `save`.
 
     Returns:
-        The network, its arrays in it.
+        The function, which can be jitted and differentiated once, and its parameters: a
+        dict from leaf name to array.
 
     Raises:
         FileNotFoundError: if there is none.
-        ValueError: if it can't be read.
+        CorruptFileError: a ValueError; if a file differs from what was written.
+        ValueError: if another version wrote it.
+
+    Example:
+        >>> load("no/such/folder")
+        Traceback (most recent call last):
+        FileNotFoundError: there is no compacted function at no/such/folder. ...
     """
-    path = Path(folder) / _HEAD
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there. Pass a folder of compact.save.")
+    place = Path(folder)
+    if not (place / _HEAD).exists():
+        raise FileNotFoundError(
+            f"there is no compacted function at {folder}. Pass a folder that compact.save "
+            "wrote."
+        )
     try:
-        head = json.loads(path.read_text())
-        made = head["format"]
-        listed = {
-            name: (tuple(shape), dtype)
-            for name, (shape, dtype) in head["arrays"].items()
-        }
-        config = dict(head["config"])
+        head = json.loads((place / _HEAD).read_text())
+        version, names, checksum = head["format"], head["leaves"], head["checksum"]
     except (ValueError, KeyError, TypeError) as error:
+        raise disk.CorruptFileError(place / _HEAD, "it can't be read") from error
+    if version != _FORMAT:
         raise ValueError(
-            f"{path} is not what compact.save writes. Save the network again."
-        ) from error
-    if made != _FORMAT:
-        raise ValueError(
-            f"{path} has format {made}, and this version reads {_FORMAT}. Read it with the "
-            "version that wrote it."
+            f"{folder} has format {version}, and this version reads {_FORMAT}. Read it with "
+            "the version of jaxprune that wrote it."
         )
-    empty = {
-        name: jnp.zeros(shape, dtype)
-        for name, (shape, dtype) in listed.items()
-        if 0 in shape
-    }
-    held = empty | checkpoint.load(Path(folder) / "arrays")
-    found = {name: (leaf.shape, str(leaf.dtype)) for name, leaf in held.items()}
-    for name in sorted({*listed, *found}):
-        if listed.get(name) != found.get(name):
-            raise ValueError(
-                f"{folder}/arrays is not what {path} lists: {name} is "
-                f"{found.get(name, 'not there')}, and not {listed.get(name, 'listed')}. Save "
-                "the network again, or set jax_enable_x64 if it was saved with that."
-            )
-    try:
-        parts = _nested(held)
-        return models.rebuild(
-            _original(config), parts["params"], parts.get("state", {})
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(
-            f"{path} describes another network than {folder}/arrays holds ({error}). Mend "
-            "its config, or save the network again."
-        ) from error
-
-
-def _original(config: Mapping[str, Any]) -> models.Model:
-    """Make the network before it was compacted; its arrays only hold the places."""
-    shaped: dict[str, Any] = {
-        name: tuple(value) if isinstance(value, list) else value
-        for name, value in config.items()
-    }
-    try:
-        return models.create(**shaped, key=jax.random.key(0))
-    except TypeError as error:
-        raise ValueError(
-            f"models.create does not take {dict(config)}. Pass what made the network: name, "
-            "input_shape, num_classes, batch_norm and width."
-        ) from error
-
-
-def _nested(flat: Mapping[str, Any]) -> Params:
-    whole: dict[str, Any] = {}
-    for name, leaf in flat.items():
-        *parents, last = name.split("/")
-        part = whole
-        for parent in parents:
-            part = part.setdefault(parent, {})
-        part[last] = leaf
-    return whole
+    if not (place / _FUNCTION).exists() or disk.checksum(place / _FUNCTION) != checksum:
+        raise disk.CorruptFileError(place / _FUNCTION, "its checksum is another")
+    arrays = tree.by_name(checkpoint.load(place / "arrays"))
+    params = {name: arrays[name] for name in names}
+    return Exported((place / _FUNCTION).read_bytes()), params

@@ -17,40 +17,18 @@ from jaxprune.models.conv import (
     conv_general_dilated,
     max_pool,
 )
-from jaxprune.models.wiring import (
-    Layer,
-    Product,
-    fold_batch_norm,
-    get_path,
-    input_shape,
-    on_host,
-    products,
-    rebuild,
-    replace_modules,
-    wiring,
-)
 from jaxprune.types import RandomKey
 
 __all__ = [
     "FLOWS",
     "MODELS",
     "Apply",
-    "Layer",
     "Model",
-    "Product",
     "conv_general_dilated",
     "create",
     "flow",
-    "fold_batch_norm",
     "functional",
-    "get_path",
-    "input_shape",
     "max_pool",
-    "on_host",
-    "products",
-    "rebuild",
-    "replace_modules",
-    "wiring",
 ]
 
 # Each value builds a module: f(input_shape=, num_classes=, batch_norm=, width=, rngs=).

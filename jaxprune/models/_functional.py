@@ -52,14 +52,6 @@ class Apply:
     ) -> tuple[Any, PyTree]:
         """Run the network."""
         module = self.module(params, state)
-        only = getattr(
-            module, "only_shape", None
-        )  # of a network compacted for one size
-        if only is not None and x.shape[1:] != only:
-            raise ValueError(
-                f"this network was compacted for images of {only}; got {x.shape[1:]}. "
-                "Compact a network of that input_shape."
-            )
         outputs = _call(module, x, train)
         nnx.pop(module, nnx.Intermediate)  # recorded by `sow`
         return outputs, nnx.to_pure_dict(nnx.state(module, nnx.Not(nnx.Param)))

@@ -47,15 +47,6 @@ def norm(features: int, rngs: nnx.Rngs) -> nnx.BatchNorm:
     return nnx.BatchNorm(features, momentum=0.9, epsilon=EPSILON, rngs=rngs)
 
 
-class Folded(nnx.Module):
-    """The identity, in place of a normalization that was folded into another layer."""
-
-    def __call__(self, x: Array, **options: bool) -> Array:
-        """Return `x`."""
-        del options
-        return x
-
-
 def normalize(
     bn: nnx.Module | None, x: Float[Array, "..."], train: bool
 ) -> Float[Array, "..."]:

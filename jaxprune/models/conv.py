@@ -180,4 +180,8 @@ def _windows(x: Array) -> list[Array]:
     batch, height, width, channels = x.shape
     even = x[:, : height // 2 * 2, : width // 2 * 2]
     split = even.reshape(batch, height // 2, 2, width // 2, 2, channels)
-    return [split[:, :, i, :, j] for i in (0, 1) for j in (0, 1)]
+    # Static indices: with a symbolic batch, indexing would gather.
+    rows = [jax.lax.index_in_dim(split, i, 2, keepdims=False) for i in (0, 1)]
+    return [
+        jax.lax.index_in_dim(row, j, 3, keepdims=False) for row in rows for j in (0, 1)
+    ]

@@ -9,7 +9,6 @@ from jaxtyping import Array, Float
 from jaxprune.models._layers import conv, norm, normalize, scaled
 from jaxprune.models.conv import max_pool
 from jaxprune.models.mlp import MLP
-from jaxprune.models.wiring import Layer, chain
 
 
 class ConvN(nnx.Module):
@@ -29,7 +28,6 @@ class ConvN(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `blocks` lists the channels of each pair before scaling."""
-        self.input_shape = tuple(input_shape)
         self.layers = 2 * len(blocks)
         height, length, channels = input_shape
         for i in range(self.layers):
@@ -59,17 +57,3 @@ class ConvN(nnx.Module):
             if i % 2 == 0 and min(x.shape[1:3]) >= 2:
                 x = max_pool(x)
         return self.dense(x, train)
-
-    def wiring(self) -> list[Layer]:
-        """List the layers; the first dense one reads the maps of the last convolution."""
-        convs = [(f"conv{i}", f"bn{i}") for i in range(1, self.layers + 1)]
-        streams = {"input": convs[-1][0]}
-        return chain(self, convs, "input") + [
-            Layer(
-                f"dense/{name}",
-                norm and f"dense/{norm}",
-                streams.get(reads, reads),
-                writes,
-            )
-            for name, norm, reads, writes in self.dense.wiring()
-        ]

@@ -8,7 +8,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxprune.models._layers import dense, norm, normalize, scaled
-from jaxprune.models.wiring import Layer, chain
 
 
 class MLP(nnx.Module):
@@ -25,7 +24,6 @@ class MLP(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `hidden` lists their units before scaling by `width`."""
-        self.input_shape = tuple(input_shape)
         sizes = [math.prod(input_shape), *(scaled(units, width) for units in hidden)]
         self.hidden = len(hidden)
         for i in range(self.hidden):
@@ -45,9 +43,3 @@ class MLP(nnx.Module):
             x = getattr(self, f"fc{i}")(x)
             x = jax.nn.relu(normalize(getattr(self, f"bn{i}"), x, train))
         return getattr(self, f"fc{self.hidden + 1}")(x)
-
-    def wiring(self) -> list[Layer]:
-        """List the layers."""
-        hidden = [(f"fc{i}", f"bn{i}") for i in range(1, self.hidden + 1)]
-        last = Layer(f"fc{self.hidden + 1}", None, hidden[-1][0], "logits")
-        return [*chain(self, hidden, "input"), last]

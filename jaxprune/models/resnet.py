@@ -7,7 +7,6 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from jaxprune.models._layers import conv, dense, norm, normalize, scaled
-from jaxprune.models.wiring import Layer
 
 
 class ConvNorm(nnx.Module):
@@ -34,11 +33,6 @@ class ConvNorm(nnx.Module):
     ) -> Float[Array, "..."]:
         """Return the normalized convolution."""
         return normalize(self.bn, self.conv(x), train)
-
-    def wiring(self, name: str, reads: str, writes: str) -> Layer:
-        """Describe it as one layer between two streams."""
-        norm = None if self.bn is None else f"{name}/bn"
-        return Layer(f"{name}/conv", norm, reads, writes)
 
 
 class Block(nnx.Module):
@@ -69,17 +63,6 @@ class Block(nnx.Module):
             branch + (x if self.shortcut is None else self.shortcut(x, train))
         )
 
-    def wiring(self, name: str, reads: str) -> list[Layer]:
-        """List the layers; without a projection the block adds to the stream it reads."""
-        inner, writes = f"{name}/inner", reads if self.shortcut is None else name
-        layers = [
-            self.layer1.wiring(f"{name}/layer1", reads, inner),
-            self.layer2.wiring(f"{name}/layer2", inner, writes),
-        ]
-        if self.shortcut is not None:
-            layers.append(self.shortcut.wiring(f"{name}/shortcut", reads, writes))
-        return layers
-
 
 class ResNet(nnx.Module):
     """A stem, stages of blocks, a mean over the feature map, and the dense layer `fc`.
@@ -100,7 +83,6 @@ class ResNet(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `blocks` lists the number of blocks of each stage."""
-        self.input_shape = tuple(input_shape)
         channels = scaled(stem, width)
         self.block0 = ConvNorm(input_shape[-1], channels, rngs, batch_norm=batch_norm)
         self.blocks = sum(blocks)
@@ -123,11 +105,3 @@ class ResNet(nnx.Module):
         for i in range(1, self.blocks + 1):
             x = getattr(self, f"block{i}")(x, train)
         return self.fc(x.mean((1, 2)))
-
-    def wiring(self) -> list[Layer]:
-        """List the layers; blocks between two projections share one stream."""
-        layers = [self.block0.wiring("block0", "input", "block0")]
-        for i in range(1, self.blocks + 1):
-            block = getattr(self, f"block{i}")
-            layers += block.wiring(f"block{i}", layers[-1].writes)
-        return [*layers, Layer("fc", None, layers[-1].writes, "logits")]

@@ -8,7 +8,6 @@ from jaxtyping import Array, Float
 
 from jaxprune.models._layers import conv, dense, norm, normalize, scaled
 from jaxprune.models.conv import max_pool
-from jaxprune.models.wiring import Layer, chain
 
 
 class VGG(nnx.Module):
@@ -29,7 +28,6 @@ class VGG(nnx.Module):
         rngs: nnx.Rngs,
     ):
         """Build the layers; `stages` lists the channels of each layer before scaling."""
-        self.input_shape = tuple(input_shape)
         self.depths = tuple(len(stage) for stage in stages)
         channels = input_shape[-1]
         widths = [scaled(features, width) for stage in stages for features in stage]
@@ -52,9 +50,3 @@ class VGG(nnx.Module):
                 x = getattr(self, f"conv{i}")(x)
                 x = jax.nn.relu(normalize(getattr(self, f"bn{i}"), x, train))
         return self.fc(x.mean((1, 2)))
-
-    def wiring(self) -> list[Layer]:
-        """List the layers."""
-        convs = [(f"conv{i}", f"bn{i}") for i in range(1, sum(self.depths) + 1)]
-        last = Layer("fc", None, convs[-1][0], "logits")
-        return [*chain(self, convs, "input"), last]

@@ -1,19 +1,28 @@
-"""What a mask bought: the masked network beside the compacted one, dense and sparse."""
+"""What compaction saves: the masked network compared with the compacted one."""
 
 import dataclasses
 import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import PyTree
 
 from jaxprune import checkpoint, compact, masks, models, profiling, tree
 from jaxprune.types import Mask
 
-BATCHES = (1, 64, 256)  # images a call
+BATCHES = (1, 64, 256)  # images per call
 MOST_SPARSE = 64  # of these; what a sparse layer gathers grows with them, to gigabytes
+
+
+class _Network(NamedTuple):
+    """A forward pass, its parameters, and all arrays that it needs."""
+
+    call: Callable[..., Any]
+    params: PyTree
+    arrays: PyTree
 
 
 def measure(
@@ -24,113 +33,118 @@ def measure(
     batches: Sequence[int] = BATCHES,
     calls: int = 20,
 ) -> Callable[[], dict[str, float | None]]:
-    """Compact a network, and measure it beside the masked one, taking turns.
+    """Compact a network, and measure it with calls interleaved with the masked one's.
 
-    Up to `MOST_SPARSE` images a call `compact.fastest` takes its turn too.
+    With up to `MOST_SPARSE` images per call, `compact.fastest` is measured too.
 
     Args:
-        model: with its parameters and statistics, and a graph.
-        mask: what to keep.
-        input_shape: height, width and channels of a picture.
-        batches: images a call.
-        calls: of each network at each batch size.
+        model: the network, with its parameters and statistics.
+        mask: True keeps.
+        input_shape: height, width and channels of an image.
+        batches: images per call.
+        calls: number of calls of each network at each batch size.
 
     Returns:
         A function that waits for the processes that measure memory, at the last batch
         size, and returns: weights_dense, weights_kept, weights_compacted (kernels),
         bytes_dense and bytes_compacted (all arrays), file_masked and file_compacted (bytes
         on disk, as Orbax compresses them; None with several processes), macs_dense,
-        macs_kept, macs_compacted (per picture), empty_layers, difference (of all logits,
+        macs_kept, macs_compacted (per image), empty_layers, difference (of all logits,
         as a share of the largest);
         `masked_1_p50_s`, `compacted_1_p95_s`, `sparse_1_p50_s` and so on,
         `sparse_1_layers` (how many gain by it; with none, the sparse network is the
         compacted one), `masked_peak_mb` and `compacted_peak_mb`.
 
     Raises:
-        ValueError: if the wiring of the network is not known.
+        ValueError: if the compacted network computes something else.
     """
     model = dataclasses.replace(model, params=masks.apply(model.params, mask))
-    small = compact.compact(model, model.params, model.state, mask).model
-    networks = {"masked": model, "compacted": small}
+
+    def forward(params: PyTree, x: Any) -> Any:
+        return model.apply(params, model.state, x)[0]
+
+    # Two images, so that any number of them is accepted.
+    example = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    small = compact.compact(forward, model.params, mask, example)
+    networks = {
+        "masked": _Network(forward, model.params, model),
+        "compacted": _Network(small.fn, small.params, _arrays(small)),
+    }
     chosen = tree.by_name(tree.prunable(mask))
     kernels = [name for name, prunable in chosen.items() if prunable]
-    found: dict[str, float | None] = {
-        "weights_dense": sum(tree.by_name(mask)[name].size for name in kernels),
-        "weights_kept": sum(int(tree.by_name(mask)[name].sum()) for name in kernels),
-        "weights_compacted": sum(
-            tree.by_name(small.params)[name].size for name in kernels
-        ),
-        "bytes_dense": _bytes(model),
-        "bytes_compacted": _bytes(small),
-        "empty_layers": sum(not tree.by_name(mask)[name].any() for name in kernels),
+    leaves, small_leaves = tree.by_name(mask), tree.by_name(small.params)
+    facts: dict[str, float | None] = {
+        "weights_dense": sum(leaves[name].size for name in kernels),
+        "weights_kept": sum(int(leaves[name].sum()) for name in kernels),
+        "weights_compacted": sum(small_leaves[name].size for name in kernels),
+        "bytes_dense": _bytes(networks["masked"]),
+        "bytes_compacted": _bytes(networks["compacted"]),
+        "empty_layers": sum(not leaves[name].any() for name in kernels),
     }
     one = jnp.ones((1, *input_shape))
-    macs = {side: _macs(network, one) for side, network in networks.items()}
-    found["macs_dense"] = sum(jax.tree.leaves(macs["masked"]))
-    found["macs_kept"] = sum(jax.tree.leaves(profiling.kept_macs(macs["masked"], mask)))
-    found["macs_compacted"] = sum(jax.tree.leaves(macs["compacted"]))
+    macs = {
+        side: profiling.macs(network.call, network.params, one)
+        for side, network in networks.items()
+    }
+    facts["macs_dense"] = sum(jax.tree.leaves(macs["masked"]))
+    facts["macs_kept"] = sum(jax.tree.leaves(profiling.kept_macs(macs["masked"], mask)))
+    facts["macs_compacted"] = sum(jax.tree.leaves(macs["compacted"]))
     for side, network in networks.items():
-        found[f"file_{side}"] = _file_size(network)
-    waits = {}
+        facts[f"file_{side}"] = _file_size(network)
     for batch in batches:
         x = jax.random.uniform(jax.random.key(0), (batch, *input_shape))
-        taking_turns = dict(networks)
+        measured = {side: (n.call, n.params) for side, n in networks.items()}
         if batch <= MOST_SPARSE:
             few = compact.fastest(small, x, calls=5)
-            found[f"sparse_{batch}_layers"] = len(few.layers)
-            taking_turns |= {"sparse": few.model} if few.layers else {}
-        runs = {side: _compiled(network, x) for side, network in taking_turns.items()}
+            facts[f"sparse_{batch}_layers"] = len(few.kernels)
+            measured |= {"sparse": (few.fn, few.params)} if few.kernels else {}
+        runs = {side: _compiled(*called, x) for side, called in measured.items()}
         masked, *others = (run() for run in runs.values())
         most = float(jnp.abs(masked).max()) or 1.0
         for logits in others:
-            apart = float(jnp.abs(masked - logits).max()) / most
-            found["difference"] = max(apart, found.get("difference") or 0.0)
+            difference = float(jnp.abs(masked - logits).max()) / most
+            facts["difference"] = max(difference, facts.get("difference") or 0.0)
         latencies = profiling.interleaved(*runs.values(), calls=calls, warmup=2)
         timed = dict(zip(runs, latencies, strict=True))
         if batch <= MOST_SPARSE:
             timed.setdefault("sparse", timed["compacted"])
         for side, latency in timed.items():
-            found[f"{side}_{batch}_p50_s"] = latency.p50
-            found[f"{side}_{batch}_p95_s"] = latency.p95
+            facts[f"{side}_{batch}_p50_s"] = latency.p50
+            facts[f"{side}_{batch}_p95_s"] = latency.p95
     x = jnp.ones((batches[-1], *input_shape))
-    for side, network in networks.items():
-        waits[side] = profiling.start_measure(
-            _call(network), network.params, network.state, x
-        )
+    waits = {
+        side: profiling.start_measure(network.call, network.params, x)
+        for side, network in networks.items()
+    }
 
     def wait() -> dict[str, float | None]:
         peaks = {f"{side}_peak_mb": end().peak_rss for side, end in waits.items()}
-        return {**found, **peaks}
+        return {**facts, **peaks}
 
     return wait
 
 
-def _call(network: models.Model) -> Callable[..., Any]:
-    return lambda params, state, x: network.apply(params, state, x)[0]
+def _arrays(small: compact.Compacted) -> PyTree:
+    """Return the parameters and all other arrays of a compacted function."""
+    constants = {str(i): leaf for i, leaf in enumerate(small.fn.arrays()) if leaf.ndim}
+    return {"params": small.params, "constants": constants}
 
 
-def _compiled(network: models.Model, x: jax.Array) -> Callable[[], Any]:
-    run = jax.jit(_call(network)).lower(network.params, network.state, x).compile()
-    return lambda: run(network.params, network.state, x)
+def _compiled(
+    call: Callable[..., Any], params: PyTree, x: jax.Array
+) -> Callable[[], Any]:
+    run = jax.jit(lambda params, x: call(params, x)).lower(params, x).compile()
+    return lambda: run(params, x)
 
 
-def _macs(network: models.Model, x: jax.Array) -> Any:
-    return profiling.macs(
-        lambda params, x: network.apply(params, network.state, x)[0], network.params, x
-    )
+def _bytes(network: _Network) -> int:
+    return sum(leaf.nbytes for leaf in jax.tree.leaves(network.arrays))
 
 
-def _bytes(network: models.Model) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(network))
-
-
-def _file_size(network: models.Model) -> int | None:
+def _file_size(network: _Network) -> int | None:
     if jax.process_count() > 1:  # Orbax saves with all of them, and only one measures
         return None
-    arrays = tree.by_name({"params": network.params, "state": network.state})
     with tempfile.TemporaryDirectory() as folder:
-        # Orbax refuses arrays of size zero.
-        held = {name: leaf for name, leaf in arrays.items() if leaf.size}
-        checkpoint.save(f"{folder}/arrays", held)
+        checkpoint.save(f"{folder}/arrays", network.arrays)
         files = (path for path in Path(folder).rglob("*") if path.is_file())
         return sum(path.stat().st_size for path in files)

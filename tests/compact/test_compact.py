@@ -1,8 +1,5 @@
-"""A compacted network computes the same function as the masked one, for any mask."""
+"""A compacted function computes what the masked one computes, whatever the network."""
 
-import dataclasses
-import functools
-import json
 from typing import Any
 
 import chex
@@ -10,406 +7,354 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from hypothesis import given, settings, strategies as st
 from jax import export
 
-from jaxprune import compact, data, masks, models, scores, train, tree
-from tests.programs import launch
+from jaxprune import compact, masks, models, tree
+from tests.zoo import ZOO, Network, of_nnx, users_settings
 
 
-def trained_like(name: str, dtype, batch_norm: bool = True) -> models.Model:
-    """Return a small network whose biases, scales and statistics are far from 0."""
-    model = models.create(
-        name,
-        key=jax.random.key(0),
-        input_shape=(8, 8, 2),
-        width=0.1,
-        batch_norm=batch_norm,
+@pytest.fixture(autouse=True)
+def float64():
+    with jax.enable_x64(True), users_settings():
+        yield
+
+
+def widened(arrays: Any) -> Any:
+    return tree.map_floating(lambda leaf: leaf.astype(jnp.float64), arrays)
+
+
+def drawn(network: Network, density: float, seed: int) -> tuple[Any, Any]:
+    """Return parameters without zeros, and a random mask of leaves with two dimensions."""
+    rng = np.random.default_rng(seed)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * rng.standard_normal(leaf.shape),
+        widened(network.params),
     )
-    draw = np.random.default_rng(0)
-
-    def shift(name, leaf):
-        signs = 1 if name.endswith("var") else draw.choice([-1, 1], leaf.shape)
-        shifted = signs * (np.asarray(leaf) + draw.uniform(0.1, 0.5, leaf.shape))
-        return jnp.asarray(shifted if leaf.ndim == 1 else leaf, dtype)
-
-    return dataclasses.replace(
-        model,
-        params=tree.map_named(shift, model.params),
-        state=tree.map_named(shift, model.state),
+    mask = jax.tree.map(
+        lambda leaf: jnp.asarray(
+            rng.random(leaf.shape) < density
+            if leaf.ndim > 1
+            else np.ones(leaf.shape, bool)
+        ),
+        params,
     )
+    return params, mask
 
 
-def compacted(model: models.Model, mask, **options) -> compact.Compacted:
-    return compact.compact(model, model.params, model.state, mask, **options)
+# Random masks of these networks; one of 0.3 for the others.
+DENSITIES = {"mlp": [0.1, 0.4], "unet": [0.1], "vgg11": [0.15]}
 
 
-def difference(model: models.Model, mask, *, fold: bool) -> float:
-    """Return the largest difference of the logits, as a share of the largest logit."""
-    result = compacted(model, mask, fold_batch_norm=fold)
-    dtype = jax.tree.leaves(model.params)[0].dtype
-    x = jnp.asarray(np.random.default_rng(1).uniform(-2, 2, (3, 8, 8, 2)), dtype)
-    want, _ = model.apply(masks.apply(model.params, mask), model.state, x)
-    got, _ = result.model.apply(result.params, result.state, x)
-    chex.assert_equal_shape([got, want])
-    return float(jnp.abs(got - want).max() / jnp.abs(want).max())
+def longer(leaf: Any) -> Any:
+    return jnp.concatenate([leaf, leaf[:1], leaf])
 
 
-@pytest.mark.parametrize("name", ["vgg11", "resnet20", "mlp", "conv2"])
-@settings(max_examples=4, deadline=None)
-@given(exponent=st.floats(0, 3.3), seed=st.integers(0, 2**31 - 1), fold=st.booleans())
-def test_logits_equal_those_of_the_masked_network(name, exponent, seed, fold):
-    with jax.enable_x64(True):
-        model = trained_like(name, jnp.float64)
-        drawn = scores.random(jax.random.key(seed), model.params)
-        assert (
-            difference(model, masks.select(drawn, 10.0**-exponent), fold=fold) < 1e-12
+@pytest.mark.parametrize("name", ZOO)
+def test_any_network_keeps_its_outputs_and_gradients(name):
+    network = ZOO[name](jax.random.key(0))
+    args = widened(network.args)
+
+    @jax.jit
+    def dense(params: Any, mask: Any, *args: Any) -> Any:
+        def total(params: Any) -> Any:
+            outputs = network.fn(masks.apply(params, mask), *args)
+            return sum(
+                jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)
+            ), outputs
+
+        (_, outputs), gradients = jax.value_and_grad(total, has_aux=True)(params)
+        return outputs, gradients
+
+    for seed, density in enumerate(DENSITIES.get(name, [0.3])):
+        params, mask = drawn(network, density, seed)
+        small = compact.compact(network.fn, params, mask, *args)
+        assert small.info.left + small.info.carried <= small.info.dense
+        assert not small.info.opaque
+
+        def total(params: Any, *args: Any, small: Any = small) -> Any:
+            outputs = small.fn(params, *args)
+            return sum(
+                jnp.sum(jnp.sin(leaf)) for leaf in jax.tree.leaves(outputs)
+            ), outputs
+
+        run = jax.jit(jax.value_and_grad(total, has_aux=True))
+        (_, outputs), gradients = run(small.params, *args)
+        expected, wanted = dense(params, mask, *args)
+        chex.assert_trees_all_close(outputs, expected, rtol=1e-9, atol=1e-11)
+        # Gradients of weights that are left, where the mask keeps them.
+        rows = zip(
+            small.fn.program.params,
+            *(jax.tree.leaves(part) for part in (gradients, wanted, mask)),
+            strict=True,
         )
+        if not small.fn.carried:  # a carried constant is not trained
+            for value, got, want, kept in rows:
+                index = np.ix_(
+                    *(
+                        np.arange(n) if k is None else k
+                        for n, k in zip(want.shape, small.fn.keep[value], strict=True)
+                    )
+                )
+                chosen = np.asarray(kept)[index]
+                np.testing.assert_allclose(
+                    np.where(chosen, got, 0),
+                    np.asarray(want)[index],
+                    rtol=1e-8,
+                    atol=1e-10,
+                )
+        if seed == 0 and network.batched:
+            more = jax.tree.map(longer, args)
+            assert small.fn.free
+            chex.assert_trees_all_close(
+                run(small.params, *more)[0][1],
+                dense(params, mask, *more)[0],
+                rtol=1e-9,
+                atol=1e-11,
+            )
 
 
-def test_a_trained_network_keeps_its_logits():
-    """Training changes weights, biases and statistics, under the mask."""
-    model = models.create(
-        "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.2
+def test_only_live_units_are_left():
+    fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
+    params = {"w": jnp.ones((4, 8)), "b": jnp.arange(8.0), "v": jnp.ones((8, 2))}
+    mask = masks.ones_like(params)
+    mask["v"] = mask["v"].at[3:].set(False)  # outputs of five units are not read
+    mask["w"] = mask["w"].at[:, 0].set(False)  # one of the others emits its bias
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert small.info.sizes["w"] == ((4, 8), (4, 2))
+    assert small.info.left == 4 * 2 + 2 + 2 * 2
+    assert small.info.live["w"].sum() == 8
+    assert small.info.carried == 0  # relu(0) = 0
+    assert not any(small.info.beyond_need.values())
+    params["b"] = params["b"] + 1.0
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert small.info.carried == 1  # its bias of 1, the same for both outputs
+    assert small.info.carries == ("1 numbers behind dot_general at ''",)
+
+
+def test_a_carried_constant_is_added_to_a_bias_where_there_is_one():
+    fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"] + p["c"]
+    params = {"w": jnp.ones((4, 3)), "b": jnp.ones(3), "c": jnp.ones(2)}
+    params["v"] = jnp.arange(6.0).reshape(3, 2)
+    mask = masks.ones_like(params)
+    mask["w"] = mask["w"].at[:, 1].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert small.info.carried == 0
+    np.testing.assert_array_equal(small.params["c"], [1 + 2, 1 + 3])
+
+
+def test_fresh_biases_of_zero_are_not_pruned():
+    fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) * p["scale"]
+    params = {"w": jnp.ones((4, 3)), "b": jnp.zeros(3), "scale": jnp.zeros(3)}
+    small = compact.compact(fn, params, masks.ones_like(params), jnp.ones((2, 4)))
+    assert small.info.left == small.info.dense
+
+
+def test_custom_derivatives_are_kept():
+    fn = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]
+    params = {"w": jnp.ones((2, 3)), "v": jnp.ones((3, 1))}
+    mask = masks.ones_like(params)
+    mask["v"] = mask["v"].at[0].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 2)))
+    # At 0 the derivative of max(x, 0) is 1/2, that of jax.nn.relu is 0.
+    gradient = jax.grad(lambda x: small.fn(small.params, x).sum())(jnp.zeros((2, 2)))
+    np.testing.assert_array_equal(gradient, jnp.zeros((2, 2)))
+
+
+def test_batch_norm_statistics_are_cut_with_their_channels():
+    network = ZOO["mobile"](jax.random.key(0))
+    params, mask = drawn(network, 1.0, 0)
+    for module, rows in (("project", (0, 0, slice(3, None))), ("down", slice(3, None))):
+        kernel = mask[module]["kernel"]
+        kernel.set_value(kernel.get_value().at[rows].set(False))
+    small = compact.compact(network.fn, params, mask, *widened(network.args))
+    assert small.info.sizes["norm1/scale"] == ((8,), (3,))
+    assert small.info.sizes["depth/kernel"] == ((3, 3, 1, 8), (3, 3, 1, 3))
+    assert {leaf.shape for leaf in small.fn.arrays() if leaf.ndim == 1} == {(3,)}
+
+
+def test_the_choice_by_platform_survives_and_dead_taps_are_removed():
+    network = ZOO["vgg11"](jax.random.key(0))
+    params, mask = drawn(network, 0.9, 0)
+    small = compact.compact(network.fn, params, mask, *widened(network.args))
+    jaxpr = str(jax.make_jaxpr(small.fn.__call__)(small.params, *widened(network.args)))
+    assert "platform_index" in jaxpr
+    # On a map of 1x1 pixel, only the middle of a 3x3 kernel sees the pixel.
+    assert small.info.sizes["conv8/kernel"][1][:2] == (1, 1)
+
+
+def test_bfloat16_products_that_accumulate_in_float32():
+    def fn(p: Any, x: Any) -> Any:
+        h = jnp.matmul(x, p["w"], preferred_element_type=jnp.float32)
+        return jax.nn.relu(h).astype(jnp.bfloat16) @ p["v"]
+
+    params = {"w": jnp.ones((4, 8), jnp.bfloat16), "v": jnp.ones((8, 2), jnp.bfloat16)}
+    mask = masks.ones_like(params)
+    mask["w"] = mask["w"].at[:, 5:].set(False)
+    x = jnp.ones((2, 4), jnp.bfloat16)
+    small = compact.compact(fn, params, mask, x)
+    assert small.params["v"].shape == (5, 2)
+    assert small.fn(small.params, x).dtype == jnp.bfloat16
+
+
+def test_operations_that_cannot_be_followed_are_named_and_keep_what_they_read():
+    def fn(p: Any, x: Any) -> Any:
+        h = x @ p["w"]
+        with jax.named_scope("spectrum"):
+            h = jnp.abs(jnp.fft.rfft(h))
+        return h @ p["v"]
+
+    params = {"w": jnp.ones((4, 6)), "v": jnp.ones((4, 2))}
+    mask = masks.ones_like(params)
+    mask["w"] = mask["w"].at[:, 2:].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert small.info.opaque == ("fft at 'spectrum'",)
+    assert small.params["w"].shape == (4, 6)
+
+
+def test_gathered_inputs():
+    fn = lambda p, x: x @ p["w"]
+    params = {"w": jnp.arange(12.0).reshape(4, 3)}
+    mask = {"w": jnp.zeros((4, 3), bool).at[jnp.array([0, 2])].set(True)}
+    x = jnp.arange(8.0).reshape(2, 4)
+    small = compact.compact(fn, params, mask, x, inputs="gather")
+    assert small.params["w"].shape == (2, 3)
+    np.testing.assert_array_equal(
+        small.fn(small.params, x), fn(masks.apply(params, mask), x)
     )
-    mask = masks.select(scores.random(jax.random.key(1), model.params), 0.05)
-    digits = data.load(data.find("digits"))
-    image_set = train.ImageSet(
-        jnp.asarray(digits.train_images),
-        jnp.asarray(digits.train_labels),
-        data.Preprocessing((0.287,), (0.353,), 0, False),
+
+
+def test_a_network_that_is_cut_is_a_constant_with_a_warning():
+    network = ZOO["mlp"](jax.random.key(0))
+    params, mask = drawn(network, 1.0, 0)
+    mask["w2"] = jnp.zeros_like(mask["w2"])
+    small = compact.compact(network.fn, params, mask, *widened(network.args))
+    assert small.info.collapse is not None
+    assert small.info.collapse.layers == ("w2",)
+    assert small.info.left == 0
+    live = jax.tree.leaves(small.info.live)
+    assert not any(leaf.any() for leaf in live)
+
+
+def test_a_small_function_is_saved_for_any_number_of_examples(tmp_path):
+    network = ZOO["vgg11"](jax.random.key(0))
+    params, mask = drawn(network, 0.3, 0)
+    args = widened(network.args)
+    small = compact.compact(network.fn, params, mask, *args)
+    compact.save(tmp_path / "small", small.fn, small.params, *args)
+    fn, loaded = compact.load(tmp_path / "small")
+    assert list(loaded) == tree.names(params)
+    more = jax.tree.map(longer, args)
+    expected = jax.jit(network.fn)(masks.apply(params, mask), *more)
+    np.testing.assert_allclose(fn(loaded, *more), expected, rtol=1e-9, atol=1e-12)
+    gradient = lambda fn: jax.jit(jax.grad(lambda params, x: fn(params, x).sum()))
+    gradients = gradient(fn)(loaded, *args)
+    wanted = gradient(small.fn)(small.params, *args)
+    chex.assert_trees_all_close(
+        gradients, dict(zip(tree.names(params), jax.tree.leaves(wanted), strict=True))
     )
-    recipe = train.Training(epochs=2.0, batch_size=128, learning_rate=0.1)
-    fitted = train.fit(model, mask, image_set, recipe, jax.random.key(2))
-    assert fitted.history[-1]["accuracy"] > 40  # training has changed the network
-    model = fitted.model
-    x = data.preprocess(jnp.asarray(digits.test_images), image_set.preprocessing)
-    want, _ = model.apply(model.params, model.state, x)
-    for fold in (False, True):
-        result = compacted(model, mask, fold_batch_norm=fold)
-        got, _ = result.model.apply(result.params, result.state, x)
-        assert float(jnp.abs(got - want).max() / jnp.abs(want).max()) < 1e-5
+    with pytest.raises(ValueError, match="already contains a function"):
+        compact.save(tmp_path / "small", small.fn, small.params, *args)
+    (tmp_path / "small" / "function.bin").write_bytes(b"other")
+    with pytest.raises(ValueError, match="function.bin is corrupt"):
+        compact.load(tmp_path / "small")
 
 
-def test_a_constant_channel_becomes_a_bias_map_where_a_convolution_pads():
-    model = trained_like("vgg11", jnp.float32, batch_norm=False)
-    bias = model.params["conv1"]["bias"]
-    model.params["conv1"]["bias"] = jnp.abs(bias)  # ReLU keeps it
-    mask = masks.ones_like(model.params)
-    mask["conv1"]["kernel"] = mask["conv1"]["kernel"].at[..., 0].set(False)
-    result = compacted(model, mask)
-    assert result.info.channels["conv1"] == (5, 6)
-    assert result.info.bias_maps == ("conv2",)
-    bias = np.asarray(result.params["conv2"]["bias"])
-    emitted = float(model.params["conv1"]["bias"][0])
-    kernel = np.asarray(model.params["conv2"]["kernel"])[:, :, 0]
-    whole = np.asarray(model.params["conv2"]["bias"]) + emitted * kernel.sum((0, 1))
-    corner = np.asarray(model.params["conv2"]["bias"]) + emitted * kernel[1:, 1:].sum(
-        (0, 1)
+def test_a_transformer_is_exported_with_a_symbolic_batch():
+    network = ZOO["transformer"](jax.random.key(0))
+    params, mask = drawn(network, 0.5, 0)
+    small = compact.compact(network.fn, params, mask, *network.args)
+    (batch,) = export.symbolic_shape("batch")
+    shapes = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), small.params
     )
-    np.testing.assert_allclose(bias[1, 1], whole, rtol=1e-5)
-    np.testing.assert_allclose(bias[0, 0], corner, rtol=1e-5)
-    assert difference(model, mask, fold=False) < 1e-5
+    tokens = jax.ShapeDtypeStruct((batch, 5), network.args[0].dtype)
+    exported = export.export(jax.jit(small.fn.__call__))(shapes, tokens)
+    assert exported.out_avals[0].shape[0] == batch
 
 
-def test_a_collapsed_network_becomes_its_constant_with_a_warning():
-    model = trained_like("vgg11", jnp.float32)
-    mask = masks.ones_like(model.params)
-    mask["conv3"]["kernel"] = jnp.zeros_like(mask["conv3"]["kernel"])
-    result = compacted(model, mask, fold_batch_norm=True)
-    assert result.info.collapse is not None
-    assert result.info.collapse.layers == ("conv3/kernel",)
-    assert all(left == 0 for left, _ in list(result.info.channels.values())[:-1])
-    assert difference(model, mask, fold=True) < 1e-5
-
-
-def test_live_weights_are_those_on_a_path():
-    model = models.create(
-        "mlp", key=jax.random.key(0), input_shape=(1, 2, 1), width=0.01
-    )
-    mask = masks.ones_like(model.params)
-    mask["fc2"]["kernel"] = mask["fc2"]["kernel"].at[0].set(False)
-    live = compacted(model, mask).info.live
-    assert not live["fc1"]["kernel"][:, 0].any()
-    assert live["fc1"]["kernel"][:, 1:].all()
-
-
-def test_a_module_without_a_wiring_is_refused():
-    class Unwired(nnx.Module):
-        def __init__(self):
-            self.w = nnx.Param(jnp.ones((2, 2)))
-
-        def __call__(self, x, train):
-            return x @ self.w
-
-    model = models.functional(Unwired())
+def test_products_by_kept_weights_give_the_same_logits():
+    network = ZOO["linen_conv"](jax.random.key(0))
+    params, mask = drawn(network, 0.2, 0)
+    args = widened(network.args)
+    small = compact.compact(network.fn, params, mask, *args)
+    few = compact.sparse(small, ["Conv_0/kernel", "Conv_1/kernel", "Dense_0/kernel"])
+    assert few.params["Conv_1"]["kernel"].ndim == 1
+    more = jax.tree.map(longer, args)
+    expected = network.fn(masks.apply(params, mask), *more)
+    logits = jax.jit(few.fn.__call__)(few.params, *more)
+    np.testing.assert_allclose(logits, expected, rtol=1e-9, atol=1e-12)
+    assert set(compact.fastest(small, *args, calls=1).kernels) <= set(few.kernels)
     with pytest.raises(
-        ValueError, match="Unwired does not say which layer feeds which"
+        ValueError, match="'Conv_0/bias' is not the kernel of a product"
     ):
-        compacted(model, masks.ones_like(model.params))
+        compact.sparse(small, ["Conv_0/bias"])
+    with pytest.raises(ValueError, match="'Conv_0/kernel' is not the kernel of a prod"):
+        compact.sparse(few, ["Conv_0/kernel"])
+    with pytest.raises(TypeError, match="compacted is a dict"):
+        compact.sparse({}, ["w"])
 
 
-class Unusual(nnx.Module):
-    """Convolutions with strides, kernel dilation, input dilation and padding."""
-
-    input_shape = (9, 8, 2)
-
-    def __init__(self, groups: int = 1):
-        rngs = nnx.Rngs(0)
-        conv = functools.partial(nnx.Conv, rngs=rngs)
-        self.conv1 = conv(
-            2, 5, (3, 2), strides=(2, 1), kernel_dilation=(1, 2), padding="SAME"
-        )
-        self.conv2 = conv(5, 6, (3, 3), input_dilation=2, padding=((0, 2), (3, 1)))
-        self.conv3 = conv(
-            6, 4, (2, 2), strides=2, padding="VALID", feature_group_count=groups
-        )
-
-    def __call__(self, x, train):
-        hidden = jax.nn.relu(self.conv2(jax.nn.relu(self.conv1(x))))
-        return self.conv3(hidden).mean((1, 2))
-
-    def wiring(self):
-        writes = ("conv1", "conv2", "logits")
-        reads = ("input", *writes[:2])
-        names = ("conv1", "conv2", "conv3")
-        return [
-            models.Layer(name, None, *ends)
-            for name, *ends in zip(names, reads, writes, strict=True)
-        ]
-
-
-class Own(nnx.Module):
-    """A user's network: another epsilon, and a dropout with a key in its state."""
-
-    input_shape = (4, 4, 2)
-
-    def __init__(self, **changes):
-        rngs = nnx.Rngs(0)
-        self.c1 = nnx.Conv(2, 6, (3, 3), rngs=rngs)
-        self.n1 = nnx.BatchNorm(6, epsilon=0.1, rngs=rngs, **changes)
-        self.drop = nnx.Dropout(0.5, rngs=rngs)
-        self.fc = nnx.Linear(6, 3, rngs=rngs)
-        self.layers = [("c1", "n1", "input", "c1"), ("fc", None, "c1", "logits")]
-
-    def __call__(self, x, train):
-        hidden = jax.nn.relu(self.n1(self.c1(x), use_running_average=not train))
-        return self.fc(self.drop(hidden, deterministic=not train).mean((1, 2)))
-
-    def wiring(self):
-        return [models.Layer(*layer) for layer in self.layers]
-
-
-@pytest.mark.parametrize("fold", [False, True])
-def test_a_users_network_is_compacted(fold):
-    model = models.functional(Own())
-    state = {**model.state, "n1": {"mean": jnp.full(6, 0.3), "var": jnp.full(6, 0.2)}}
+def test_a_model_of_the_library_goes_through_the_same_door():
+    model = models.create("conv2", key=jax.random.key(0), width=0.1)
     mask = masks.ones_like(model.params)
-    mask["c1"]["kernel"] = mask["c1"]["kernel"].at[..., :2].set(False)
-    mask["fc"]["kernel"] = mask["fc"]["kernel"].at[4:].set(False)
-    result = compact.compact(model, model.params, state, mask, fold_batch_norm=fold)
-    assert result.info.channels["c1"] == (2, 6)
-    x = jnp.asarray(np.random.default_rng(0).normal(size=(3, 4, 4, 2)), jnp.float32)
-    want, _ = model.apply(masks.apply(model.params, mask), state, x)
-    got, _ = result.model.apply(result.params, result.state, x)
-    np.testing.assert_allclose(got, want, atol=1e-6)
-    with pytest.raises(ValueError, match=r"for images of \(4, 4, 2\); got \(5, 4, 2\)"):
-        result.model.apply(result.params, result.state, jnp.ones((1, 5, 4, 2)))
+    kernel = mask["dense"]["fc2"]["kernel"]
+    mask["dense"]["fc2"]["kernel"] = kernel.at[4:].set(False)
+    fn = lambda params, x: model.apply(params, model.state, x)[0]
+    x = jnp.ones((1, 32, 32, 3), jnp.float32)
+    small = compact.compact(fn, model.params, mask, x)
+    assert small.info.sizes["dense/fc1/kernel"][1][1] == 4
+    assert small.fn(small.params, jnp.ones((3, 32, 32, 3), jnp.float32)).shape == (
+        3,
+        10,
+    )
 
 
-@pytest.mark.parametrize(
-    ("layers", "sentence"),
-    [
-        (
-            [("c9", None, "input", "logits")],
-            "names the layer 'c9', where there is NoneTy",
-        ),
-        ([("n1", None, "input", "logits")], "'n1', where there is BatchNorm"),
-        (
-            [("c1", None, "c0", "logits")],
-            "reads the stream 'c0', which no layer before",
-        ),
-        ([("c1", "n1", "input", "c1")], "no layer of Own writes the stream 'logits'"),
-        ([("c1", "drop", "input", "logits")], "'drop' behind layer 'c1' is Dropout"),
-    ],
-)
-def test_an_impossible_wiring_is_refused(layers, sentence):
-    own = Own()
-    own.layers = layers
-    with pytest.raises(ValueError, match=sentence):
-        models.wiring(models.functional(own))
-
-
-def test_arrays_of_another_model_are_refused():
-    model = models.functional(Own())
-    mask = masks.ones_like(model.params)
-    with pytest.raises(ValueError, match="state .*tree.* model"):
-        compact.compact(model, model.params, {}, mask)
+def test_invalid_arguments_are_refused():
+    fn = lambda p, x: x @ p["w"]
+    params, x = {"w": jnp.ones((4, 3))}, jnp.ones((2, 4))
+    mask = masks.ones_like(params)
+    with pytest.raises(ValueError, match="mask has no leaf at 'w'"):
+        compact.compact(fn, params, {"v": mask["w"]}, x)
     with pytest.raises(ValueError, match="which jit can't trace. Call it outside"):
-        jax.jit(lambda params: compact.compact(model, params, model.state, mask))(
-            model.params
-        )
-    with pytest.raises(
-        ValueError, match="is BatchNorm. Only nnx.BatchNorm with use_sc"
+        jax.jit(lambda p: compact.compact(fn, p, mask, x).params)(params)
+    with pytest.raises(ValueError, match="inputs 'cut' is unknown"):
+        compact.compact(fn, params, mask, x, inputs="cut")
+    with pytest.raises(TypeError, match="params has a str at 'act'"):
+        compact.compact(fn, {"act": "relu"}, {"act": mask["w"]}, x)
+
+    def printing(p: Any, x: Any) -> Any:
+        jax.debug.print("{}", x[0, 0])
+        return x @ p["w"]
+
+    with pytest.raises(ValueError, match="side effects .*Pass a pure function"):
+        compact.compact(printing, params, mask, x)
+    small = compact.compact(fn, params, mask, x)
+    for bad, message in (
+        ((jnp.ones((2, 5)),), "Only the first axis may differ"),
+        ((x, x), "the arguments have the structure"),
     ):
-        models.wiring(models.functional(Own(use_scale=False)))
+        with pytest.raises(ValueError, match=message):
+            small.fn(small.params, *bad)
+    with pytest.raises(ValueError, match=r"params has shape \(4, 2\) at 'w'"):
+        small.fn({"w": jnp.ones((4, 2))}, x)
+    with pytest.raises(ValueError, match="params has the leaves v"):
+        small.fn({"v": jnp.ones((4, 3))}, x)
 
 
-def check_sparse_layers(model: models.Model, shape: tuple[int, ...]) -> None:
-    """Check that layers that multiply by their kept weights alone give the same logits."""
-    layers = [layer.name for layer in models.wiring(model)]
-    few = compact.sparse(model, layers)
-    for name in layers:
-        kernel, left = (
-            models.get_path(one.params, name)["kernel"] for one in (model, few)
-        )
-        assert left.shape == (int((kernel != 0).sum()),)
-    x = jnp.asarray(np.random.default_rng(1).uniform(-2, 2, (3, *shape)))
-    want, got = (one.apply(one.params, one.state, x)[0] for one in (model, few))
-    chex.assert_trees_all_close(got, want, atol=1e-12 * float(jnp.abs(want).max()))
+def test_a_function_that_mixes_examples_takes_the_size_it_was_compacted_for():
+    fn = lambda p, x: (x - x.mean(0, keepdims=True)) @ p["w"]
+    params, x = {"w": jnp.ones((4, 3))}, jnp.ones((2, 4))
+    small = compact.compact(fn, params, masks.ones_like(params), x)
+    with pytest.raises(ValueError, match="Compact it with arguments of these shapes"):
+        small.fn(small.params, jnp.ones((3, 4)))
 
 
-@pytest.mark.parametrize(
-    ("name", "density"), [("conv2", 0.05), ("mlp", 0.05), ("mlp", 0.0005)]
-)
-def test_sparse_layers_give_the_same_logits(name, density):
-    with jax.enable_x64(True):
-        model = trained_like(name, jnp.float64)
-        drawn = scores.random(jax.random.key(1), model.params)
-        mask = masks.select(drawn, density)
-        check_sparse_layers(compacted(model, mask).model, (8, 8, 2))
+def test_an_nnx_module_is_trained_further_after_compaction():
+    from flax import nnx
 
-
-def test_sparse_layers_give_the_same_logits_for_any_convolution():
-    with jax.enable_x64(True):
-        model = models.functional(Unusual())
-        model = dataclasses.replace(
-            model,
-            params=jax.tree.map(lambda leaf: leaf.astype(jnp.float64), model.params),
-        )
-        mask = masks.select(scores.random(jax.random.key(0), model.params), 0.3)
-        check_sparse_layers(
-            dataclasses.replace(model, params=masks.apply(model.params, mask)),
-            Unusual.input_shape,
-        )
-
-
-def test_the_fastest_network_gives_the_same_logits():
-    model = trained_like("mlp", jnp.float32)
-    mask = masks.select(scores.random(jax.random.key(1), model.params), 0.05)
-    model = dataclasses.replace(model, params=masks.apply(model.params, mask))
-    x = jnp.ones((1, 8, 8, 2))
-    result = compact.fastest(model, x, calls=2)
-    assert set(result.layers) < {layer.name for layer in models.wiring(model)}
-    want, got = (
-        one.apply(one.params, one.state, x)[0] for one in (model, result.model)
-    )
-    chex.assert_trees_all_close(got, want, atol=1e-5 * float(jnp.abs(want).max()))
-
-
-def test_layers_that_cannot_be_sparse_are_refused(tmp_path):
-    model = trained_like("vgg11", jnp.float32)
-    with pytest.raises(
-        ValueError, match="layer 'conv9' is not there. Pass some of conv1"
-    ):
-        compact.sparse(model, ["conv9"])
-    cut = dataclasses.replace(model, params=jax.tree.map(jnp.zeros_like, model.params))
-    with pytest.raises(ValueError, match="calls is the number of calls to time; got 0"):
-        compact.fastest(cut, jnp.ones((1, 8, 8, 2)), calls=0)
-    with pytest.raises(ValueError, match=r"x has \w+ of \(4, 8, 2\), and the network"):
-        compact.fastest(model, jnp.ones((1, 4, 8, 2)))
-    with pytest.raises(ValueError, match="'conv3' convolves groups of channels"):
-        models.wiring(models.functional(Unusual(groups=2)))
-    with pytest.raises(ValueError, match="'conv2' multiplies by its kept weights alr"):
-        compact.sparse(compact.sparse(model, "conv2"), ["conv2"])
-    with pytest.raises(ValueError, match="'conv2' holds its kept weights alone"):
-        compact.save(tmp_path / "few", compact.sparse(model, ["conv2"]), **CONFIG)
-
-
-def arrays(model: models.Model):
-    return model.params, model.state
-
-
-CONFIG: Any = {"name": "vgg11", "input_shape": (8, 8, 2), "width": 0.1}
-
-
-@pytest.mark.parametrize("density", [0.3, 0.0005])
-def test_a_compacted_network_is_read_back_bit_for_bit(density, tmp_path):
-    model = trained_like("vgg11", jnp.float32)
-    mask = masks.select(scores.random(jax.random.key(1), model.params), density)
-    small = compacted(model, mask).model
-    compact.save(tmp_path / "small", small, **CONFIG)
-    back = compact.load(tmp_path / "small")
-    chex.assert_trees_all_equal(arrays(back), arrays(small))
-    x = jnp.ones((2, 8, 8, 2))
-    logits = [one.apply(one.params, one.state, x)[0] for one in (back, small)]
-    chex.assert_trees_all_equal(*logits)
-
-
-def test_networks_that_cannot_be_saved_or_loaded_are_refused(tmp_path):
-    model = trained_like("vgg11", jnp.float32)
-    with pytest.raises(FileNotFoundError, match="Pass a folder of compact.save"):
-        compact.load(tmp_path)
-    with pytest.raises(ValueError, match="models.create does not take"):
-        compact.save(tmp_path / "a", model, **CONFIG, depth=3)
-    compact.save(tmp_path / "b", model, **CONFIG)
-    with pytest.raises(ValueError, match="holds a network already"):
-        compact.save(tmp_path / "b", model, **CONFIG)
-    with pytest.raises(ValueError, match="config makes another network"):
-        compact.save(tmp_path / "c", model, **CONFIG | {"name": "resnet20"})
-    for change, sentence in (
-        ({"batch_norm": False}, "without the normalization 'bn1' that the one to save"),
-        (
-            {"input_shape": (9, 9, 2)},
-            r"input_shape \(9, 9, 2\), but the network to save",
-        ),
-        ({"width": np.float32(0.1)}, "config has float32 at 'width', which JSON"),
-    ):
-        with pytest.raises(ValueError, match=sentence):
-            compact.save(tmp_path / "c", model, **CONFIG | change)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(ValueError, match="file is a file. Pass another folder"):
-        compact.save(tmp_path / "file", model, **CONFIG)
-    head = tmp_path / "b" / "network.json"
-    whole = json.loads(head.read_text())
-    for corrupt, sentence in (
-        ("{", "is not what compact.save writes"),
-        (json.dumps(whole | {"format": 9}), "has format 9"),
-        (json.dumps(whole | {"arrays": {}}), "is not what .* lists"),
-        (
-            json.dumps(
-                whole | {"arrays": {**whole["arrays"], "params/x": [[2], "int8"]}}
-            ),
-            "params/x is not there, and not .*int8",
-        ),
-        (
-            json.dumps(whole | {"config": {**whole["config"], "name": "resnet20"}}),
-            "network.json describes another network than .*arrays holds",
-        ),
-    ):
-        head.write_text(corrupt)
-        with pytest.raises(ValueError, match=sentence):
-            compact.load(tmp_path / "b")
-
-
-def test_a_save_that_was_killed_can_be_repeated(tmp_path):
-    model = trained_like("vgg11", jnp.float32)
-    compact.save(tmp_path / "small", model, **CONFIG)
-    (tmp_path / "small" / "network.json").unlink()  # written last
-    compact.save(tmp_path / "small", model, **CONFIG)
-    chex.assert_trees_all_equal(arrays(compact.load(tmp_path / "small")), arrays(model))
-
-
-def test_the_exported_program_runs_without_the_library(tmp_path):
-    model = trained_like("vgg11", jnp.float32)
-    mask = masks.select(scores.random(jax.random.key(1), model.params), 0.1)
-    small = compacted(model, mask, fold_batch_norm=True).model
-    call = jax.jit(lambda x: small.apply(small.params, small.state, x)[0])
-    images = jax.ShapeDtypeStruct(export.symbolic_shape("b, 8, 8, 2"), jnp.float32)
-    (tmp_path / "program").write_bytes(export.export(call)(images).serialize())
-    x = np.random.default_rng(0).uniform(-1, 1, (3, 8, 8, 2)).astype(np.float32)
-    np.save(tmp_path / "x.npy", x)
-    files = [tmp_path / name for name in ("program", "x.npy", "logits.npy")]
-    launch.run("run_exported", *files)
-    np.testing.assert_allclose(np.load(tmp_path / "logits.npy"), call(x), rtol=1e-5)
+    network = of_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((2, 4), jnp.float32))
+    mask = masks.ones_like(network.params)
+    small = compact.compact(network.fn, network.params, mask, *network.args)
+    total = lambda params: small.fn(params, *network.args).sum()
+    gradients = jax.jit(jax.grad(total))(small.params)
+    chex.assert_trees_all_equal_shapes(gradients, small.params)

@@ -1,0 +1,399 @@
+"""A program run on smaller arrays."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import PyTree
+
+from jaxprune import graph, tree
+from jaxprune.compact.constants import Carried
+from jaxprune.graph import Keep, small_shape
+from jaxprune.types import Params
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SmallFunction:
+    """The smaller function: call it as `fn(params, *args)`.
+
+    Attributes:
+        fn: the function before compaction.
+        params: shapes of its parameters, before compaction.
+        args: shapes of the arguments it was compacted for.
+        structure: structure of its result.
+        program: its trace at these shapes.
+        keep: positions that are kept of each value of the program.
+        constants: the arrays that the function closes over, cut to these positions.
+        carried: what dropped constants add, by equation.
+        free: whether the first axis of the arguments may have another size.
+        products: products that are computed in another way, by equation.
+        vectors: shapes of the parameters of these products, by name.
+    """
+
+    fn: Callable[..., Any]
+    params: PyTree
+    args: tuple[Any, ...]
+    structure: Any
+    program: graph.Program
+    keep: Sequence[Keep]
+    constants: Mapping[int, Any]
+    carried: Mapping[int, Carried]
+    free: bool
+    products: Mapping[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)
+    vectors: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+
+    def __call__(self, params: Params, *args: Any) -> Any:
+        """Run the smaller function."""
+        leaves = self._check_params(params)
+        program, keep = self.at(args)
+        values: dict[int, Any] = dict(zip(program.params, leaves, strict=True))
+        values.update(zip(program.args, jax.tree.leaves(args), strict=True))
+        for value, positions in self._gathered():
+            values[value] = values[value][positions]
+        values.update(self.constants)
+        job = _Run(program, self.program, keep, values, self.carried, self.products)
+        values = run_job(job)
+        return jax.tree.unflatten(self.structure, [values[v] for v in program.outs])
+
+    def arrays(self) -> list[Any]:
+        """Return the arrays besides the parameters: closed-over ones and carried ones."""
+        carried = [constant.array for constant in self.carried.values()]
+        return [*map(jnp.asarray, self.constants.values()), *carried]
+
+    def _gathered(self) -> list[tuple[int, Any]]:
+        """Return the arguments of which only some positions are read."""
+        result = []
+        for value in self.program.args:
+            shape, keep = self.program.shape(value), self.keep[value]
+            if any(positions is not None for positions in keep):
+                pairs = zip(shape, keep, strict=True)
+                index = np.ix_(*(np.arange(n) if k is None else k for n, k in pairs))
+                result.append((value, index))
+        return result
+
+    def _check_params(self, params: Params) -> list[Any]:
+        leaves = jax.tree.leaves(params)
+        names = self.program.names
+        if tree.names(params) != list(names):
+            raise ValueError(
+                f"params has the leaves {', '.join(tree.names(params)[:4])}, ..., but the "
+                f"compacted function has {', '.join(names[:4])}, .... Pass "
+                "Compacted.params, or a trained version of it."
+            )
+        for name, value, leaf in zip(names, self.program.params, leaves, strict=True):
+            small = small_shape(self.program.shape(value), self.keep[value])
+            expected = self.vectors.get(name, small)
+            if tuple(jnp.shape(leaf)) != expected:
+                raise ValueError(
+                    f"params has shape {tuple(jnp.shape(leaf))} at '{name}', where the "
+                    f"compacted function has {expected}. Pass Compacted.params, or a "
+                    "trained version of it."
+                )
+        return leaves
+
+    def at(self, args: tuple[Any, ...]) -> tuple[graph.Program, Sequence[Keep]]:
+        """Return the program and what it keeps at the shapes of a call."""
+        if jax.tree.structure(args) != jax.tree.structure(self.args):
+            raise ValueError(
+                f"the arguments have the structure {jax.tree.structure(args)}, but the "
+                f"function was compacted for {jax.tree.structure(self.args)}. Pass such "
+                "arguments."
+            )
+        shapes = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
+        own = [tuple(leaf.shape) for leaf in jax.tree.leaves(self.args)]
+        if shapes == own:
+            return self.program, self.keep
+        same = [s[1:] == o[1:] for s, o in zip(shapes, own, strict=True)]
+        if not (self.free and all(same)):
+            remedy = "Compact it with arguments of these shapes."
+            if self.free:
+                remedy = "Only the first axis may differ."
+            raise ValueError(
+                f"the function was compacted for arguments of the shapes {own}; got "
+                f"{shapes}. {remedy}"
+            )
+        program = graph.trace(self.fn, self.params, *args)
+        return program, _transfer(self.program, self.keep, program)
+
+
+def _transfer(
+    program: graph.Program, keep: Sequence[Keep], other: graph.Program
+) -> Sequence[Keep]:
+    """Return what a program keeps that differs from another in sizes alone."""
+    names = [eqn.primitive.name for eqn in program.eqns]
+    if names != [eqn.primitive.name for eqn in other.eqns]:
+        raise ValueError(
+            "the function computes in another way with arguments of these shapes, so it "
+            "can't be run on them. Compact it with arguments of these shapes."
+        )
+    sizes_fit = all(
+        positions is None or extent == own
+        for value in range(len(program.avals))
+        for positions, extent, own in zip(
+            keep[value],
+            other.avals[value].shape,
+            program.avals[value].shape,
+            strict=True,
+        )
+    )
+    if sizes_fit:
+        return keep
+    closed = graph.between(
+        other,
+        [keep[v] for v in (*program.params, *program.args)],
+        [keep[v] for v in program.outs],
+    )
+    if closed is None:
+        raise ValueError(
+            "the compacted function can't run on arguments of these shapes. Compact it with "
+            "arguments of these shapes."
+        )
+    return closed
+
+
+class _Run(NamedTuple):
+    """A program that is being run.
+
+    Attributes:
+        program: the program, at the shapes of the call.
+        like: the same program at the shapes of the example; the call's may be symbolic.
+        keep: positions that are kept of each value.
+        values: the arrays so far, by value.
+        carried: what dropped constants add, by equation.
+        products: products that are computed in another way, by equation.
+    """
+
+    program: graph.Program
+    like: graph.Program
+    keep: Sequence[Keep]
+    values: dict[int, Any]
+    carried: Mapping[int, Carried]
+    products: Mapping[int, Callable[..., Any]]
+
+
+def run(
+    program: graph.Program,
+    keep: Sequence[Keep],
+    values: Mapping[int, Any],
+    carried: Mapping[int, Carried],
+    like: graph.Program | None = None,
+) -> dict[int, Any]:
+    """Run a program on arrays that are cut to what is kept.
+
+    Args:
+        program: the program.
+        keep: positions that are kept of each value.
+        values: its inputs, cut; constants that are missing are cut here.
+        carried: what dropped constants add, by equation.
+        like: the program at the shapes that `keep` was computed for; by default `program`.
+
+    Returns:
+        The array of each value that was computed.
+    """
+    constants = {
+        value: cut(array, keep[value])
+        for value, array in program.constants.items()
+        if value not in values
+    }
+    all_values = {**constants, **values}
+    return run_job(_Run(program, like or program, keep, all_values, carried, {}))
+
+
+def run_job(job: _Run) -> dict[int, Any]:
+    """Run all equations of a program; return the array of each value."""
+    program = job.program
+    pairs = list(zip(program.regions, job.like.regions, strict=True))
+    _run_range(job, (0, len(program.eqns)), pairs)
+    return job.values
+
+
+def cut(array: Any, keep: Keep) -> Any:
+    """Return the kept positions of an array."""
+    for axis, positions in enumerate(keep):
+        if positions is not None:
+            array = jnp.take(jnp.asarray(array), positions, axis)
+    return array
+
+
+# A region and the same region of the example.
+_Pair = tuple[graph.Region, graph.Region]
+
+
+def _run_range(job: _Run, bounds: tuple[int, int], pairs: Sequence[_Pair]) -> None:
+    """Run some equations, of which some belong to regions."""
+    i, stop = bounds
+    while i < stop:
+        pairs = [pair for pair in pairs if pair[0].start >= i]
+        if pairs and pairs[0][0].start == i < pairs[0][0].stop:
+            (region, _), *rest = pairs
+            inner = [pair for pair in rest if pair[0].stop <= region.stop]
+            _run_region(job, pairs[0], inner)
+            i = region.stop
+        else:
+            _run_eqn(job, i)
+            i += 1
+
+
+def _run_eqn(job: _Run, i: int) -> None:
+    eqn, keep = job.program.eqns[i], job.keep
+    outs = [job.program.shape(v) for v in eqn.outs]
+    shapes = [
+        small_shape(shape, keep[v]) for v, shape in zip(eqn.outs, outs, strict=True)
+    ]
+    rule = graph.rule_of(eqn, graph.RULES)
+    operands = [job.values[v] for v in eqn.ins]
+    sums_nothing = rule.sums and any(0 in jnp.shape(operand) for operand in operands)
+    if (sums_nothing or all(0 in shape for shape in shapes)) and not rule.opaque:
+        results: Sequence[Any] = [
+            jnp.zeros(shape, job.program.avals[v].dtype)
+            for v, shape in zip(eqn.outs, shapes, strict=True)
+        ]
+    elif i in job.products:
+        results = [job.products[i](eqn, *operands)]
+    else:
+        ins = [job.program.shape(v) for v in eqn.ins]
+        site = graph.Site(eqn, ins, outs, False, lambda value: None)
+        small = graph.Small(
+            [keep[v] for v in eqn.ins], [keep[v] for v in eqn.outs], shapes
+        )
+        results = rule.rewrite(site, operands, small)
+    if i in job.carried:
+        results = [results[0] + _behind(job, i)]
+    job.values.update(zip(eqn.outs, results, strict=True))
+
+
+def run_product(
+    program: graph.Program, keep: Sequence[Keep], i: int, x: Any, y: Any
+) -> Any:
+    """Run one product on smaller operands, without what is carried behind it."""
+    x_value, y_value = program.eqns[i].ins
+    values = {x_value: x, y_value: y}
+    job = _Run(program, program, keep, values, {}, {})
+    _run_eqn(job, i)
+    return job.values[program.eqns[i].outs[0]]
+
+
+def _behind(job: _Run, i: int) -> Any:
+    """Return what dropped constants add to the result of an equation."""
+    eqn, constant = job.program.eqns[i], job.carried[i]
+    if constant.form == "array":
+        return constant.array
+    numbers = eqn.params["dimension_numbers"]
+    shape = list(jnp.shape(job.values[eqn.ins[0]]))
+    shape[numbers.lhs_spec[0]] = shape[numbers.lhs_spec[1]] = 1
+    ones = jnp.ones(shape, constant.array.dtype)
+    return graph.bind(eqn, [ones, constant.array], feature_group_count=1)[0]
+
+
+def _run_region(job: _Run, pair: _Pair, inner: Sequence[_Pair]) -> None:
+    """Run a call that has its own derivative, or one branch per platform."""
+    region, _ = pair
+    inside = [i for i in job.carried if region.start <= i < region.stop]
+    # The other branches don't know of carried constants, so these are added behind all.
+    is_behind = region.kind == "platform" and [
+        job.program.eqns[i].outs[0] for i in inside
+    ] == list(region.outs)
+    within = job._replace(carried={}) if is_behind else job
+
+    def call(*operands: Any) -> list[Any]:
+        values = {**job.values, **dict(zip(region.ins, operands, strict=True))}
+        _run_range(within._replace(values=values), (region.start, region.stop), inner)
+        return [values[v] for v in region.outs]
+
+    wrapped = None
+    is_changed = any(region.start <= i < region.stop for i in job.products)
+    if (is_behind or not inside) and not is_changed:
+        wrap = _with_derivative if region.kind == "custom_jvp" else _with_branches
+        wrapped = wrap(job, pair, call)
+    operands = [job.values[v] for v in region.ins]
+    results = (call if wrapped is None else wrapped)(*operands)
+    if is_behind:
+        results = [results[0] + _behind(job, i) for i in inside]
+    job.values.update(zip(region.outs, results, strict=True))
+
+
+def _with_branches(
+    job: _Run, pair: _Pair, call: Callable[..., Any]
+) -> Callable[..., Any] | None:
+    """Return the call with its branches for other platforms."""
+    region, like = pair
+    branches: dict[str, Any] = {}
+    platforms = region.call["branches_platforms"]
+    both = zip(region.call["branches"], like.call["branches"], strict=True)
+    for names, (branch, like_branch) in list(zip(platforms, both, strict=True))[:-1]:
+        run_branch = _sub_program(
+            graph.trace_jaxpr(*graph.open_jaxpr(branch)),
+            graph.trace_jaxpr(*graph.open_jaxpr(like_branch)),
+            [job.keep[v] for v in region.ins],
+            [job.keep[v] for v in region.outs],
+        )
+        if run_branch is None:
+            return None
+        branches |= dict.fromkeys(names, run_branch)
+    if platforms[-1] is None:
+        branches["default"] = call
+    else:
+        branches |= dict.fromkeys(platforms[-1], call)
+    return functools.partial(jax.lax.platform_dependent, **branches)
+
+
+def _sub_program(
+    program: graph.Program,
+    like: graph.Program,
+    ins: Sequence[Keep],
+    outs: Sequence[Keep],
+) -> Callable[..., list[Any]] | None:
+    """Return a program on what its inputs keep; None if it needs more of them."""
+    keep = graph.between(like, ins, outs)
+    if keep is None or len(program.avals) != len(like.avals):
+        return None
+
+    def call(*operands: Any) -> list[Any]:
+        values = dict(zip(program.args, operands, strict=True))
+        values = run(program, keep, values, {}, like)
+        return [values[v] for v in program.outs]
+
+    return call
+
+
+def _with_derivative(
+    job: _Run, pair: _Pair, call: Callable[..., Any]
+) -> Callable[..., Any] | None:
+    """Return the call with its own derivative."""
+    region, like = pair
+    consts = region.call["num_consts"]
+    dtypes = [job.program.avals[v].dtype for v in region.ins[consts:]]
+    is_zero = [not jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes]
+    jaxpr, jvp_consts, out_zeros = region.call["jvp_jaxpr_fun"].call_wrapped(*is_zero)
+    like_jaxpr, like_consts, _ = like.call["jvp_jaxpr_fun"].call_wrapped(*is_zero)
+    primals = [job.keep[v] for v in region.ins[consts:]]
+    outs = [job.keep[v] for v in region.outs]
+    derivative = _sub_program(
+        graph.trace_jaxpr(jaxpr, jvp_consts),
+        graph.trace_jaxpr(like_jaxpr, like_consts),
+        [*primals, *_without(primals, is_zero)],
+        [*outs, *_without(outs, out_zeros)],
+    )
+    if derivative is None:
+        return None
+    custom = jax.custom_jvp(call)
+
+    @custom.defjvp
+    def jvp(operands: Sequence[Any], tangents: Sequence[Any]) -> tuple[Any, Any]:
+        changes = _without(tangents[consts:], is_zero)
+        results = derivative(*operands[consts:], *changes)
+        values, rest = results[: len(out_zeros)], iter(results[len(out_zeros) :])
+        return values, [
+            jnp.zeros_like(value) if zero else next(rest)
+            for value, zero in zip(values, out_zeros, strict=True)
+        ]
+
+    return custom
+
+
+def _without(items: Sequence[Any], left_out: Sequence[bool]) -> list[Any]:
+    return [item for item, is_out in zip(items, left_out, strict=True) if not is_out]

@@ -1,0 +1,53 @@
+"""A traced function as data: what each part of it reads, needs and shares."""
+
+from jaxprune.graph.boundary import between
+from jaxprune.graph.liveness import (
+    Liveness,
+    batch_is_free,
+    depends_on,
+    keep,
+    live,
+    producers,
+)
+from jaxprune.graph.relations import Keep, small_shape
+from jaxprune.graph.rules import (
+    OPAQUE,
+    RULES,
+    Rule,
+    Site,
+    Small,
+    State,
+    bind,
+    elementwise,
+    rule_of,
+    small_padding,
+)
+from jaxprune.graph.trace import Eqn, Program, Region, open_jaxpr, trace, trace_jaxpr
+
+__all__ = [
+    "OPAQUE",
+    "RULES",
+    "Eqn",
+    "Keep",
+    "Liveness",
+    "Program",
+    "Region",
+    "Rule",
+    "Site",
+    "Small",
+    "State",
+    "batch_is_free",
+    "between",
+    "bind",
+    "depends_on",
+    "elementwise",
+    "keep",
+    "live",
+    "open_jaxpr",
+    "producers",
+    "rule_of",
+    "small_padding",
+    "small_shape",
+    "trace",
+    "trace_jaxpr",
+]

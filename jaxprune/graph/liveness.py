@@ -1,0 +1,216 @@
+"""Which entries of every value vary with the input, may be nonzero, and are needed."""
+
+import functools
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jaxprune.graph import relations as rel
+from jaxprune.graph.rules import RULES, Rule, Site, State, bind, rule_of
+from jaxprune.graph.trace import Program
+
+# A predicate of this many entries or fewer is evaluated if it depends on constants alone.
+_MOST_KNOWN = 1 << 24
+
+
+class Liveness(NamedTuple):
+    """What a mask leaves of every value of a program.
+
+    Attributes:
+        states: what varies and what may be nonzero, by value.
+        needs: the entries that an output depends on, by value; None where none is.
+        sites: the equations with their shapes.
+        rules: the rule of each equation.
+    """
+
+    states: Sequence[State]
+    needs: Sequence[np.ndarray | None]
+    sites: Sequence[Site]
+    rules: Sequence[Rule]
+
+
+def live(
+    program: Program,
+    masks: Sequence[Any],
+    *,
+    carry: Callable[[int], bool] = lambda i: True,
+    rules: Mapping[str, Rule] = RULES,
+) -> Liveness:
+    """Follow kept weights from the arguments to the outputs, and back.
+
+    Args:
+        program: of `trace`.
+        masks: bool arrays, one for each leaf of the parameters.
+        carry: whether constants are carried behind equation number i.
+        rules: the rule of each primitive.
+
+    Returns:
+        What varies, may be nonzero and is needed.
+    """
+    known = functools.cache(functools.partial(_known, program, producers(program)))
+    data = depends_on(program, program.args)
+    chosen = [rule_of(eqn, rules) for eqn in program.eqns]
+    sites = [
+        Site(
+            eqn,
+            [program.shape(v) for v in eqn.ins],
+            [program.shape(v) for v in eqn.outs],
+            rule.sums and carry(i) and any(v in data for v in eqn.ins),
+            known,
+        )
+        for i, (eqn, rule) in enumerate(zip(program.eqns, chosen, strict=True))
+    ]
+    states = _forward(program, masks, sites, chosen)
+    needs = _backward(program, states, sites, chosen)
+    return Liveness(states, needs, sites, chosen)
+
+
+def depends_on(program: Program, values: Collection[int]) -> set[int]:
+    """Return the values that are computed from some values, and these."""
+    reached = set(values)
+    for eqn in program.eqns:
+        if reached.intersection(eqn.ins):
+            reached.update(eqn.outs)
+    return reached
+
+
+def producers(program: Program) -> dict[int, int]:
+    """Return the equation that computes each value.
+
+    Args:
+        program: of `trace`.
+
+    Returns:
+        The number of the equation, by value; constants and inputs have none.
+    """
+    return {out: i for i, eqn in enumerate(program.eqns) for out in eqn.outs}
+
+
+def _known(program: Program, made_by: Mapping[int, int], value: int) -> Any:
+    """Return a value that depends on constants alone, or None."""
+    if value in program.constants:
+        return np.asarray(program.constants[value])
+    if value not in made_by or program.avals[value].size > _MOST_KNOWN:
+        return None
+    eqn = program.eqns[made_by[value]]
+    operands = [_known(program, made_by, v) for v in eqn.ins]
+    if any(operand is None for operand in operands):
+        return None
+    with jax.ensure_compile_time_eval():
+        results = bind(eqn, operands)
+    return np.asarray(results[eqn.outs.index(value)])
+
+
+def _forward(
+    program: Program, masks: Sequence[Any], sites: Sequence[Site], rules: Sequence[Rule]
+) -> list[State]:
+    states: dict[int, State] = {}
+
+    def uniform(value: int, is_set: bool) -> np.ndarray:
+        return np.full(program.shape(value), is_set)
+
+    for value, mask in zip(program.params, masks, strict=True):
+        states[value] = State(uniform(value, False), np.asarray(mask, bool))
+    for value in program.args:
+        states[value] = State(uniform(value, True), uniform(value, True))
+    for value, array in program.constants.items():
+        is_key = jax.numpy.issubdtype(program.avals[value].dtype, jax.dtypes.prng_key)
+        nonzero = uniform(value, True) if is_key else np.asarray(array) != 0
+        states[value] = State(uniform(value, False), nonzero)
+    for site, rule in zip(sites, rules, strict=True):
+        results = rule.forward(site, [states[v] for v in site.eqn.ins])
+        states.update(zip(site.eqn.outs, results, strict=True))
+    empty = State(np.zeros(0, bool), np.zeros(0, bool))
+    return [states.get(value, empty) for value in range(len(program.avals))]
+
+
+def _backward(
+    program: Program,
+    states: Sequence[State],
+    sites: Sequence[Site],
+    rules: Sequence[Rule],
+) -> list[np.ndarray | None]:
+    needs: list[np.ndarray | None] = [None] * len(program.avals)
+    for value in program.outs:
+        needs[value] = np.ones(program.shape(value), bool)
+    for site, rule in zip(reversed(sites), reversed(rules), strict=True):
+        eqn = site.eqn
+        if all(needs[out] is None for out in eqn.outs):
+            continue
+        of_outs = [
+            np.zeros(shape, bool) if needs[out] is None else needs[out]
+            for out, shape in zip(eqn.outs, site.outs, strict=True)
+        ]
+        results = rule.backward(site, [states[v] for v in eqn.ins], of_outs)
+        for value, need in zip(eqn.ins, results, strict=True):
+            if need.any():
+                before = needs[value]
+                needs[value] = need if before is None else before | need
+    return needs
+
+
+def batch_is_free(program: Program) -> bool:
+    """Return whether examples along the first axis of all arguments stay apart.
+
+    Such a program computes each example by itself, so that a smaller program for one number
+    of examples is right for any other.
+
+    Args:
+        program: of `trace`, with two examples or more.
+
+    Returns:
+        False where entries along that axis may meet, or there is no such axis.
+    """
+    shapes = [program.shape(value) for value in range(len(program.avals))]
+    if not program.args or any(not shapes[v] or shapes[v][0] < 2 for v in program.args):
+        return False
+    if len({shapes[v][0] for v in program.args}) > 1:
+        return False
+    relations = rel.start(shapes)
+    for i, eqn in enumerate(program.eqns):
+        site = Site(
+            eqn,
+            [shapes[v] for v in eqn.ins],
+            [shapes[v] for v in eqn.outs],
+            False,
+            _unknown,
+        )
+        rule_of(eqn, RULES).relate(site, relations, i)
+    return not rel.mixes(relations, program.args)
+
+
+def _unknown(value: int) -> None:
+    del value
+
+
+def keep(
+    program: Program, liveness: Liveness, whole: Collection[int]
+) -> list[rel.Keep]:
+    """Return the positions of every axis of every value that stay.
+
+    Args:
+        program: of `trace`.
+        liveness: of the same program.
+        whole: values that keep everything, besides the outputs.
+
+    Returns:
+        Of each value, the positions that are kept of each axis; None for all.
+    """
+    shapes = [program.shape(value) for value in range(len(program.avals))]
+    relations = rel.start(shapes)
+    for i, (site, rule) in enumerate(zip(liveness.sites, liveness.rules, strict=True)):
+        rule.relate(site, relations, i)
+    kept = []
+    for value, need in enumerate(liveness.needs):
+        is_whole = value in whole or value in program.outs
+        if need is None and not is_whole:
+            continue
+        for axis in range(len(shapes[value]) or 1):
+            own = rel.nodes(relations, value, axis)
+            if need is not None and not is_whole and shapes[value]:
+                others = tuple(a for a in range(len(shapes[value])) if a != axis)
+                own = own[need.any(others)]
+            kept.append(own)
+    return rel.close(relations, [eqn.outs for eqn in program.eqns], kept)

@@ -1,0 +1,323 @@
+"""A traced function as flat data: equations over numbered values."""
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import jax
+from jax.extend import core
+
+from jaxprune import tree
+from jaxprune.types import Params
+
+# A scan is unrolled up to this many equations; a longer one is one opaque equation.
+_MOST_UNROLLED = 20_000
+
+# Equations that only call a jaxpr, and the parameter that holds it.
+_CALLS = {
+    "jit": "jaxpr",
+    "pjit": "jaxpr",
+    "closed_call": "call_jaxpr",
+    "core_call": "call_jaxpr",
+    "remat": "jaxpr",
+    "remat2": "jaxpr",
+    "checkpoint": "jaxpr",
+    "custom_vjp_call": "call_jaxpr",
+    "custom_lin": "call_jaxpr",
+}
+
+
+class Eqn(NamedTuple):
+    """One operation.
+
+    Attributes:
+        primitive: the JAX primitive.
+        params: its parameters.
+        ins: numbers of the values that it reads.
+        outs: numbers of the values that it computes.
+        where: the name stack of the user's code, for messages.
+    """
+
+    primitive: Any
+    params: Mapping[str, Any]
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    where: str
+
+
+class Region(NamedTuple):
+    """A range of equations that was one call with more to it than its equations.
+
+    Attributes:
+        kind: "custom_jvp", whose call has its own derivative, or "platform", of which the
+            equations are the default branch.
+        start: first equation.
+        stop: one past the last equation.
+        ins: values that the call reads.
+        outs: values that the call returns.
+        call: the parameters of the call.
+    """
+
+    kind: Literal["custom_jvp", "platform"]
+    start: int
+    stop: int
+    ins: tuple[int, ...]
+    outs: tuple[int, ...]
+    call: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A traced function.
+
+    Attributes:
+        eqns: the equations, in order.
+        avals: shape and dtype of each value.
+        constants: arrays that the function closes over, and literals, by value.
+        params: values of the leaves of the parameters, then of no others.
+        args: values of the leaves of the other arguments.
+        outs: values that the function returns.
+        regions: calls with their own derivative or a choice by platform; outer ones first.
+        names: names of the leaves of the parameters.
+    """
+
+    eqns: Sequence[Eqn]
+    avals: Sequence[Any]
+    constants: Mapping[int, Any]
+    params: Sequence[int]
+    args: Sequence[int]
+    outs: Sequence[int]
+    regions: Sequence[Region]
+    names: Sequence[str]
+
+    def shape(self, value: int) -> tuple[Any, ...]:
+        """Return the shape of a value."""
+        return tuple(self.avals[value].shape)
+
+
+class _Builder(NamedTuple):
+    eqns: list[Eqn]
+    avals: list[Any]
+    constants: dict[int, Any]
+    regions: list[Region]
+
+
+def trace(fn: Callable[..., Any], params: Params, *args: Any) -> Program:
+    """Trace `fn(params, *args)` into a flat program.
+
+    Calls are inlined, scans are unrolled, and equations that no output depends on are left
+    out. A call with its own derivative, or with one branch per platform, is inlined too and
+    recorded as a region.
+
+    Args:
+        fn: any function that `jax.make_jaxpr` can trace.
+        params: parameters: arrays or `jax.ShapeDtypeStruct`.
+        args: arrays or `jax.ShapeDtypeStruct`, in any trees.
+
+    Returns:
+        The program.
+
+    Raises:
+        ValueError: if the function has side effects.
+
+    Example:
+        >>> import jax.numpy as jnp
+        >>> params, x = {"w": jnp.ones((2, 3))}, jnp.ones((1, 2))
+        >>> program = trace(lambda params, x: x @ params["w"], params, x)
+        >>> [eqn.primitive.name for eqn in program.eqns]
+        ['dot_general']
+    """
+    closed = jax.make_jaxpr(fn)(params, *args)
+    if closed.effects:
+        raise ValueError(
+            f"the function has side effects ({', '.join(map(str, closed.effects))}), such as "
+            "jax.debug.print or a host callback. Pass a pure function."
+        )
+    names = tree.names(params)
+    builder = _Builder([], [], {}, [])
+    jaxpr, consts = open_jaxpr(closed)
+    ins = [_new(builder, var.aval) for var in jaxpr.invars]
+    outs = _inline(builder, jaxpr, consts, ins, "")
+    number = len(names)
+    program = Program(
+        builder.eqns,
+        builder.avals,
+        builder.constants,
+        ins[:number],
+        ins[number:],
+        outs,
+        sorted(builder.regions, key=lambda r: (r.start, -r.stop)),
+        names,
+    )
+    return _without_dead_code(program)
+
+
+def trace_jaxpr(jaxpr: Any, consts: Sequence[Any]) -> Program:
+    """Return the program of a jaxpr; all its inputs are arguments."""
+    builder = _Builder([], [], {}, [])
+    ins = [_new(builder, var.aval) for var in jaxpr.invars]
+    outs = _inline(builder, jaxpr, consts, ins, "")
+    regions = sorted(builder.regions, key=lambda r: (r.start, -r.stop))
+    return _without_dead_code(
+        Program(
+            builder.eqns, builder.avals, builder.constants, [], ins, outs, regions, []
+        )
+    )
+
+
+def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
+    """Return a jaxpr and its constants; newer versions of JAX hold both in one object."""
+    return getattr(closed, "jaxpr", closed), getattr(closed, "consts", ())
+
+
+def _new(builder: _Builder, aval: Any) -> int:
+    builder.avals.append(aval)
+    return len(builder.avals) - 1
+
+
+def _constant(builder: _Builder, aval: Any, array: Any) -> int:
+    value = _new(builder, aval)
+    builder.constants[value] = array
+    return value
+
+
+def _inline(
+    builder: _Builder, jaxpr: Any, consts: Sequence[Any], ins: Sequence[int], where: str
+) -> list[int]:
+    """Append the equations of a jaxpr; return the values of its outputs."""
+    numbers: dict[Any, int] = dict(zip(jaxpr.invars, ins, strict=True))
+    for var, array in zip(jaxpr.constvars, consts, strict=True):
+        numbers[var] = _constant(builder, var.aval, array)
+
+    def number(var: Any) -> int:
+        if isinstance(var, core.Literal):
+            return _constant(builder, var.aval, var.val)
+        return numbers[var]
+
+    for eqn in jaxpr.eqns:
+        stack = str(eqn.source_info.name_stack)
+        inner = "/".join(part for part in (where, stack) if part)
+        operands = [number(var) for var in eqn.invars]
+        outs = _append(builder, eqn, operands, inner)
+        numbers.update(zip(eqn.outvars, outs, strict=True))
+    return [number(var) for var in jaxpr.outvars]
+
+
+def _append(
+    builder: _Builder, eqn: Any, operands: Sequence[int], where: str
+) -> Sequence[int]:
+    """Append one equation of a jaxpr, or what it calls."""
+    name, params = eqn.primitive.name, eqn.params
+    if name in _CALLS:
+        return _inline(builder, *open_jaxpr(params[_CALLS[name]]), operands, where)
+    if name == "custom_jvp_call":
+        branch = params["call_jaxpr"]
+        return _append_region(builder, "custom_jvp", branch, operands, params, where)
+    if name == "cond" and params.get("branches_platforms"):
+        # The default branch is the last one, if there is one.
+        branch = params["branches"][-1]
+        return _append_region(builder, "platform", branch, operands[1:], params, where)
+    if name == "scan":
+        body, consts = open_jaxpr(params["jaxpr"])
+        if params["length"] * len(body.eqns) <= _MOST_UNROLLED:
+            return _unroll(builder, params, (body, consts), operands, where)
+    outs = [_new(builder, var.aval) for var in eqn.outvars]
+    builder.eqns.append(Eqn(eqn.primitive, params, tuple(operands), tuple(outs), where))
+    return outs
+
+
+def _append_region(
+    builder: _Builder,
+    kind: Any,
+    branch: Any,
+    operands: Sequence[int],
+    call: Mapping[str, Any],
+    where: str,
+) -> Sequence[int]:
+    start = len(builder.eqns)
+    outs = _inline(builder, *open_jaxpr(branch), operands, where)
+    region = Region(
+        kind, start, len(builder.eqns), tuple(operands), tuple(outs), dict(call)
+    )
+    builder.regions.append(region)
+    return outs
+
+
+def _unroll(
+    builder: _Builder,
+    params: Mapping[str, Any],
+    body: tuple[Any, Sequence[Any]],
+    operands: Sequence[int],
+    where: str,
+) -> Sequence[int]:
+    """Append the equations of every iteration of a scan."""
+    jaxpr, consts = body
+    if "num_consts" in params:  # jax 0.10
+        fixed, carried = params["num_consts"], params["num_carry"]
+    else:
+        parts = params["ft_in"].unpack()
+        fixed, carried = len(parts[0]), len(parts[1])
+    shared, carry = operands[:fixed], list(operands[fixed : fixed + carried])
+    stacked, length = operands[fixed + carried :], params["length"]
+    order = reversed(range(length)) if params["reverse"] else range(length)
+    results: dict[int, list[int]] = {}
+    for i in order:
+        inner = f"{where}[{i}]"
+        rows = [
+            _call(
+                builder,
+                lambda x, i=i: jax.lax.index_in_dim(x, i, 0, False),
+                [xs],
+                inner,
+            )
+            for xs in stacked
+        ]
+        outs = _inline(builder, jaxpr, consts, [*shared, *carry, *rows], inner)
+        carry, results[i] = outs[:carried], outs[carried:]
+    if not length:
+        results[0] = []
+
+    def stack(*rows: Any) -> Any:
+        return jax.lax.concatenate([jax.lax.expand_dims(row, [0]) for row in rows], 0)
+
+    columns = zip(*(results[i] for i in range(length)), strict=True)
+    return [*carry, *(_call(builder, stack, column, where) for column in columns)]
+
+
+def _call(
+    builder: _Builder, fn: Callable[..., Any], operands: Sequence[int], where: str
+) -> int:
+    """Append the equations of a small function of existing values."""
+    shapes = [
+        jax.ShapeDtypeStruct(builder.avals[value].shape, builder.avals[value].dtype)
+        for value in operands
+    ]
+    jaxpr, consts = open_jaxpr(jax.make_jaxpr(fn)(*shapes))
+    return _inline(builder, jaxpr, consts, operands, where)[0]
+
+
+def _without_dead_code(program: Program) -> Program:
+    """Leave out the equations that no output depends on."""
+    needed = set(program.outs)
+    by_stop: dict[int, list[Region]] = {}
+    for region in reversed(program.regions):  # inner ones before outer ones
+        by_stop.setdefault(region.stop, []).append(region)
+    keep = [False] * len(program.eqns)
+    for i in reversed(range(len(program.eqns))):
+        for region in reversed(by_stop.get(i + 1, [])):
+            if needed.intersection(region.outs):  # a call returns all or nothing
+                needed.update(region.outs)
+        eqn = program.eqns[i]
+        if needed.intersection(eqn.outs):
+            keep[i] = True
+            needed.update(eqn.ins)
+    position = [0]
+    for is_kept in keep:
+        position.append(position[-1] + is_kept)
+    regions = [
+        region._replace(start=position[region.start], stop=position[region.stop])
+        for region in program.regions
+        if needed.intersection(region.outs)
+    ]
+    eqns = [eqn for eqn, is_kept in zip(program.eqns, keep, strict=True) if is_kept]
+    return dataclasses.replace(program, eqns=eqns, regions=regions)
