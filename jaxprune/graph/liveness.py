@@ -26,7 +26,7 @@ class Liveness(NamedTuple):
     """
 
     states: Sequence[State]
-    needs: Sequence[np.ndarray | None]
+    needs: Sequence[Any]
     sites: Sequence[Site]
     rules: Sequence[Rule]
 
@@ -48,6 +48,14 @@ def live(
 
     Returns:
         What varies, may be nonzero and is needed.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> params = {"w": np.ones((2, 2))}
+        >>> program = trace(lambda p, x: x @ p["w"], params, np.ones((1, 2)))
+        >>> mask = np.array([[True, False], [False, False]])
+        >>> live(program, [mask]).needs[program.params[0]].sum()
+        np.int64(1)
     """
     known = functools.cache(functools.partial(_known, program, producers(program)))
     data = depends_on(program, program.args)
@@ -68,7 +76,21 @@ def live(
 
 
 def depends_on(program: Program, values: Collection[int]) -> set[int]:
-    """Return the values that are computed from some values, and these."""
+    """Return the values that are computed from some values, and these.
+
+    Args:
+        program: of `trace`.
+        values: numbers of values.
+
+    Returns:
+        Numbers of values.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> program = trace(lambda p, x: x * p, np.ones(2), np.ones(2))
+        >>> program.outs[0] in depends_on(program, program.args)
+        True
+    """
     reached = set(values)
     for eqn in program.eqns:
         if reached.intersection(eqn.ins):
@@ -84,6 +106,11 @@ def producers(program: Program) -> dict[int, int]:
 
     Returns:
         The number of the equation, by value; constants and inputs have none.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> list(producers(trace(lambda p, x: x * p, np.ones(2), np.ones(2))).values())
+        [0]
     """
     return {out: i for i, eqn in enumerate(program.eqns) for out in eqn.outs}
 
@@ -131,8 +158,8 @@ def _backward(
     states: Sequence[State],
     sites: Sequence[Site],
     rules: Sequence[Rule],
-) -> list[np.ndarray | None]:
-    needs: list[np.ndarray | None] = [None] * len(program.avals)
+) -> list[Any]:
+    needs: list[Any] = [None] * len(program.avals)
     for value in program.outs:
         needs[value] = np.ones(program.shape(value), bool)
     for site, rule in zip(reversed(sites), reversed(rules), strict=True):
@@ -162,6 +189,11 @@ def batch_is_free(program: Program) -> bool:
 
     Returns:
         False where entries along that axis may meet, or there is no such axis.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> batch_is_free(trace(lambda p, x: x @ p, np.ones((2, 3)), np.ones((4, 2))))
+        True
     """
     shapes = [program.shape(value) for value in range(len(program.avals))]
     if not program.args or any(not shapes[v] or shapes[v][0] < 2 for v in program.args):
@@ -197,6 +229,14 @@ def keep(
 
     Returns:
         Of each value, the positions that are kept of each axis; None for all.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> params = {"w": np.ones((2, 2))}
+        >>> program = trace(lambda p, x: x @ p["w"], params, np.ones((1, 2)))
+        >>> mask = np.array([[True, False], [False, False]])
+        >>> keep(program, live(program, [mask]), whole=())[program.params[0]]
+        [array([0]), None]
     """
     shapes = [program.shape(value) for value in range(len(program.avals))]
     relations = rel.start(shapes)

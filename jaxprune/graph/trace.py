@@ -153,7 +153,20 @@ def trace(fn: Callable[..., Any], params: Params, *args: Any) -> Program:
 
 
 def trace_jaxpr(jaxpr: Any, consts: Sequence[Any]) -> Program:
-    """Return the program of a jaxpr; all its inputs are arguments."""
+    """Return the program of a jaxpr; all its inputs are arguments.
+
+    Args:
+        jaxpr: such as a branch, or a rule for the derivative of a call.
+        consts: arrays that it closes over.
+
+    Returns:
+        The program, without parameters.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda x: x + 1)(1.0)
+        >>> len(trace_jaxpr(closed.jaxpr, closed.consts).eqns)
+        1
+    """
     builder = _Builder([], [], {}, [])
     ins = [_new(builder, var.aval) for var in jaxpr.invars]
     outs = _inline(builder, jaxpr, consts, ins, "")
