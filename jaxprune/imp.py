@@ -22,7 +22,6 @@ from jaxprune import masks, scores, tree
 from jaxprune.types import Fraction, Mask, Params, Prunable, RewindTo, Ties
 
 REWINDS = get_args(RewindTo)
-TIES = get_args(Ties)
 
 
 class State(NamedTuple):
@@ -106,8 +105,10 @@ def _check_request(
     state: State, density: Any, prunable: Any, ties: str, regrow: bool
 ) -> None:
     """Refuse what the level could not reach before it is trained."""
-    if ties not in TIES:
-        raise ValueError(f"ties '{ties}' is unknown. Pass one of {', '.join(TIES)}.")
+    if ties not in masks.TIES:
+        raise ValueError(
+            f"ties '{ties}' is unknown. Pass one of {', '.join(masks.TIES)}."
+        )
     chosen = tree.check_prunable(state.params, prunable)
     if isinstance(density, Tracer):
         return

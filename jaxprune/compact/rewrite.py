@@ -255,8 +255,7 @@ def _run_eqn(job: _Run, i: int) -> None:
     elif i in job.products:
         results = [job.products[i](eqn, *operands)]
     else:
-        ins = [job.program.shape(v) for v in eqn.ins]
-        site = graph.Site(eqn, ins, outs, False, lambda value: None)
+        site = graph.site_of(job.program, eqn)
         small = graph.Small(
             [keep[v] for v in eqn.ins], [keep[v] for v in eqn.outs], shapes
         )
@@ -325,9 +324,12 @@ def _with_branches(
     platforms = region.call["branches_platforms"]
     both = zip(region.call["branches"], like.call["branches"], strict=True)
     for names, (branch, like_branch) in list(zip(platforms, both, strict=True))[:-1]:
+        program = like_program = graph.trace_jaxpr(*graph.open_jaxpr(branch))
+        if like is not region:
+            like_program = graph.trace_jaxpr(*graph.open_jaxpr(like_branch))
         run_branch = _sub_program(
-            graph.trace_jaxpr(*graph.open_jaxpr(branch)),
-            graph.trace_jaxpr(*graph.open_jaxpr(like_branch)),
+            program,
+            like_program,
             [job.keep[v] for v in region.ins],
             [job.keep[v] for v in region.outs],
         )
@@ -369,12 +371,15 @@ def _with_derivative(
     dtypes = [job.program.avals[v].dtype for v in region.ins[consts:]]
     is_zero = [not jnp.issubdtype(dtype, jnp.inexact) for dtype in dtypes]
     jaxpr, jvp_consts, out_zeros = region.call["jvp_jaxpr_fun"].call_wrapped(*is_zero)
-    like_jaxpr, like_consts, _ = like.call["jvp_jaxpr_fun"].call_wrapped(*is_zero)
     primals = [job.keep[v] for v in region.ins[consts:]]
     outs = [job.keep[v] for v in region.outs]
+    program = like_program = graph.trace_jaxpr(jaxpr, jvp_consts)
+    if like is not region:
+        like_jaxpr, consts_of, _ = like.call["jvp_jaxpr_fun"].call_wrapped(*is_zero)
+        like_program = graph.trace_jaxpr(like_jaxpr, consts_of)
     derivative = _sub_program(
-        graph.trace_jaxpr(jaxpr, jvp_consts),
-        graph.trace_jaxpr(like_jaxpr, like_consts),
+        program,
+        like_program,
         [*primals, *_without(primals, is_zero)],
         [*outs, *_without(outs, out_zeros)],
     )

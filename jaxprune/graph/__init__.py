@@ -8,6 +8,7 @@ from jaxprune.graph.liveness import (
     keep,
     live,
     producers,
+    site_of,
 )
 from jaxprune.graph.relations import Keep, small_shape
 from jaxprune.graph.rules import (
@@ -46,6 +47,7 @@ __all__ = [
     "open_jaxpr",
     "producers",
     "rule_of",
+    "site_of",
     "small_padding",
     "small_shape",
     "trace",

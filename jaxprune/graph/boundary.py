@@ -5,22 +5,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from jaxprune.graph import relations as rel
-from jaxprune.graph.rules import RULES, Rule, Site, rule_of
+from jaxprune.graph.liveness import relate, rules_of
+from jaxprune.graph.rules import RULES, Rule
 from jaxprune.graph.trace import Program
-
-
-def sites_of(program: Program) -> list[Site]:
-    """Return the equations of a program with their shapes, and nothing known."""
-    return [
-        Site(
-            eqn,
-            [program.shape(v) for v in eqn.ins],
-            [program.shape(v) for v in eqn.outs],
-            False,
-            lambda value: None,
-        )
-        for eqn in program.eqns
-    ]
 
 
 def between(
@@ -45,10 +32,8 @@ def between(
         Of each value, the positions that are kept; None if the sub-program needs more of its
         inputs or outputs.
     """
-    shapes = [program.shape(value) for value in range(len(program.avals))]
-    relations = rel.start(shapes)
-    for i, site in enumerate(sites_of(program)):
-        rule_of(site.eqn, rules).relate(site, relations, i)
+    relations = relate(program, rules_of(program, rules))
+    shapes = relations.shapes
     values = [*program.params, *program.args, *program.outs]
     given = [*ins, *outs]
     kept, boundary = [], []

@@ -9,7 +9,7 @@ import numpy as np
 
 from jaxprune.graph import relations as rel
 from jaxprune.graph.rules import RULES, Rule, Site, State, bind, rule_of
-from jaxprune.graph.trace import Program
+from jaxprune.graph.trace import Eqn, Program
 
 # A predicate of this many entries or fewer is evaluated if it depends on constants alone.
 _MOST_KNOWN = 1 << 24
@@ -29,6 +29,70 @@ class Liveness(NamedTuple):
     needs: Sequence[Any]
     sites: Sequence[Site]
     rules: Sequence[Rule]
+
+
+def _unknown(value: int) -> None:
+    del value
+
+
+def site_of(
+    program: Program,
+    eqn: Eqn,
+    *,
+    carries: bool = False,
+    known: Callable[[int], Any] = _unknown,
+) -> Site:
+    """Return an equation with the shapes around it.
+
+    Args:
+        program: of `trace`.
+        eqn: one of its equations.
+        carries: whether constants that it sums may be carried behind it.
+        known: returns the array of a value that depends on constants alone, or None.
+
+    Returns:
+        What the rules read.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> program = trace(lambda p, x: x * p, np.ones(2), np.ones(2))
+        >>> site_of(program, program.eqns[0]).outs
+        [(2,)]
+    """
+    return Site(
+        eqn,
+        [program.shape(v) for v in eqn.ins],
+        [program.shape(v) for v in eqn.outs],
+        carries,
+        known,
+    )
+
+
+def rules_of(program: Program, rules: Mapping[str, Rule]) -> list[Rule]:
+    """Return the rule of each equation."""
+    return [rule_of(eqn, rules) for eqn in program.eqns]
+
+
+def relate(program: Program, rules: Sequence[Rule]) -> rel.Relations:
+    """Collect the relations of a program.
+
+    Args:
+        program: of `trace`.
+        rules: the rule of each equation.
+
+    Returns:
+        What is tied, pinned and a product.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> program = trace(lambda p, x: x * p, np.ones(2), np.ones(2))
+        >>> len(relate(program, rules_of(program, RULES)).ties)
+        2
+    """
+    relations = rel.start([program.shape(v) for v in range(len(program.avals))])
+    for i, (eqn, rule) in enumerate(zip(program.eqns, rules, strict=True)):
+        rule.relate(site_of(program, eqn), relations, i)
+    return relations
 
 
 def live(
@@ -57,16 +121,15 @@ def live(
         >>> live(program, [mask]).needs[program.params[0]].sum()
         np.int64(1)
     """
-    known = functools.cache(functools.partial(_known, program, producers(program)))
+    known = _known(program)
     data = depends_on(program, program.args)
-    chosen = [rule_of(eqn, rules) for eqn in program.eqns]
+    chosen = rules_of(program, rules)
     sites = [
-        Site(
+        site_of(
+            program,
             eqn,
-            [program.shape(v) for v in eqn.ins],
-            [program.shape(v) for v in eqn.outs],
-            rule.sums and carry(i) and any(v in data for v in eqn.ins),
-            known,
+            carries=rule.sums and carry(i) and any(v in data for v in eqn.ins),
+            known=known,
         )
         for i, (eqn, rule) in enumerate(zip(program.eqns, chosen, strict=True))
     ]
@@ -115,19 +178,25 @@ def producers(program: Program) -> dict[int, int]:
     return {out: i for i, eqn in enumerate(program.eqns) for out in eqn.outs}
 
 
-def _known(program: Program, made_by: Mapping[int, int], value: int) -> Any:
-    """Return a value that depends on constants alone, or None."""
-    if value in program.constants:
-        return np.asarray(program.constants[value])
-    if value not in made_by or program.avals[value].size > _MOST_KNOWN:
-        return None
-    eqn = program.eqns[made_by[value]]
-    operands = [_known(program, made_by, v) for v in eqn.ins]
-    if any(operand is None for operand in operands):
-        return None
-    with jax.ensure_compile_time_eval():
-        results = bind(eqn, operands)
-    return np.asarray(results[eqn.outs.index(value)])
+def _known(program: Program) -> Callable[[int], Any]:
+    """Return a function of a value: its array if it depends on constants alone, or None."""
+    made_by = producers(program)
+
+    @functools.cache
+    def known(value: int) -> Any:
+        if value in program.constants:
+            return np.asarray(program.constants[value])
+        if value not in made_by or program.avals[value].size > _MOST_KNOWN:
+            return None
+        eqn = program.eqns[made_by[value]]
+        operands = [known(v) for v in eqn.ins]
+        if any(operand is None for operand in operands):
+            return None
+        with jax.ensure_compile_time_eval():
+            results = bind(eqn, operands)
+        return np.asarray(results[eqn.outs.index(value)])
+
+    return known
 
 
 def _forward(
@@ -195,26 +264,12 @@ def batch_is_free(program: Program) -> bool:
         >>> batch_is_free(trace(lambda p, x: x @ p, np.ones((2, 3)), np.ones((4, 2))))
         True
     """
-    shapes = [program.shape(value) for value in range(len(program.avals))]
-    if not program.args or any(not shapes[v] or shapes[v][0] < 2 for v in program.args):
+    shapes = [program.shape(value) for value in program.args]
+    if not shapes or any(not shape or shape[0] < 2 for shape in shapes):
         return False
-    if len({shapes[v][0] for v in program.args}) > 1:
+    if len({shape[0] for shape in shapes}) > 1:
         return False
-    relations = rel.start(shapes)
-    for i, eqn in enumerate(program.eqns):
-        site = Site(
-            eqn,
-            [shapes[v] for v in eqn.ins],
-            [shapes[v] for v in eqn.outs],
-            False,
-            _unknown,
-        )
-        rule_of(eqn, RULES).relate(site, relations, i)
-    return not rel.mixes(relations, program.args)
-
-
-def _unknown(value: int) -> None:
-    del value
+    return not rel.mixes(relate(program, rules_of(program, RULES)), program.args)
 
 
 def keep(
@@ -238,10 +293,8 @@ def keep(
         >>> keep(program, live(program, [mask]), whole=())[program.params[0]]
         [array([0]), None]
     """
-    shapes = [program.shape(value) for value in range(len(program.avals))]
-    relations = rel.start(shapes)
-    for i, (site, rule) in enumerate(zip(liveness.sites, liveness.rules, strict=True)):
-        rule.relate(site, relations, i)
+    relations = relate(program, liveness.rules)
+    shapes = relations.shapes
     kept = []
     for value, need in enumerate(liveness.needs):
         is_whole = value in whole or value in program.outs

@@ -20,7 +20,9 @@ def is_product(name: str, params: Mapping[str, Any]) -> bool:
     """Return whether an equation is a product that this module can follow."""
     if name == "dot_general":
         return True
-    return name == "conv_general_dilated" and params["batch_group_count"] == 1
+    is_cut = any(edge < 0 for pair in params["padding"] for edge in pair)
+    is_dilated = any(step > 1 for step in params["lhs_dilation"])
+    return params["batch_group_count"] == 1 and not (is_cut and is_dilated)
 
 
 def product(
@@ -43,7 +45,24 @@ def product(
         >>> product("dot_general", numbers, x, y)
         array([[False]])
     """
-    return _run(name, params, x, y)
+    if name == "dot_general":
+        left, right = _dot_axes(params, x.ndim, y.ndim)
+        batch, free_x, contracted = left
+        free_y = right[2]
+        shape = [x.shape[a] for a in (*batch, *free_x)] + [y.shape[a] for a in free_y]
+        if not (x.any() and y.any()):
+            return np.zeros(shape, bool)
+        if x.all() and y.all():
+            return np.full(shape, math.prod(x.shape[a] for a in contracted) > 0)
+        return (_three(x, left) @ _three(y, right)).reshape(shape) > 0
+    conv = _Conv(params, x.shape, y.shape)
+    if not (x.any() and y.any()):
+        return np.zeros(conv.out_shape, bool)
+    padded, kernel = conv.pad(x), conv.kernel(y)
+    out = np.zeros((*conv.out, conv.groups, kernel.shape[-1]), np.float32)
+    for tap, window in conv.taps():
+        out += _grouped(padded[window], kernel[tap])
+    return conv.restore_out(out) > 0
 
 
 def transpose(
@@ -80,27 +99,6 @@ def transpose(
             return np.ones(shape, bool)
         return _dot_transpose(params, side, out, other, shape)
     return _conv_transpose(params, side, out, other, shape)
-
-
-def _run(name: str, params: Mapping[str, Any], x: Indicator, y: Indicator) -> Indicator:
-    if name == "dot_general":
-        left, right = _dot_axes(params, x.ndim, y.ndim)
-        batch, free_x, contracted = left
-        free_y = right[2]
-        shape = [x.shape[a] for a in (*batch, *free_x)] + [y.shape[a] for a in free_y]
-        if not (x.any() and y.any()):
-            return np.zeros(shape, bool)
-        if x.all() and y.all():
-            return np.full(shape, math.prod(x.shape[a] for a in contracted) > 0)
-        return (_three(x, left) @ _three(y, right)).reshape(shape) > 0
-    if not (x.any() and y.any()):
-        return np.zeros(_Conv(params, x.shape, y.shape).out_shape, bool)
-    conv = _Conv(params, x.shape, y.shape)
-    padded, kernel = conv.pad(x), conv.kernel(y)
-    out = np.zeros((*conv.out, conv.groups, kernel.shape[-1]), np.float32)
-    for tap, window in conv.taps():
-        out += _grouped(padded[window], kernel[tap])
-    return conv.restore_out(out) > 0
 
 
 def _dot_axes(params: Mapping[str, Any], x_ndim: int, y_ndim: int) -> tuple[Any, Any]:
@@ -198,6 +196,13 @@ class _Conv:
             )
         )
 
+    def _left(self) -> tuple[slice, ...]:
+        """Return what negative padding leaves of the input."""
+        return tuple(
+            slice(max(-before, 0), n - max(-after, 0))
+            for n, (before, after) in zip(self.x_shape[1:-1], self.padding, strict=True)
+        )
+
     def empty(self) -> np.ndarray:
         """Return a padded map of zeros."""
         space = [
@@ -209,28 +214,16 @@ class _Conv:
 
     def pad(self, x: Indicator) -> np.ndarray:
         """Lay an input out with its padding, as (batch, *space, groups, inputs)."""
-        if any(edge < 0 for pair in self.padding for edge in pair) and any(
-            step > 1 for step in self.inside
-        ):
-            raise NotImplementedError("negative padding of a dilated input")
         x = x.transpose(self.x_order)
-        cut = tuple(
-            slice(max(-before, 0), n - max(-after, 0))
-            for n, (before, after) in zip(x.shape[1:-1], self.padding, strict=True)
-        )
         padded = self.empty()
         view = padded[(slice(None), *self._inner())]
-        view[...] = x[(slice(None), *cut)].reshape(view.shape)
+        view[...] = x[(slice(None), *self._left())].reshape(view.shape)
         return padded
 
     def unpad(self, padded: np.ndarray) -> np.ndarray:
         """Undo `pad`; what was cut off is 0."""
-        cut = tuple(
-            slice(max(-before, 0), n - max(-after, 0))
-            for n, (before, after) in zip(self.x_shape[1:-1], self.padding, strict=True)
-        )
         x = np.zeros(self.x_shape, padded.dtype)
-        view = x[(slice(None), *cut)]
+        view = x[(slice(None), *self._left())]
         view[...] = padded[(slice(None), *self._inner())].reshape(view.shape)
         return x.transpose(np.argsort(self.x_order))
 

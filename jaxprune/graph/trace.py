@@ -133,9 +133,28 @@ def trace(fn: Callable[..., Any], params: Params, *args: Any) -> Program:
             f"the function has side effects ({', '.join(map(str, closed.effects))}), such as "
             "jax.debug.print or a host callback. Pass a pure function."
         )
-    names = tree.names(params)
+    return trace_jaxpr(*open_jaxpr(closed), names=tree.names(params))
+
+
+def trace_jaxpr(
+    jaxpr: Any, consts: Sequence[Any], *, names: Sequence[str] = ()
+) -> Program:
+    """Return the program of a jaxpr.
+
+    Args:
+        jaxpr: such as a branch, or a rule for the derivative of a call.
+        consts: arrays that it closes over.
+        names: names of its first inputs, which are parameters; the others are arguments.
+
+    Returns:
+        The program.
+
+    Example:
+        >>> closed = jax.make_jaxpr(lambda x: x + 1)(1.0)
+        >>> len(trace_jaxpr(closed.jaxpr, closed.consts).eqns)
+        1
+    """
     builder = _Builder([], [], {}, [])
-    jaxpr, consts = open_jaxpr(closed)
     ins = [_new(builder, var.aval) for var in jaxpr.invars]
     outs = _inline(builder, jaxpr, consts, ins, "")
     number = len(names)
@@ -150,32 +169,6 @@ def trace(fn: Callable[..., Any], params: Params, *args: Any) -> Program:
         names,
     )
     return _without_dead_code(program)
-
-
-def trace_jaxpr(jaxpr: Any, consts: Sequence[Any]) -> Program:
-    """Return the program of a jaxpr; all its inputs are arguments.
-
-    Args:
-        jaxpr: such as a branch, or a rule for the derivative of a call.
-        consts: arrays that it closes over.
-
-    Returns:
-        The program, without parameters.
-
-    Example:
-        >>> closed = jax.make_jaxpr(lambda x: x + 1)(1.0)
-        >>> len(trace_jaxpr(closed.jaxpr, closed.consts).eqns)
-        1
-    """
-    builder = _Builder([], [], {}, [])
-    ins = [_new(builder, var.aval) for var in jaxpr.invars]
-    outs = _inline(builder, jaxpr, consts, ins, "")
-    regions = sorted(builder.regions, key=lambda r: (r.start, -r.stop))
-    return _without_dead_code(
-        Program(
-            builder.eqns, builder.avals, builder.constants, [], ins, outs, regions, []
-        )
-    )
 
 
 def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:

@@ -24,9 +24,10 @@ from jaxprune.masks.schedule import (
     densities,
     num_kept,
 )
-from jaxprune.masks.select import select
+from jaxprune.masks.select import TIES, select
 
 __all__ = [
+    "TIES",
     "Collapse",
     "Health",
     "apply",

@@ -22,8 +22,6 @@ from jaxprune.graph.rules.base import (
     unfit,
 )
 
-# Operations that move entries
-
 Move = Callable[
     [Mapping[str, Any], Sequence[tuple[Any, ...]], Sequence[Bools]], Sequence[Bools]
 ]
