@@ -20,7 +20,7 @@ ALLOWED = {
     "disk": (set(), set()),
     "sharding": ({"types"}, set()),
     "scores": ({"types", "tree"}, set()),
-    "masks": ({"types", "tree", "disk"}, set()),
+    "masks": ({"types", "tree", "graph", "disk"}, set()),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
     "checkpoint": ({"types", "tree", "masks", "imp", "sharding", "disk"}, {"orbax"}),
@@ -39,7 +39,7 @@ ALLOWED = {
         {"types", "tree", "graph", "masks", "checkpoint", "disk", "profiling"},
         set(),
     ),
-    "profiling": ({"types", "tree", "masks", "models"}, {"psutil"}),
+    "profiling": ({"types", "tree", "graph", "masks", "models"}, {"psutil"}),
     "study": (BELOW_STUDY | {"study"}, {"filelock", "ray"}),
     "report": ({"study.records", "study.files"}, {"polars", "rich", "matplotlib"}),
 }

@@ -1,6 +1,7 @@
 """A traced function as data: what each part of it reads, needs and shares."""
 
 from jaxprune.graph.boundary import between
+from jaxprune.graph.channels import Box, Groups, Kind, channels, kept_entries
 from jaxprune.graph.liveness import (
     Liveness,
     batch_is_free,
@@ -24,12 +25,16 @@ from jaxprune.graph.rules import (
     small_padding,
 )
 from jaxprune.graph.trace import Eqn, Program, Region, open_jaxpr, trace, trace_jaxpr
+from jaxprune.graph.uses import Use, kernels, macs_of, uses
 
 __all__ = [
     "OPAQUE",
     "RULES",
+    "Box",
     "Eqn",
+    "Groups",
     "Keep",
+    "Kind",
     "Liveness",
     "Program",
     "Region",
@@ -37,13 +42,18 @@ __all__ = [
     "Site",
     "Small",
     "State",
+    "Use",
     "batch_is_free",
     "between",
     "bind",
+    "channels",
     "depends_on",
     "elementwise",
     "keep",
+    "kept_entries",
+    "kernels",
     "live",
+    "macs_of",
     "open_jaxpr",
     "producers",
     "rule_of",
@@ -52,4 +62,5 @@ __all__ = [
     "small_shape",
     "trace",
     "trace_jaxpr",
+    "uses",
 ]

@@ -249,6 +249,14 @@ def _append_region(
     return outs
 
 
+def scan_parts(params: Mapping[str, Any]) -> tuple[int, int]:
+    """Return how many operands of a scan are the same each time, and how many carried."""
+    if "num_consts" in params:  # jax 0.10
+        return params["num_consts"], params["num_carry"]
+    parts = params["ft_in"].unpack()
+    return len(parts[0]), len(parts[1])
+
+
 def _unroll(
     builder: _Builder,
     params: Mapping[str, Any],
@@ -258,11 +266,7 @@ def _unroll(
 ) -> Sequence[int]:
     """Append the equations of every iteration of a scan."""
     jaxpr, consts = body
-    if "num_consts" in params:  # jax 0.10
-        fixed, carried = params["num_consts"], params["num_carry"]
-    else:
-        parts = params["ft_in"].unpack()
-        fixed, carried = len(parts[0]), len(parts[1])
+    fixed, carried = scan_parts(params)
     shared, carry = operands[:fixed], list(operands[fixed : fixed + carried])
     stacked, length = operands[fixed + carried :], params["length"]
     order = reversed(range(length)) if params["reverse"] else range(length)

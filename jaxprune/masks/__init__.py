@@ -9,6 +9,7 @@ from jaxprune.masks.apply import (
     save,
     summary,
 )
+from jaxprune.masks.channels import select_channels
 from jaxprune.masks.controls import (
     invert,
     reinitialize,
@@ -43,6 +44,7 @@ __all__ = [
     "reinitialize",
     "save",
     "select",
+    "select_channels",
     "shuffle",
     "summary",
 ]

@@ -89,8 +89,8 @@ def select(
         Threshold and count as in the code of Tanaka et al.,
         https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
-    _check_option("scope", scope, SCOPES)
-    _check_option("ties", ties, TIES)
+    check_option("scope", scope, SCOPES)
+    check_option("ties", ties, TIES)
     tree.check_arrays(scores, "scores")
     _check_floating(scores)
     # A leaf that is not floating, such as a buffer of indices, has no scores.
@@ -157,7 +157,8 @@ def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
         return keep.astype(jnp.uint32)
 
 
-def _check_option(what: str, got: str, known: Sequence[str]) -> None:
+def check_option(what: str, got: str, known: Sequence[str]) -> None:
+    """Refuse an option that is not one of the known ones."""
     if got not in known:
         raise ValueError(f"{what} '{got}' is unknown. Pass one of {', '.join(known)}.")
 

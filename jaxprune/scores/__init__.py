@@ -13,6 +13,7 @@ from jaxprune.scores.magnitude import magnitude
 from jaxprune.scores.random import random
 from jaxprune.scores.snip import snip
 from jaxprune.scores.synflow import synflow
+from jaxprune.scores.taylor import taylor
 
 __all__ = [
     "SCORERS",
@@ -22,6 +23,7 @@ __all__ = [
     "random",
     "snip",
     "synflow",
+    "taylor",
 ]
 
 

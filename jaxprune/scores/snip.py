@@ -3,7 +3,7 @@
 import jax
 import jax.numpy as jnp
 
-from jaxprune import tree
+from jaxprune.scores.taylor import taylor
 from jaxprune.types import Batches, LossFn, Mask, Params, Scores
 
 
@@ -43,18 +43,5 @@ def snip(
         Lee et al., SNIP: Single-shot Network Pruning based on Connection Sensitivity,
         https://arxiv.org/abs/1810.02340, ICLR 2019, eq. 5.
     """
-    tree.check_batches(batches)
-    tree.check_trainable(params)
-    weights, merge = tree.split_floating(params)
-    masked, merge_masked = tree.split_floating(tree.apply_mask(params, mask))
-    with jax.default_matmul_precision("highest"):
-        gradients = tree.gradient(
-            lambda w, batch: loss_fn(merge_masked(w), batch), masked, batches
-        )
-    scored = jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradients)
-    scores = tree.non_floating_to_false(merge(scored))
-    tree.check_finite(
-        scores, "check that params and the loss on every batch are finite."
-    )
-    tree.check_informative(scores, mask)
-    return scores
+    signed = taylor(loss_fn, params, batches, mask=mask)
+    return jax.tree.map(jnp.abs, signed)

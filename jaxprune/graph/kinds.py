@@ -1,0 +1,280 @@
+"""The kinds of channel groups: what goes together, and what it is."""
+
+import collections
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, SupportsIndex
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from jaxprune.graph import relations as rel
+from jaxprune.graph.liveness import depends_on, relate, rules_of
+from jaxprune.graph.rules import Rule
+from jaxprune.graph.trace import Program
+from jaxprune.graph.uses import uses
+
+What = Literal[
+    "neurons",
+    "channels",
+    "heads",
+    "query-key dimensions",
+    "value dimensions",
+    "residual features",
+]
+
+
+class Kind(NamedTuple):
+    """Channel groups that take the same slices of the same leaves.
+
+    Attributes:
+        what: what they are. "residual features" are what several layers add to, or what a
+            recurrent layer carries; "query-key dimensions" are pairs under rotary positions.
+        leaf: name of the first kernel that computes them.
+        first: number of the first group.
+        size: number of groups.
+    """
+
+    what: What
+    leaf: str
+    first: int
+    size: int
+
+
+class View(NamedTuple):
+    """A program and what goes with what in it.
+
+    Attributes:
+        program: of `trace`.
+        rules: the rule of each equation.
+        relations: what is tied, pinned and a product.
+        labels: component of each node.
+        owners: (component, component): whether the first goes if the second does.
+        data: values that depend on the arguments.
+    """
+
+    program: Program
+    rules: Sequence[Rule]
+    relations: rel.Relations
+    labels: np.ndarray
+    owners: csr_array
+    data: set[int]
+
+
+def view_of(program: Program, rules: Mapping[str, Rule]) -> View:
+    """Return a program with what goes with what in it."""
+    chosen = rules_of(program, rules)
+    relations = relate(program, chosen)
+    labels = rel.components(relations.ties, relations.size)
+    owners = _owners(relations, labels)
+    data = depends_on(program, program.args)
+    return View(program, chosen, relations, labels, owners, data)
+
+
+def _owners(relations: rel.Relations, labels: np.ndarray) -> csr_array:
+    """Return which components each component goes with.
+
+    A cell of a product goes if any of its factors does, and a factor goes if all of its cells
+    do; others go by themselves.
+    """
+    size = int(labels.max(initial=-1)) + 1
+    cells = [labels[axis] for axis, _ in relations.products]
+    is_alone = np.ones(size, bool)
+    is_alone[np.concatenate([np.zeros(0, int), *cells])] = False
+    alone = np.flatnonzero(is_alone)
+    owners = csr_array((np.ones(len(alone)), (alone, alone)), shape=(size, size))
+    before = -1
+    while owners.nnz > before:
+        before, found = owners.nnz, [owners]
+        for axis, factors in relations.products:
+            for factor, place in _places(factors):
+                every = csr_array(place @ owners[labels[axis]])
+                every.data = (every.data == place.shape[1] // len(factor)).astype(float)
+                found.append(_spread(labels[factor], size) @ every)
+                cells_of = place.T @ owners[labels[factor]]
+                found.append(_spread(labels[axis], size) @ cells_of)
+        owners = csr_array(sum(found[1:], found[0]))
+        owners.eliminate_zeros()
+        owners.data[:] = 1
+    return owners
+
+
+def _places(factors: Sequence[rel.Nodes]) -> Iterator[tuple[rel.Nodes, csr_array]]:
+    """Yield each factor of a product, and (factor, cell): which cells it is in."""
+    grid = np.indices([len(factor) for factor in factors])
+    for factor, index in zip(factors, grid.reshape(len(factors), -1), strict=True):
+        columns = np.arange(len(index))
+        yield factor, csr_array((np.ones(len(index)), (index, columns)))
+
+
+def _spread(labels: np.ndarray, size: int) -> csr_array:
+    """Return the matrix that puts rows at some components."""
+    ones = np.ones(len(labels))
+    return csr_array(
+        (ones, (labels, np.arange(len(labels)))), shape=(size, len(labels))
+    )
+
+
+def row(matrix: csr_array, i: SupportsIndex) -> np.ndarray:
+    """Return the columns of the entries in a row."""
+    i = operator.index(i)
+    return matrix.indices[matrix.indptr[i] : matrix.indptr[i + 1]]
+
+
+def labels_of(view: View, value: int, axes: Sequence[Any]) -> np.ndarray:
+    """Return the components of the positions of some axes of a value."""
+    found = [view.labels[rel.nodes(view.relations, value, axis)] for axis in axes]
+    return np.concatenate([np.zeros(0, int), *found])
+
+
+def needed_whole(view: View) -> dict[int, str]:
+    """Return the components that something needs whole, and what that is."""
+    program = view.program
+    whole: dict[int, str] = {}
+
+    def add(labels: np.ndarray, reason: str) -> None:
+        for label in np.unique(labels):
+            whole.setdefault(int(label), reason)
+
+    for values, reason in ((program.outs, "an output"), (program.args, "an argument")):
+        for v in values:
+            axes = range(len(program.shape(v)) or 1)
+            add(labels_of(view, v, axes), f"{reason} of the function")
+    for i, pinned in view.relations.pins.items():
+        eqn = program.eqns[i]
+        what = "can't be followed" if view.rules[i].opaque else "needs all of it"
+        reason = f"{eqn.primitive.name} at '{eqn.where}' {what}"
+        add(view.labels[np.concatenate(pinned)], reason)
+    for hull in view.relations.hulls:
+        add(view.labels[hull], "the window of a convolution")
+    return whole
+
+
+def find_kinds(
+    view: View, whole: Mapping[int, str], kernels: Sequence[int]
+) -> tuple[list[Kind], list[int]]:
+    """Return the kinds of groups, and the component that makes each group."""
+    relations, labels = view.relations, view.labels
+    extents = [extent for shape in relations.shapes for extent in shape or (1,)]
+    axis_of = np.repeat(np.arange(len(extents)), extents)
+    labels_of_nodes, size = labels[: len(axis_of)], view.owners.shape[0]
+    ones = np.ones(len(axis_of))
+    counts = csr_array((ones, (labels_of_nodes, axis_of)), shape=(size, len(extents)))
+    members = csr_array(view.owners.T)  # by group, the components that it takes
+    members.sort_indices()
+    taken = csr_array(
+        members @ counts
+    )  # by group, the positions that it takes of each axis
+    taken.sort_indices()
+    first = np.full(size, len(axis_of))
+    np.minimum.at(first, labels_of_nodes, np.arange(len(axis_of)))
+    is_bound = (view.owners[sorted(whole)].sum(0) > 0) | _splits(view)
+    is_kernel, is_param = np.zeros((2, size), bool)
+    for i in range(len(view.program.params)):
+        is_param[_of_leaf(view, i)] = True
+        is_kernel[_of_leaf(view, i)] |= i in kernels
+    alike: dict[Any, list[tuple[int, int]]] = {}
+    seen: set[bytes] = set()
+    for seed in np.flatnonzero(~is_bound & (members.sum(1) > 0)):
+        own = row(members, seed)
+        slices = own[is_param[own]].tobytes()
+        if is_kernel[own].any() and slices not in seen:
+            seen.add(slices)
+            span = slice(taken.indptr[seed], taken.indptr[seed + 1])
+            key = taken.indices[span].tobytes(), taken.data[span].tobytes()
+            alike.setdefault(key, []).append((int(first[own].min()), int(seed)))
+    roles, writers = _roles(view), _writers(view)
+    sorted_kinds = []
+    for group in alike.values():
+        own = set(row(members, min(group)[1]).tolist())
+        written = [i for i, labels in writers if labels & own]
+        read = [i for i in kernels if own.intersection(_of_leaf(view, i))]
+        leaf = (written or read)[0]
+        what = next((w for w, labels in roles.items() if labels & own), "neurons")
+        if len(group) > 1:
+            sorted_kinds.append((kernels.index(leaf), sorted(group), leaf, what))
+    kinds: list[Kind] = []
+    seeds: list[int] = []
+    for _, group, leaf, what in sorted(sorted_kinds):
+        kinds.append(Kind(what, view.program.names[leaf], len(seeds), len(group)))
+        seeds += [seed for _, seed in group]
+    return kinds, seeds
+
+
+def _splits(view: View) -> np.ndarray:
+    """Return of each component whether it takes cells of a product, but no whole slices."""
+    splits = np.zeros(view.owners.shape[1], bool)
+    for axis, factors in view.relations.products:
+        cells = view.owners[view.labels[axis]]
+        taken = csr_array(cells.shape)
+        for factor, place in _places(factors):
+            taken = taken + place.T @ view.owners[view.labels[factor]]
+        left_over = csr_array(cells - cells.multiply(taken > 0))
+        left_over.eliminate_zeros()
+        splits[left_over.indices] = True
+    return splits
+
+
+def _of_leaf(view: View, leaf: int) -> list[int]:
+    value = view.program.params[leaf]
+    return labels_of(view, value, range(len(view.program.shape(value)))).tolist()
+
+
+def _roles(view: View) -> dict[What, set[int]]:
+    """Return the components that mark a kind of group; the first mark counts."""
+    program = view.program
+    batch, contracted, added, mapped = set(), set(), set(), set()
+    free: collections.Counter[int] = collections.Counter()
+    made = _last_products(program)
+    for eqn in program.eqns:
+        name, (out,) = eqn.primitive.name, eqn.outs[:1]
+        both = len(eqn.ins) == 2 and all(v in view.data for v in eqn.ins)
+        if name == "dot_general" and both:
+            (cx, cy), (bx, by) = eqn.params["dimension_numbers"]
+            batch.update(labels_of(view, eqn.ins[0], bx).tolist())
+            contracted.update(labels_of(view, eqn.ins[0], cx).tolist())
+            for v, bound in zip(eqn.ins, ((*cx, *bx), (*cy, *by)), strict=True):
+                axes = [a for a in range(len(program.shape(v))) if a not in bound]
+                free.update(set(labels_of(view, v, axes).tolist()))
+        elif (
+            name in ("add", "add_any") and both and len({made[v] for v in eqn.ins}) > 1
+        ):
+            added.update(labels_of(view, out, range(len(program.shape(out)) or 1)))
+        elif name == "conv_general_dilated":
+            axis = eqn.params["dimension_numbers"].out_spec[1]
+            mapped.update(labels_of(view, out, [axis]).tolist())
+    # Heads that share keys and values are no batch of the product, but free in both products.
+    return {
+        "heads": batch | {label for label, times in free.items() if times > 1},
+        "query-key dimensions": contracted,
+        "value dimensions": set(free),
+        "residual features": added,
+        "channels": mapped,
+    }
+
+
+def _writers(view: View) -> list[tuple[int, set[int]]]:
+    """Return the kernels in the order of their products, with what each computes."""
+    result = []
+    for use in uses(view.program):
+        eqn, numbers = use.eqn, use.eqn.params.get("dimension_numbers")
+        for leaf in use.kernels:
+            if eqn.primitive.name == "conv_general_dilated":
+                side, axes = 1, [numbers.rhs_spec[0]]
+            else:
+                side = 0 if eqn.ins[1] in view.data else 1
+                bound = (*numbers[0][side], *numbers[1][side])
+                ndim = len(view.program.shape(eqn.ins[side]))
+                axes = [a for a in range(ndim) if a not in bound]
+            result.append((leaf, set(labels_of(view, eqn.ins[side], axes).tolist())))
+    return result
+
+
+def _last_products(program: Program) -> dict[int, frozenset[int]]:
+    """Return by value the products and inputs that it is computed from directly."""
+    made = {v: frozenset([-1 - v]) for v in program.args}
+    for i, eqn in enumerate(program.eqns):
+        sources = frozenset().union(*(made.get(v, frozenset()) for v in eqn.ins))
+        is_product = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        made |= dict.fromkeys(eqn.outs, frozenset([i]) if is_product else sources)
+    return made

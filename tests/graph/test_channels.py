@@ -1,0 +1,109 @@
+"""The kinds of channels of many networks, counted by hand; and what a product reads."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jaxprune import graph, tree
+from tests.zoo import ZOO, users_settings
+
+# By network: how many groups there are of each kind. Counted from the layers' sizes.
+KINDS = {
+    "mlp": [(8, "neurons"), (7, "neurons")],
+    # GroupNorm(2) over 8 channels: a norm group goes whole, or one channel of every group.
+    "linen_conv": [(2, "channels"), (4, "channels"), (6, "channels")],
+    # A depthwise convolution hands its 6 channels on to 2 groups of 3.
+    "equinox_groups": [
+        (3, "channels"), (2, "channels"), (4, "channels"), (4, "channels"),
+    ],
+    "mobile": [(4, "residual features"), (8, "channels"), (4, "neurons")],
+    "unet": [(4, "channels"), (6, "channels"), (4, "channels")],
+    "dense_concat": [(4, "neurons")] * 3,
+    "twice": [(6, "neurons"), (6, "neurons")],
+    "transformer": [
+        (2, "heads"), (4, "query-key dimensions"), (4, "value dimensions"),
+        (8, "residual features"), (12, "neurons"),
+        (2, "heads"), (4, "query-key dimensions"), (4, "value dimensions"),
+        (12, "neurons"),
+    ],
+    # Query, key and value in one kernel of 18 columns.
+    "vit": [
+        (6, "residual features"), (2, "heads"), (3, "value dimensions"),
+        (3, "query-key dimensions"),
+    ],
+    # 2 groups of 2 query heads each: a group goes with its key and value head, or one query
+    # head of every group. Rotary positions tie the 4 dimensions of a head in pairs.
+    "gqa": [
+        (2, "heads"), (2, "query-key dimensions"), (2, "heads"), (4, "value dimensions"),
+        (10, "neurons"),
+    ],
+    "cross": [(4, "query-key dimensions"), (4, "value dimensions")],
+    "mixer": [(7, "neurons"), (9, "neurons")],
+    # A centred variance makes something of a removed feature, so the stem is fixed.
+    "convnext": [(12, "neurons")],
+    "option_a": [(4, "residual features"), (8, "channels"), (4, "residual features")],
+    "shared": [(6, "neurons")],
+}  # fmt: skip
+
+
+def groups_of(name: str) -> graph.Groups:
+    with users_settings():
+        network = ZOO[name](jax.random.key(0))
+        return graph.channels(network.fn, network.params, *network.args)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_kinds_are_those_counted_by_hand(name):
+    kinds = [(kind.size, kind.what) for kind in groups_of(name).kinds]
+    assert sorted(kinds) == sorted(KINDS[name])
+
+
+def test_what_is_fixed_is_named_with_the_reason():
+    fixed = groups_of("convnext").fixed
+    assert fixed["stem, axis 2"] == "an argument of the function"
+    assert fixed["out, axis 1"] == "an output of the function"
+    assert "sub at '' makes something else" in fixed["residual features of stem"]
+
+
+def test_a_channel_that_an_operation_needs_whole_is_fixed():
+    def fn(p: Any, x: Any) -> Any:
+        with jax.named_scope("spectrum"):
+            h = jnp.fft.rfft(x @ p["w"]).real
+        return h @ p["v"]
+
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((5, 2))}
+    groups = graph.channels(fn, params, jnp.ones((2, 4)))
+    assert groups.kinds == ()
+    assert groups.fixed["w, axis 1"] == "fft at 'spectrum' can't be followed"
+
+
+@pytest.mark.parametrize("name", ["transformer", "vit", "convnext", "lstm", "mobile"])
+def test_kernels_are_what_a_product_multiplies_with_data(name):
+    with users_settings():
+        network = ZOO[name](jax.random.key(0))
+        kernels = graph.kernels(network.fn, network.params, *network.args)
+    others = {
+        leaf for leaf, is_kernel in tree.by_name(kernels).items() if not is_kernel
+    }
+    words = ("bias", "scale", "position", "cls", "pos", "gamma", "qkv_b", "b")
+    assert all(leaf.split("/")[-1] in words for leaf in others)
+    # A tied embedding is multiplied in the last layer; positions are only added.
+    assert name != "transformer" or tree.by_name(kernels)["embed/embedding"]
+
+
+def test_kernels_are_found_in_loops_that_cant_be_unrolled():
+    def fn(p: Any, x: Any) -> Any:
+        h = jax.lax.while_loop(
+            lambda h: h.sum() < 9, lambda h: jnp.tanh(h @ p["w"]) + 1, x
+        )
+        return h * p["scale"]
+
+    params = {
+        "w": jnp.ones((3, 3)),
+        "scale": jnp.ones((1, 3)),
+        "table": jnp.ones((3, 3)),
+    }
+    kernels = graph.kernels(fn, params, jnp.ones((1, 3)))
+    assert kernels == {"w": True, "scale": False, "table": False}
