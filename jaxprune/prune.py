@@ -1,5 +1,6 @@
 """Prune in rounds: score, select, score what is left; one round is one-shot pruning."""
 
+import inspect
 from typing import Any, NamedTuple
 
 from jaxprune import masks, tree
@@ -26,6 +27,22 @@ class Info(NamedTuple):
 
     requested: tuple[float, ...]
     densities: tuple[float, ...]
+
+
+def _check_bound(score_fn: Any, params: Params) -> None:
+    """Refuse a scoring function that needs more arguments than it will get."""
+    try:
+        signature = inspect.signature(score_fn)
+    except ValueError:  # such as a function written in C
+        return
+    try:
+        signature.bind(params, mask=None)
+    except TypeError as error:
+        raise TypeError(
+            f"score_fn is called as score_fn(params, mask=mask), which does not fit it "
+            f"({error}). Bind the rest: functools.partial(scores.snip, loss_fn, "
+            "batches=[batch])."
+        ) from None
 
 
 def prune(
@@ -66,7 +83,7 @@ def prune(
     Raises:
         ValueError: if an option is out of range, a score is not finite, or `score_fn`
             returns another tree.
-        TypeError: if `score_fn` is not callable.
+        TypeError: if `score_fn` is not callable, or needs other arguments.
 
     Example:
         >>> import jax.numpy as jnp
@@ -86,6 +103,7 @@ def prune(
             f"score_fn is a {type(score_fn).__name__}. Pass a function, such as "
             "scores.magnitude."
         )
+    _check_bound(score_fn, params)
     requested = masks.densities(density, rounds, schedule)
     chosen = tree.check_prunable(params, prunable)
     mask = masks.ones_like(params)

@@ -41,7 +41,11 @@ def make_mesh(*, data: int = 1, model: int = 1) -> Mesh:
         >>> make_mesh(data=1).shape["data"]
         1
     """
-    if min(data, model) < 1 or data * model > jax.device_count():
+    if min(data, model) < 1:
+        raise ValueError(
+            f"a mesh has sizes of 1 or more; got data={data} and model={model}."
+        )
+    if data * model > jax.device_count():
         more = (
             "; to simulate 8 devices, set "
             "XLA_FLAGS=--xla_force_host_platform_device_count=8"

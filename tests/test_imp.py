@@ -260,7 +260,8 @@ def test_a_run_resumes_after_its_newest_complete_level(tmp_path):
 
 def test_other_densities_and_other_networks_are_refused(tmp_path):
     start = imp.init(PARAMS, jax.random.key(3))
-    list(checkpoint.levels(tmp_path, start, bound(), (0.5,)))
+    step = functools.partial(imp.step, train_fn=bound().keywords["train_fn"])
+    list(checkpoint.levels(tmp_path, start, step, (0.5,)))  # rewind="early" by default
     with pytest.raises(ValueError, match="pruned to density 0.5, but 0.4 is requested"):
         list(checkpoint.levels(tmp_path, start, bound(), (0.4,)))
     for params, seed in (
@@ -411,7 +412,9 @@ def test_a_run_killed_in_every_level_ends_with_the_same_bits(tmp_path):
 def test_a_step_with_other_options_is_refused(tmp_path):
     start = imp.init(PARAMS, jax.random.key(3))
     list(checkpoint.levels(tmp_path, start, bound(), (0.5,)))
-    with pytest.raises(ValueError, match="was run with rewind=early, but the st"):
+    with pytest.raises(
+        ValueError, match="run with the options .*rewind=early.*, but the step now has"
+    ):
         list(checkpoint.levels(tmp_path, start, bound("init"), (0.5,)))
 
 

@@ -94,6 +94,11 @@ def test_every_round_scores_at_the_mask_of_the_last_round():
     assert info.densities == (0.63, 0.25)  # of 100 weights, 63 are kept
 
 
+def test_a_scoring_function_that_needs_more_gets_a_sentence():
+    with pytest.raises(TypeError, match="missing a required argument.*Bind the rest"):
+        prune.prune(scores.snip, {"w": jnp.ones((2, 2))}, 0.5)
+
+
 def test_invalid_rounds_are_refused():
     with pytest.raises(ValueError, match="rounds is the number of times"):
         prune.prune(RANDOM, PARAMS, 0.5, rounds=0)

@@ -1,5 +1,6 @@
 """Resumable levels of iterative magnitude pruning."""
 
+import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from jaxprune import imp, masks, sharding
+from jaxprune import imp, masks, sharding, tree
 from jaxprune.checkpoint.fingerprint import fingerprint
 from jaxprune.checkpoint.store import (
     exists,
@@ -25,10 +26,24 @@ Step: TypeAlias = Callable[..., tuple[imp.State, imp.Info]]
 
 
 def _options(step: Step) -> str | None:
-    """List the string, number and bool keywords that `functools.partial` bound."""
-    options = sorted(getattr(step, "keywords", {}).items())
-    simple = [f"{k}={v}" for k, v in options if isinstance(v, str | bool | int | float)]
-    return ", ".join(simple) or None
+    """List the options of a step, defaults included: strings, numbers, bools, prunable."""
+    try:
+        parameters = inspect.signature(step).parameters.values()
+    except (TypeError, ValueError):  # such as a function written in C
+        return None
+    options = {p.name: p.default for p in parameters if p.default is not p.empty}
+    chosen = options.pop("prunable", None)
+    if chosen is not None:
+        kept = [
+            name for name, is_prunable in tree.by_name(chosen).items() if is_prunable
+        ]
+        options["prunable"] = ", ".join(kept)
+    simple = [
+        f"{name}={value}"
+        for name, value in sorted(options.items())
+        if isinstance(value, str | bool | int | float)
+    ]
+    return "; ".join(simple) or None
 
 
 def _save_level(
@@ -56,7 +71,7 @@ def _save_level(
     save(path, {name: part for name, part in record.items() if part is not None})
 
 
-class _OtherStartError(ValueError):
+class OtherStartError(ValueError):
     """A saved level was started from another state."""
 
 
@@ -74,15 +89,15 @@ def _load_level(
             "another folder."
         )
     if record["started_from"] != started_from:
-        raise _OtherStartError(
+        raise OtherStartError(
             f"the level in {path} started from other weights, another mask or another key. "
             "Pass the state of the run that wrote it, or another folder."
         )
     saved, options = record.get("options"), _options(step)
     if saved and options and saved != options:
         raise ValueError(
-            f"the level in {path} was run with {saved}, but the step now has {options}. "
-            "Pass the options of the run that wrote it, or another folder."
+            f"the level in {path} was run with the options {saved}, but the step now has "
+            f"{options}. Pass those of the run that wrote it, or another folder."
         )
     params = state.params
     if record["rewind_point"] != "as before":
@@ -117,10 +132,10 @@ def levels(
     read back, so on a device that computes deterministically an interrupted run ends with
     the same bits as an uninterrupted one.
 
-    A folder belongs to one run. Resuming checks the state, the densities, and those
-    keywords of `step` that are strings, numbers or bools, if `step` is a
-    `functools.partial`. It does not check `prunable` or the code of `train_fn`: use a new
-    folder after changing either.
+    A folder belongs to one run. Resuming checks the state, the densities, and the options in
+    the signature of `step`, defaults included: strings, numbers, bools and `prunable`. It
+    does not see what a lambda hides, or the code of `train_fn`: use a new folder after
+    changing either.
 
     Args:
         folder: where the levels are saved; one folder per run.
@@ -160,6 +175,8 @@ def levels(
         )
     requested_densities = [masks.check_density(density) for density in densities]
     root = Path(folder).absolute()
+    if root.is_file():
+        raise FileExistsError(f"{folder} is a file. Pass a folder.")
     regenerated = False
     for number, requested in enumerate(requested_densities, start=1):
         path = root / f"level_{number:04d}"
@@ -174,7 +191,7 @@ def levels(
                 # If what the level rewinds to is corrupt, both are regenerated.
                 for corrupt in sorted({path, error.path}):
                     quarantine(corrupt)
-            except _OtherStartError:
+            except OtherStartError:
                 if not regenerated:
                     raise
                 # The regenerated level before it has other bits: not every device sums

@@ -1,7 +1,7 @@
 """From a function and a mask to a smaller function that computes the same.
 
-A channel goes if nothing that it feeds reaches an output, or if nothing of the input reaches
-it. In the second case it still emits a constant, which is added further on.
+A channel is removed if no path leads from it to an output, or none from the input to it. In
+the second case it emits a constant, which is added further on.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -21,18 +21,18 @@ from jaxprune.types import Mask, Params
 
 
 class Info(NamedTuple):
-    """What became of the function.
+    """Sizes before and after, and what was kept.
 
     Attributes:
         sizes: by leaf, the shapes before and after.
-        dense: numbers in the parameters before.
-        kept: numbers that the mask keeps.
-        left: numbers in the parameters after.
-        carried: numbers that constants of removed channels add, beside the parameters.
+        dense: entries of the parameters before compaction.
+        kept: entries that the mask keeps.
+        left: entries of the parameters after compaction.
+        carried: entries of the constants that removed channels add, beside the parameters.
         carries: where they are added, one line each.
         live: the mask without the weights that are on no path from input to output.
-        beyond_need: by leaf, numbers left that no output needs: they share an axis with
-            others that are needed.
+        beyond_need: by leaf, entries that are left only because another entry on the same
+            axis is needed.
         opaque: operations that could not be followed, each with the name stack of the
             user's code; everything that they read is kept.
         collapse: a warning if the output does not depend on the input, else None.
@@ -55,8 +55,9 @@ class Compacted(NamedTuple):
 
     Attributes:
         fn: `fn(params, *args)`, to be jitted; the same outputs as the masked function.
-        params: its parameters: the same tree, with smaller arrays.
-        info: what became of the function.
+        params: its parameters: the same tree, with smaller arrays. They are for `fn`: the
+            original code, run on them, lacks the constants that `info.carries` lists.
+        info: sizes before and after, and what was kept.
     """
 
     fn: Callable[..., Any]
@@ -91,8 +92,8 @@ def compact(
     larger than the dense function. Jit it; it can be differentiated and trained further.
 
     Other numbers of examples along the first axis of the arguments are accepted if the
-    function treats examples one by one; compact it with two examples or more. Other sizes
-    need a compaction of their own.
+    function treats examples one by one and does not use their number; compact it with two
+    examples or more. Other sizes need a compaction of their own.
 
     Recipes: `lambda params, x: model.apply(params, model.state, x)[0]` for a `models.Model`;
     for NNX, `lambda params, x: nnx.merge(graphdef, params, rest)(x)`, with
@@ -111,7 +112,7 @@ def compact(
             matter first.
 
     Returns:
-        The smaller function, its parameters, and what became of it.
+        The smaller function, its parameters, and their sizes.
 
     Raises:
         ValueError: if the mask does not mirror `params`, this is called under `jit`, or the
@@ -159,7 +160,7 @@ def compact(
         best.keep,
         {v: cut(array, best.keep[v]) for v, array in program.constants.items()},
         best.carried,
-        _batch_is_free(fn, shapes, arg_shapes, program),
+        _batch_axes(fn, shapes, arg_shapes, program),
     )
     structure = jax.tree.structure(params)
     small_params = jax.tree.unflatten(structure, best.small)
@@ -205,10 +206,10 @@ def _fewest(first: _Plan, plan: Callable[[Callable[[int], bool]], _Plan]) -> _Pl
     return min(plans, key=_Plan.numbers)
 
 
-def _batch_is_free(
+def _batch_axes(
     fn: Callable[..., Any], params: Params, args: Any, program: graph.Program
-) -> bool:
-    """Return whether the first axis of the arguments may have another size."""
+) -> frozenset[tuple[int, int]] | None:
+    """Return the axes that have another size with another number of examples."""
     if all(leaf.shape[:1] == (1,) for leaf in jax.tree.leaves(args)):
         two = jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), args
@@ -216,8 +217,8 @@ def _batch_is_free(
         try:
             program = graph.trace(fn, params, *two)
         except Exception:  # anything that the user's function raises at this size
-            return False
-    return graph.batch_is_free(program)
+            return None
+    return graph.batch_axes(program)
 
 
 def _examples(args: Any) -> list[Any]:

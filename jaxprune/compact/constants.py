@@ -192,7 +192,8 @@ def _smallest(
         if positions is not None:
             array = np.take(array, positions, axis)
         first = np.take(array, [0], axis)
-        if array.shape[axis] > 1 and (array == first).all():
+        same = (array == first) | ((array != array) & (first != first))  # nan is nan
+        if array.shape[axis] > 1 and same.all():
             array = first
     if not array.any():
         return None

@@ -29,7 +29,8 @@ class SmallFunction:
         keep: positions that are kept of each value of the program.
         constants: the arrays that the function closes over, cut to these positions.
         carried: what dropped constants add, by equation.
-        free: whether the first axis of the arguments may have another size.
+        batch: the axes that have another size with another number of examples; None if the
+            first axis of the arguments must have the size of the example.
         products: products that are computed in another way, by equation.
         vectors: shapes of the parameters of these products, by name.
     """
@@ -42,7 +43,7 @@ class SmallFunction:
     keep: Sequence[Keep]
     constants: Mapping[int, Any]
     carried: Mapping[int, Carried]
-    free: bool
+    batch: frozenset[tuple[int, int]] | None
     products: Mapping[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     vectors: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
 
@@ -54,10 +55,22 @@ class SmallFunction:
         values.update(zip(program.args, jax.tree.leaves(args), strict=True))
         for value, positions in self._gathered():
             values[value] = values[value][positions]
-        values.update(self.constants)
+        values.update(self._constants(program, keep))
         job = _Run(program, self.program, keep, values, self.carried, self.products)
         values = run_job(job)
         return jax.tree.unflatten(self.structure, [values[v] for v in program.outs])
+
+    def _constants(
+        self, program: graph.Program, keep: Sequence[Keep]
+    ) -> Mapping[int, Any]:
+        if program is self.program:
+            return self.constants
+        return {
+            value: self.constants[value]
+            if program.shape(value) == self.program.shape(value)
+            else cut(array, keep[value])
+            for value, array in program.constants.items()
+        }
 
     def arrays(self) -> list[Any]:
         """Return the arrays besides the parameters: closed-over ones and carried ones."""
@@ -108,27 +121,83 @@ class SmallFunction:
         if shapes == own:
             return self.program, self.keep
         same = [s[1:] == o[1:] for s, o in zip(shapes, own, strict=True)]
-        if not (self.free and all(same)):
+        if self.batch is None or not all(same):
             remedy = "Compact it with arguments of these shapes."
-            if self.free:
+            if self.batch is not None:
                 remedy = "Only the first axis may differ."
             raise ValueError(
                 f"the function was compacted for arguments of the shapes {own}; got "
                 f"{shapes}. {remedy}"
             )
         program = graph.trace(self.fn, self.params, *args)
-        return program, _transfer(self.program, self.keep, program)
+        return program, _transfer(self.program, self.keep, program, self.batch)
+
+
+def _same_constants(first: Mapping[int, Any], second: Mapping[int, Any]) -> bool:
+    """Return whether two traces of a function close over the same numbers."""
+
+    def is_same(one: Any, other: Any) -> bool:
+        if one is other:
+            return True
+        a, b = np.asarray(one), np.asarray(other)
+        if a.shape == b.shape:
+            return np.array_equal(a, b, equal_nan=jnp.issubdtype(a.dtype, jnp.inexact))
+        # An array of one number, such as a state of zeros for each example.
+        return bool(
+            a.size and b.size and (a == a.flat[0]).all() and (b == a.flat[0]).all()
+        )
+
+    return first.keys() == second.keys() and all(
+        is_same(array, second[value]) for value, array in first.items()
+    )
+
+
+# Parameters that hold sizes, which the shapes of the values repeat.
+_SIZES = ("shape", "new_sizes", "limit_indices", "slice_sizes", "sizes")
+
+
+def _same_eqn(first: graph.Eqn, second: graph.Eqn) -> bool:
+    """Return whether two equations differ in sizes alone; opaque ones keep all anyway."""
+    return first.primitive.name == second.primitive.name and (
+        graph.rule_of(first, graph.RULES).opaque
+        or all(
+            name in _SIZES or param is second.params[name]
+            or str(param) == str(second.params[name])
+            for name, param in first.params.items()
+        )
+    )  # fmt: skip
+
+
+def _same_program(
+    first: graph.Program, second: graph.Program, batch: frozenset[tuple[int, int]]
+) -> bool:
+    """Return whether two traces differ in the number of examples alone."""
+    return (
+        len(first.eqns) == len(second.eqns)
+        and all(map(_same_eqn, first.eqns, second.eqns))
+        and _same_constants(first.constants, second.constants)
+        and all(
+            extent == other or (value, axis) in batch
+            for eqn in first.eqns
+            for value in (*eqn.ins, *eqn.outs)
+            for axis, (extent, other) in enumerate(
+                zip(first.shape(value), second.shape(value), strict=True)
+            )
+        )
+    )
 
 
 def _transfer(
-    program: graph.Program, keep: Sequence[Keep], other: graph.Program
+    program: graph.Program,
+    keep: Sequence[Keep],
+    other: graph.Program,
+    batch: frozenset[tuple[int, int]],
 ) -> Sequence[Keep]:
-    """Return what a program keeps that differs from another in sizes alone."""
-    names = [eqn.primitive.name for eqn in program.eqns]
-    if names != [eqn.primitive.name for eqn in other.eqns]:
+    """Return what a program keeps that differs from another in the number of examples."""
+    if not _same_program(program, other, batch):
         raise ValueError(
-            "the function computes in another way with arguments of these shapes, so it "
-            "can't be run on them. Compact it with arguments of these shapes."
+            "the function computes something else with another number of examples, such as "
+            "x / x.shape[0]. Compact it with arguments of these shapes."
         )
     sizes_fit = all(
         positions is None or extent == own

@@ -31,7 +31,15 @@ class Exported:
     def __call__(self, params: Params, *args: Any) -> Any:
         """Run the function."""
         program = export.deserialize(bytearray(self.serialized))
-        return program.call(tree.by_name(params), *args)
+        try:
+            return program.call(tree.by_name(params), *args)
+        except ValueError as error:
+            expected = ", ".join(str(aval) for aval in program.in_avals)
+            raise ValueError(
+                f"the saved function takes arrays of the kinds {expected} (parameters by "
+                "name, then arguments), but was called with others. Save it with arguments "
+                "of these shapes and dtypes."
+            ) from error
 
 
 def serialize(
@@ -88,13 +96,13 @@ def serialize(
             except Exception as error:  # JAX raises many kinds for what it can't export
                 failed = error
     raise ValueError(
-        f"the function can't be exported ({failed}). Save its parameters alone, with "
-        "checkpoint.save."
+        f"the function can't be exported: {failed} If these are its parameters and "
+        "arguments, save the parameters alone, with checkpoint.save."
     ) from failed
 
 
 def save(
-    folder: str | os.PathLike, fn: Callable[..., Any], params: Params, *args: Any
+    folder: str | os.PathLike, fn: Callable[..., Any] | Any, params: Params, *args: Any
 ) -> None:
     """Write a function and its parameters; neither its code nor jaxprune's models are needed.
 
@@ -106,6 +114,7 @@ def save(
             have another size after loading, where the function allows that.
 
     Raises:
+        TypeError: if `fn` is not a function.
         ValueError: if a function is there already, or this one can't be exported.
         OSError: if it can't be written.
 
@@ -118,6 +127,11 @@ def save(
         >>> fn(params, jnp.ones((4, 2))).shape
         (4, 3)
     """
+    if not callable(fn):
+        raise TypeError(
+            f"fn is a {type(fn).__name__}. Pass a function and its parameters: "
+            "compact.save(folder, small.fn, small.params, x)."
+        )
     place = Path(folder)
     if place.is_file() or (place / _HEAD).exists():
         contents = "is a file" if place.is_file() else "already contains a function"

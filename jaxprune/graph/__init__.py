@@ -4,7 +4,7 @@ from jaxprune.graph.boundary import between
 from jaxprune.graph.channels import Box, Groups, Kind, channels, kept_entries
 from jaxprune.graph.liveness import (
     Liveness,
-    batch_is_free,
+    batch_axes,
     depends_on,
     keep,
     live,
@@ -43,7 +43,7 @@ __all__ = [
     "Small",
     "State",
     "Use",
-    "batch_is_free",
+    "batch_axes",
     "between",
     "bind",
     "channels",

@@ -132,7 +132,7 @@ def channels(
     )
 
 
-def kept_entries(box: Box, kept: np.ndarray) -> list[np.ndarray]:
+def kept_entries(box: Box, kept: np.ndarray) -> list[Any]:
     """Return which positions of each axis of a box are left.
 
     Args:
@@ -151,7 +151,7 @@ def kept_entries(box: Box, kept: np.ndarray) -> list[np.ndarray]:
     return [padded[axis].all(1) for axis in box.axes]
 
 
-def _axis(view: View, owners: csr_array, value: int, axis: Any) -> Axis:
+def _axis(view: View, owners: Any, value: int, axis: Any) -> Axis:
     """Return by position of an axis the groups that remove it."""
     labels, groups = labels_of(view, value, [axis]), owners.shape[1]
     rows = owners[labels]

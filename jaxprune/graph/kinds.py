@@ -57,7 +57,7 @@ class View(NamedTuple):
     rules: Sequence[Rule]
     relations: rel.Relations
     labels: np.ndarray
-    owners: csr_array
+    owners: Any
     data: set[int]
 
 
@@ -71,7 +71,7 @@ def view_of(program: Program, rules: Mapping[str, Rule]) -> View:
     return View(program, chosen, relations, labels, owners, data)
 
 
-def _owners(relations: rel.Relations, labels: np.ndarray) -> csr_array:
+def _owners(relations: rel.Relations, labels: np.ndarray) -> Any:
     """Return which components each component goes with.
 
     A cell of a product goes if any of its factors does, and a factor goes if all of its cells
@@ -82,7 +82,7 @@ def _owners(relations: rel.Relations, labels: np.ndarray) -> csr_array:
     is_alone = np.ones(size, bool)
     is_alone[np.concatenate([np.zeros(0, int), *cells])] = False
     alone = np.flatnonzero(is_alone)
-    owners = csr_array((np.ones(len(alone)), (alone, alone)), shape=(size, size))
+    owners: Any = csr_array((np.ones(len(alone)), (alone, alone)), shape=(size, size))
     before = -1
     while owners.nnz > before:
         before, found = owners.nnz, [owners]
@@ -99,7 +99,7 @@ def _owners(relations: rel.Relations, labels: np.ndarray) -> csr_array:
     return owners
 
 
-def _places(factors: Sequence[rel.Nodes]) -> Iterator[tuple[rel.Nodes, csr_array]]:
+def _places(factors: Sequence[rel.Nodes]) -> Iterator[tuple[rel.Nodes, Any]]:
     """Yield each factor of a product, and (factor, cell): which cells it is in."""
     grid = np.indices([len(factor) for factor in factors])
     for factor, index in zip(factors, grid.reshape(len(factors), -1), strict=True):
@@ -107,7 +107,7 @@ def _places(factors: Sequence[rel.Nodes]) -> Iterator[tuple[rel.Nodes, csr_array
         yield factor, csr_array((np.ones(len(index)), (index, columns)))
 
 
-def _spread(labels: np.ndarray, size: int) -> csr_array:
+def _spread(labels: np.ndarray, size: int) -> Any:
     """Return the matrix that puts rows at some components."""
     ones = np.ones(len(labels))
     return csr_array(
@@ -115,7 +115,7 @@ def _spread(labels: np.ndarray, size: int) -> csr_array:
     )
 
 
-def row(matrix: csr_array, i: SupportsIndex) -> np.ndarray:
+def row(matrix: Any, i: SupportsIndex) -> np.ndarray:
     """Return the columns of the entries in a row."""
     i = operator.index(i)
     return matrix.indices[matrix.indptr[i] : matrix.indptr[i + 1]]
@@ -196,7 +196,8 @@ def find_kinds(
     kinds: list[Kind] = []
     seeds: list[int] = []
     for _, group, leaf, what in sorted(sorted_kinds):
-        kinds.append(Kind(what, view.program.names[leaf], len(seeds), len(group)))
+        name: Any = view.program.names[leaf]
+        kinds.append(Kind(what, name, len(seeds), len(group)))
         seeds += [seed for _, seed in group]
     return kinds, seeds
 
@@ -255,10 +256,11 @@ def _roles(view: View) -> dict[What, set[int]]:
 
 def _writers(view: View) -> list[tuple[int, set[int]]]:
     """Return the kernels in the order of their products, with what each computes."""
-    result = []
+    result, own = [], {id(eqn) for eqn in view.program.eqns}
     for use in uses(view.program):
-        eqn, numbers = use.eqn, use.eqn.params.get("dimension_numbers")
-        for leaf in use.kernels:
+        eqn = use.eqn
+        numbers: Any = eqn.params.get("dimension_numbers")
+        for leaf in use.kernels if id(eqn) in own else ():  # not inside an opaque loop
             if eqn.primitive.name == "conv_general_dilated":
                 side, axes = 1, [numbers.rhs_spec[0]]
             else:

@@ -247,29 +247,30 @@ def _backward(
     return needs
 
 
-def batch_is_free(program: Program) -> bool:
-    """Return whether examples along the first axis of all arguments stay apart.
+def batch_axes(program: Program) -> frozenset[tuple[int, int]] | None:
+    """Return the axes of all values along which the examples of a batch lie.
 
     Such a program computes each example by itself, so that a smaller program for one number
     of examples is right for any other.
 
     Args:
-        program: of `trace`, with two examples or more.
+        program: of `trace`, with two examples or more along the first axis of all arguments.
 
     Returns:
-        False where entries along that axis may meet, or there is no such axis.
+        A value and an axis each; None if examples may meet or are numbered, or the arguments
+        have no such axis.
 
     Example:
         >>> from jaxprune.graph import trace
-        >>> batch_is_free(trace(lambda p, x: x @ p, np.ones((2, 3)), np.ones((4, 2))))
-        True
+        >>> sorted(batch_axes(trace(lambda p, x: x @ p, np.ones((2, 3)), np.ones((4, 2)))))
+        [(1, 0), (2, 0)]
     """
     shapes = [program.shape(value) for value in program.args]
     if not shapes or any(not shape or shape[0] < 2 for shape in shapes):
-        return False
+        return None
     if len({shape[0] for shape in shapes}) > 1:
-        return False
-    return not rel.mixes(relate(program, rules_of(program, RULES)), program.args)
+        return None
+    return rel.reached(relate(program, rules_of(program, RULES)), program.args)
 
 
 def keep(

@@ -31,7 +31,8 @@ class Relations:
         products: an axis, and the factors that it is a product of, first factor outermost.
         pins: by equation, nodes that are kept if anything of its output is.
         hulls: axes that are kept from the first to the last position that is needed.
-        mixed: axes along which entries meet: summed, sorted, or seen by a window.
+        mixed: axes along which entries meet or are numbered: summed, sorted, seen by a
+            window, counted by an iota.
     """
 
     bases: list[tuple[int, ...]]
@@ -108,21 +109,43 @@ def pin(relations: Relations, eqn: int, pinned: Nodes) -> None:
         relations.mixed.append(pinned)
 
 
-def mixes(relations: Relations, values: Sequence[int]) -> bool:
-    """Return whether entries along the first axis of some values meet anywhere."""
+def reached(
+    relations: Relations, values: Sequence[int]
+) -> frozenset[tuple[int, int]] | None:
+    """Return the axes along which the first axes of some values go on.
+
+    Args:
+        relations: of a program.
+        values: numbers of values.
+
+    Returns:
+        A value and an axis each; None if entries along one of them meet, or are numbered.
+    """
     labels = components(relations.ties, relations.size)
-    is_mixed = np.zeros(labels.max(initial=-1) + 1, bool)
-    for group in relations.mixed:
-        is_mixed[labels[group]] = True
-    changed = True
-    while changed:
-        changed = False
+    is_reached = np.zeros(labels.max(initial=-1) + 1, bool)
+    for value in values:
+        is_reached[labels[nodes(relations, value, 0)]] = True
+    # By the cells and sizes of a product: which of its factors are reached.
+    known: set[tuple[bytes, tuple[int, ...], int]] = set()
+    before = -1
+    while is_reached.sum() + len(known) > before:
+        before = is_reached.sum() + len(known)
         for axis, parts in relations.products:
-            if is_mixed[labels[axis]].any():
-                for part in parts:
-                    changed = changed or not is_mixed[labels[part]].all()
-                    is_mixed[labels[part]] = True
-    return any(is_mixed[labels[nodes(relations, v, 0)]].any() for v in values)
+            key = labels[axis].tobytes(), tuple(len(part) for part in parts)
+            for k, part in enumerate(parts):
+                if is_reached[labels[part]].any():
+                    is_reached[labels[axis]] = True
+                    known.add((*key, k))
+                elif (*key, k) in known:
+                    is_reached[labels[part]] = True
+    if any(is_reached[labels[group]].any() for group in relations.mixed):
+        return None
+    return frozenset(
+        (value, axis)
+        for value, shape in enumerate(relations.shapes)
+        for axis in range(len(shape))
+        if is_reached[labels[nodes(relations, value, axis)]].any()
+    )
 
 
 def close(

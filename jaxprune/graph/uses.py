@@ -198,7 +198,7 @@ def _called(
         times = params["length"]
         return [use._replace(macs=times * use.macs) for use in found], outs
     for key in ("jaxpr", "call_jaxpr", "fun_jaxpr"):
-        jaxpr = open_jaxpr(params[key])[0] if key in params else None
+        jaxpr: Any = open_jaxpr(params[key])[0] if key in params else None
         if hasattr(jaxpr, "invars") and len(jaxpr.invars) == len(ins):
             return _body(params[key], ins, sizes)
     return None

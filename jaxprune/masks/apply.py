@@ -5,6 +5,7 @@ import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -149,7 +150,7 @@ def summary(mask: Mask, prunable: Prunable | None = None) -> str:
     )
 
 
-def save(path: str | os.PathLike, mask: Mask) -> None:
+def save(path: str | os.PathLike | Any, mask: Mask) -> None:
     """Write a mask as a compressed npz file, one bool array per leaf, by name.
 
     `numpy.load` alone reads it back.
@@ -160,7 +161,7 @@ def save(path: str | os.PathLike, mask: Mask) -> None:
         mask: the mask.
 
     Raises:
-        TypeError: if a leaf is not bool.
+        TypeError: if a leaf is not bool, or `path` is no path.
         OSError: if it can't be written; then `path` is left as it was.
 
     Example:
@@ -170,7 +171,13 @@ def save(path: str | os.PathLike, mask: Mask) -> None:
         >>> list(np.load(path))
         ['fc/kernel']
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path is a {type(path).__name__}. Pass masks.save(path, mask)."
+        )
     tree.check_bool(mask)
+    if Path(path).is_dir():
+        raise IsADirectoryError(f"{path} is a folder. Pass a file name in it.")
     leaves = {name: np.asarray(leaf) for name, leaf in tree.by_name(mask).items()}
     if not Path(path).parent.is_dir():
         raise FileNotFoundError(f"there is no folder {Path(path).parent}. Create it.")
@@ -244,7 +251,10 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
     mask = jax.tree.unflatten(
         jax.tree.structure(like), [leaves[name] for name in wanted]
     )
-    try:
-        return tree.check_mirrors(mask, like, of="`like`")
-    except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+    for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True):
+        if leaves[name].shape != jnp.shape(leaf):
+            raise ValueError(
+                f"{path} has shape {leaves[name].shape} at '{name}', where `like` has "
+                f"{jnp.shape(leaf)}. Pass the parameters that the mask was made for."
+            )
+    return mask

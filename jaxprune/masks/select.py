@@ -35,7 +35,8 @@ def _check_floating(scores: Scores) -> None:
         ):
             raise TypeError(
                 f"scores are {leaf.dtype} at '{name}', where floats are expected. Pass the "
-                "result of a scoring function, not a mask."
+                "result of a scoring function, not a mask; a parameter that is not floating "
+                "has no scores."
             )
 
 

@@ -169,7 +169,7 @@ def _without_norms(module: nnx.Module) -> nnx.Module:
     return module
 
 
-def flow(model: Model, *, batch_norm: NormFlow | str = "identity") -> Partial:
+def flow(model: Model | Any, *, batch_norm: NormFlow | str = "identity") -> Partial:
     """Make the forward pass that `scores.synflow` and `masks.health` need.
 
     By default, norm layers are removed: the output then depends on an input whenever a path
@@ -188,6 +188,7 @@ def flow(model: Model, *, batch_norm: NormFlow | str = "identity") -> Partial:
 
     Raises:
         ValueError: if `batch_norm` is unknown.
+        TypeError: if `model` is not a `models.Model`.
 
     Example:
         >>> from jaxprune import models
@@ -195,6 +196,12 @@ def flow(model: Model, *, batch_norm: NormFlow | str = "identity") -> Partial:
         >>> flow(model)(model.params, jnp.ones((1, 2, 2, 1))).shape
         (1, 10)
     """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a models.Model: models.create(...), "
+            "or models.functional(module) of an NNX module. For another function, leave the "
+            "norm layers out of what you pass to scores.synflow."
+        )
     if batch_norm not in FLOWS:
         raise ValueError(
             f"batch_norm '{batch_norm}' is unknown. Pass one of {', '.join(FLOWS)}."

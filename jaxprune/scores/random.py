@@ -1,12 +1,14 @@
 """Random scores: the baseline that every method must beat."""
 
+from typing import Any
+
 import jax
 
 from jaxprune import tree
 from jaxprune.types import Mask, Params, RandomKey, Scores
 
 
-def random(key: RandomKey, params: Params, *, mask: Mask | None = None) -> Scores:
+def random(key: RandomKey | Any, params: Params, *, mask: Mask | None = None) -> Scores:
     """Score each weight by one draw of N(0, 1), whatever its value.
 
     Args:
@@ -19,7 +21,7 @@ def random(key: RandomKey, params: Params, *, mask: Mask | None = None) -> Score
         Scores that mirror `params`, without a unit.
 
     Raises:
-        TypeError: if `params` holds something other than arrays.
+        TypeError: if `key` is not a key, or `params` holds something other than arrays.
 
     Example:
         >>> scored = random(jax.random.key(0), {"w": jax.numpy.ones((2, 3))})
@@ -31,6 +33,8 @@ def random(key: RandomKey, params: Params, *, mask: Mask | None = None) -> Score
         iteratively conserving synaptic flow, https://arxiv.org/abs/2006.05467, 2020.
     """
     del mask
+    if not tree.is_key(key):
+        raise TypeError(f"key is a {type(key).__name__}. Pass jax.random.key(seed).")
     tree.check_arrays(params)
     leaves, structure = jax.tree.flatten(params)
     # A clone, since the rounds of prune.prune use one key on purpose.

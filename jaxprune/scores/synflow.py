@@ -70,7 +70,7 @@ def synflow(
     def flow(weights: Sequence[Array], inputs: Array) -> tuple[Array, list[Array]]:
         with jax.default_matmul_precision("highest"):
             total, gradients = jax.value_and_grad(
-                lambda w: jnp.sum(apply_fn(merge(w), inputs))
+                lambda w: jnp.sum(_output(apply_fn(merge(w), inputs)))
             )(weights)
         return total, jax.tree.map(lambda w, g: jnp.abs(w * g), weights, gradients)
 
@@ -105,6 +105,16 @@ def synflow(
     )
     tree.check_informative(scores, mask)
     return scores
+
+
+def _output(output: Any) -> Array:
+    if not hasattr(output, "shape"):
+        raise TypeError(
+            f"apply_fn returned a {type(output).__name__}, where an array is expected. Pass "
+            "lambda params, inputs: apply_fn(params, inputs)[0], or models.flow(model) for a "
+            "models.Model."
+        )
+    return output
 
 
 def _rescaled(weight: Array) -> Array:

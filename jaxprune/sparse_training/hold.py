@@ -36,7 +36,9 @@ def hold_pruned(
     is part of the state, so training loops stay as they are, and a new mask does not
     recompile.
 
-    Wrap the whole chain. It also works inside `optax.masked`, `multi_transform`,
+    Wrap the whole chain, such as `hold_pruned(optax.chain(...), mask)`. A transformation
+    that follows it changes the update that sets a pruned weight to zero, so that pruned
+    weights move. It also works inside `optax.masked`, `multi_transform`,
     `MultiSteps`, `inject_hyperparams`, `apply_if_finite` and `lookahead`. Transformations
     that keep copies of the parameters, such as `lookahead` and `schedule_free`, copy them
     at the start: give them `masks.apply(params, mask)`.

@@ -29,8 +29,8 @@ def disk_errors(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise RunsError(
             f"{folder} can't be written ({error.strerror or error}). Finished stages "
-            "are safe. Free disk space or repair the disk, and run the same command again; "
-            "or pass another folder with --runs-dir."
+            "are safe. Check that it is a folder that you may write to, and that the disk "
+            "has space; then run the same command again, or pass another --runs-dir."
         ) from error
 
 

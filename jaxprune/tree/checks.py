@@ -99,8 +99,8 @@ def check_bool(mask: Mask) -> None:
         if jnp.result_type(leaf) != np.bool_:
             raise TypeError(
                 f"mask has dtype {jnp.result_type(leaf)} at '{name}', but a mask is "
-                "bool: True keeps a weight, False prunes it. Convert it: jax.tree.map("
-                "lambda m: m != 0, mask)."
+                "bool: True keeps a weight. Make one of scores with masks.select(scores, "
+                "density), or of zeros and ones with jax.tree.map(lambda m: m != 0, mask)."
             )
 
 
@@ -232,6 +232,19 @@ def check_batches(batches: Any) -> None:
             f"batches is a {type(batches).__name__}{' of arrays' * is_one_batch}. Pass a "
             "list of batches, such as [(inputs, labels)]; their losses are summed."
         )
+    kinds = {
+        (
+            jax.tree.structure(batch),
+            *(jnp.issubdtype(x.dtype, jnp.floating) for x in jax.tree.leaves(batch)
+              if hasattr(x, "dtype")),
+        )
+        for batch in batches
+    }  # fmt: skip
+    if len(kinds) > 1:
+        raise ValueError(
+            "batches holds trees of different structures or dtypes. Pass a list of batches, "
+            "such as [(inputs, labels)]; their losses are summed."
+        )
     if len(batches) == 0:
         raise ValueError(
             "batches is empty, so there is no loss to differentiate. Pass a list with "
@@ -304,7 +317,8 @@ def check_informative(scores: Scores, mask: Mask | None) -> None:
         leaf.all() for leaf in kept
     ):
         raise ValueError(
-            "all scores are 0: the result of the function does not depend on params, or "
-            "the data is empty. Check that it uses its first argument, and that BatchNorm "
-            "does not normalize a constant batch to 0."
+            "all scores are 0: the result of the function does not depend on params, the "
+            "data is empty, or, for grasp, the loss is linear in params. Check that the "
+            "function uses its first argument, and that BatchNorm does not normalize a "
+            "constant batch to 0."
         )

@@ -1,5 +1,6 @@
 """Which leaves may be pruned, decided by their names."""
 
+import difflib
 import fnmatch
 import math
 import re
@@ -28,8 +29,8 @@ WORDS_NOT_PRUNED = {
 def prunable(
     params: Params | Mask,
     *,
-    include: str | Sequence[str] | None = None,
-    exclude: str | Sequence[str] = (),
+    include: str | Sequence[str] | Any = None,
+    exclude: str | Sequence[str] | Any = (),
 ) -> Prunable:
     """Choose the leaves whose weights may be pruned.
 
@@ -53,7 +54,7 @@ def prunable(
 
     Raises:
         ValueError: if a pattern matches no leaf.
-        TypeError: if a leaf is not an array.
+        TypeError: if a leaf is not an array, or a pattern not a string.
 
     Example:
         >>> params = {"bias": jnp.ones((2, 2)), "kernel": jnp.ones((2, 2))}
@@ -78,14 +79,21 @@ def prunable(
 
 
 def _matching(
-    patterns: str | Sequence[str], leaf_names: Sequence[str], option: str
+    patterns: str | Sequence[str] | Any, leaf_names: Sequence[str], option: str
 ) -> Iterator[str]:
+    if not isinstance(patterns, str | Sequence):
+        raise TypeError(
+            f"{option} is a {type(patterns).__name__}. Pass a name pattern such as "
+            "'*/kernel', or a list of them."
+        )
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         matched = fnmatch.filter(leaf_names, pattern)
         if not matched:
+            last = [name.split("/")[-1] for name in leaf_names]
+            closest = difflib.get_close_matches(pattern.split("/")[-1], last, 1, 0)
             raise ValueError(
                 f"{option} pattern '{pattern}' matches no leaf. Pass a pattern such as "
-                f"'*{leaf_names[0].split('/')[-1]}'; the leaves are "
+                f"'*{closest[0]}'; the leaves are "
                 f"{', '.join(leaf_names[:8])}"
                 f"{', ...' if len(leaf_names) > 8 else ''}."
             )

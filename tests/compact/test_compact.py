@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from jax import export
 
-from jaxprune import compact, masks, models, tree
+from jaxprune import compact, masks, models, scores, tree
 from tests.zoo import ZOO, Network, of_nnx, users_settings
 
 
@@ -104,7 +104,7 @@ def test_any_network_keeps_its_outputs_and_gradients(name):
                 )
         if seed == 0 and network.batched:
             more = jax.tree.map(longer, args)
-            assert small.fn.free
+            assert small.fn.batch is not None
             chex.assert_trees_all_close(
                 jax.jit(small.fn.__call__)(small.params, *more),
                 jax.jit(network.fn)(masks.apply(params, mask), *more),
@@ -329,6 +329,8 @@ def test_invalid_arguments_are_refused():
     with pytest.raises(ValueError, match="side effects .*Pass a pure function"):
         compact.compact(printing, params, mask, x)
     small = compact.compact(fn, params, mask, x)
+    with pytest.raises(TypeError, match="fn is a Compacted. Pass a function and its"):
+        compact.save("anywhere", small, x)
     for bad, message in (
         ((jnp.ones((2, 5)),), "Only the first axis may differ"),
         ((x, x), "the arguments have the structure"),
@@ -347,6 +349,53 @@ def test_a_function_that_mixes_examples_takes_the_size_it_was_compacted_for():
     small = compact.compact(fn, params, masks.ones_like(params), x)
     with pytest.raises(ValueError, match="Compact it with arguments of these shapes"):
         small.fn(small.params, jnp.ones((3, 4)))
+
+
+def mlp_of(p: Any, x: Any) -> Any:
+    return jax.nn.relu(x @ p["w"]) @ p["v"]
+
+
+COUNTING = {
+    "literal": lambda p, x: mlp_of(p, x) / x.shape[0],
+    "constant": lambda p, x: mlp_of(p, x) * np.full((1, 1), len(x), np.float32),
+    "branch": lambda p, x: mlp_of(p, x) * (2.0 if len(x) > 4 else 1.0),
+    "numbered": lambda p, x: (
+        mlp_of(p, x) + np.arange(len(x), dtype=np.float32)[:, None]
+    ),
+    "iota": lambda p, x: jnp.where(jnp.arange(len(x))[:, None] < 2, mlp_of(p, x), 7.0),
+    "exponent": lambda p, x: mlp_of(p, x) ** len(x),
+    "rolled": lambda p, x: jnp.roll(jax.nn.relu(x @ p["w"]), len(x) // 2, 1) @ p["v"],
+    "sliced": lambda p, x: (
+        mlp_of(p, x) + (x @ p["w"])[:, : len(x)].sum(1, keepdims=True)
+    ),
+    "key": lambda p, x: (
+        mlp_of(p, x) + jax.random.normal(jax.random.key(len(x)), (1, 3))
+    ),
+}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_function_that_uses_the_number_of_examples_is_refused_with_another(name):
+    fn, keys = COUNTING[name], jax.random.split(jax.random.key(0), 3)
+    params = {
+        "w": jax.random.normal(keys[0], (4, 16)), "v": jax.random.normal(keys[1], (16, 3)),
+    }  # fmt: skip
+    mask = masks.select(scores.magnitude(params), 0.3)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    with pytest.raises(ValueError, match="Compact it with arguments of these shapes"):
+        small.fn(small.params, jnp.ones((9, 4)))
+
+
+def test_a_constant_that_is_not_a_number_is_carried_to_any_number_of_examples():
+    fn = lambda p, x: jnp.log(jnp.abs(x @ p["w"])) @ p["v"]
+    params = {"w": jnp.ones((4, 3)), "v": jnp.ones((3, 2)).at[2].set(0.0)}
+    mask = {
+        "w": jnp.zeros((4, 3), bool).at[:, 0].set(True),
+        "v": jnp.ones((3, 2), bool),
+    }
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    expected = fn(masks.apply(params, mask), jnp.ones((5, 4)))  # 0 * log(0) is nan
+    chex.assert_trees_all_equal(small.fn(small.params, jnp.ones((5, 4))), expected)
 
 
 def test_an_nnx_module_is_trained_further_after_compaction():

@@ -190,6 +190,8 @@ def test_the_convolution_can_be_passed_to_flax(options):
 
 
 def test_invalid_models_are_refused():
+    with pytest.raises(TypeError, match="model is a function. Pass a models.Model"):
+        models.flow(lambda params, x: x)
     key = jax.random.key(0)
     with pytest.raises(ValueError, match="model 'vgg17' is unknown. Pass one of mlp"):
         models.create("vgg17", key=key)

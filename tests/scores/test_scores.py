@@ -90,6 +90,25 @@ class ScorerContractTest(chex.TestCase):
     def test_no_batches_are_refused(self, name):
         with pytest.raises(ValueError, match="batches is empty.*at least one batch"):
             scores.SCORERS[name].score(loss, PARAMS, [])
+        with pytest.raises(
+            ValueError, match="different structures or dtypes.*inputs, lab"
+        ):
+            scores.SCORERS[name].score(loss, PARAMS, [jnp.ones(2), jnp.array([1, 2])])
+
+
+def test_taylor_is_snip_with_a_sign():
+    batch = jnp.ones((2, 2))
+    signed = scores.taylor(lambda p, x: (x @ p["w"]).sum(), {"w": -jnp.eye(2)}, [batch])
+    chex.assert_trees_all_close(signed, {"w": -2 * jnp.eye(2)})
+
+
+def test_invalid_arguments_of_scores_get_a_sentence():
+    with pytest.raises(TypeError, match="key is a int. Pass jax.random.key"):
+        scores.random(0, PARAMS)
+    with pytest.raises(TypeError, match="apply_fn returned a tuple, where an array"):
+        scores.synflow(
+            lambda p, x: (x, None), {"w": jnp.ones((2, 2))}, jnp.ones((1, 2))
+        )
 
 
 def test_one_key_gives_one_random_ranking_in_every_round():

@@ -153,10 +153,16 @@ def _rewrite_iota(site: Site, operands: Sequence[Any], small: Small) -> Sequence
     return [jax.lax.broadcast_in_dim(row, small.shapes[0], (axis,))]
 
 
+def _relate_iota(site: Site, relations: Relations, i: int) -> None:
+    del i
+    axis = nodes(relations, site.eqn.outs[0], site.eqn.params["dimension"])
+    relations.mixed.append(axis)
+
+
 _IOTA = Rule(
     _iota_forward,
     lambda site, states, needs: [],
-    lambda site, relations, i: None,
+    _relate_iota,
     _rewrite_iota,
 )
 
