@@ -34,7 +34,7 @@ Networks, cost and size:
     train.fit(model, mask, image_set, training, key)    trains a models.Model
     data.find("cifar10"), data.load(files)         digits, MNIST, CIFAR, ...
     profiling.macs(fn, params, x), profiling.latency(fn, *args), profiling.measure(fn, *args)
-    masks.health(mask, models.flow(model), x)      layers, live paths, collapse
+    masks.health(fn, params, mask, x)              layers, live paths, collapse
     sharding.make_mesh(data=8), sharding.shard_params(params, mesh)
     compact.compact(fn, params, mask, x)           a smaller function, same outputs
     graph.trace(fn, params, x)                     any function as data

@@ -206,8 +206,11 @@ def test_health_takes_tokens():
     model = models.functional(nets.LanguageModel(nnx.Rngs(0)))
     mask = masks.ones_like(model.params)
     mask["hidden"]["kernel"] = jnp.zeros((8, 8), bool).at[:, 0].set(True)
-    with jax.numpy_dtype_promotion("standard"):  # Flax promotes in float64
-        health = masks.health(mask, models.flow(model), jnp.array([[1, 2, 3]]))
+    fn = lambda params, tokens: model.apply(params, model.state, tokens)[0]
+    chosen = tree.prunable(model.params)
+    health = masks.health(
+        fn, model.params, mask, jnp.array([[1, 2, 3]]), prunable=chosen
+    )
     assert health.densities == {"hidden/kernel": 1 / 8}
     assert health.effective == {"hidden/kernel": 1 / 8}
 

@@ -323,5 +323,9 @@ def _describe(
             for site, rule in zip(liveness.sites, liveness.rules, strict=True)
             if rule.opaque
         ),
-        None if varies else masks.Collapse(tuple(empty)),
+        None
+        if varies
+        else masks.Collapse(
+            tuple(empty), tuple(graph.cuts(program, everything.liveness))
+        ),
     )

@@ -25,7 +25,7 @@ from jaxprune.graph.rules import (
     small_padding,
 )
 from jaxprune.graph.trace import Eqn, Program, Region, open_jaxpr, trace, trace_jaxpr
-from jaxprune.graph.uses import Use, kernels, macs_of, uses
+from jaxprune.graph.uses import Use, cuts, kernels, macs_of, uses
 
 __all__ = [
     "OPAQUE",
@@ -47,6 +47,7 @@ __all__ = [
     "between",
     "bind",
     "channels",
+    "cuts",
     "depends_on",
     "elementwise",
     "keep",

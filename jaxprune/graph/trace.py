@@ -79,6 +79,7 @@ class Program:
         outs: values that the function returns.
         regions: calls with their own derivative or a choice by platform; outer ones first.
         names: names of the leaves of the parameters.
+        scanned: values that a scan reads slice by slice, along their first axis.
     """
 
     eqns: Sequence[Eqn]
@@ -89,6 +90,7 @@ class Program:
     outs: Sequence[int]
     regions: Sequence[Region]
     names: Sequence[str]
+    scanned: frozenset[int] = frozenset()
 
     def shape(self, value: int) -> tuple[Any, ...]:
         """Return the shape of a value."""
@@ -100,6 +102,7 @@ class _Builder(NamedTuple):
     avals: list[Any]
     constants: dict[int, Any]
     regions: list[Region]
+    scanned: set[int]
 
 
 def trace(fn: Callable[..., Any], params: Params, *args: Any) -> Program:
@@ -154,7 +157,7 @@ def trace_jaxpr(
         >>> len(trace_jaxpr(closed.jaxpr, closed.consts).eqns)
         1
     """
-    builder = _Builder([], [], {}, [])
+    builder = _Builder([], [], {}, [], set())
     ins = [_new(builder, var.aval) for var in jaxpr.invars]
     outs = _inline(builder, jaxpr, consts, ins, "")
     number = len(names)
@@ -167,6 +170,7 @@ def trace_jaxpr(
         outs,
         sorted(builder.regions, key=lambda r: (r.start, -r.stop)),
         names,
+        frozenset(builder.scanned),
     )
     return _without_dead_code(program)
 
@@ -225,6 +229,7 @@ def _append(
         return _append_region(builder, "platform", branch, operands[1:], params, where)
     if name == "scan":
         body, consts = open_jaxpr(params["jaxpr"])
+        builder.scanned.update(operands[sum(scan_parts(params)) :])
         if params["length"] * len(body.eqns) <= _MOST_UNROLLED:
             return _unroll(builder, params, (body, consts), operands, where)
     outs = [_new(builder, var.aval) for var in eqn.outvars]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from jaxprune.graph.liveness import Liveness
 from jaxprune.graph.trace import (
     Eqn,
     Program,
@@ -154,6 +155,32 @@ def _use(
     if eqn.primitive.name in _ELEMENTWISE and has_data:
         return Use(eqn, leaves, (), math.prod(program.shape(eqn.outs[0])))
     return None
+
+
+def cuts(program: Program, liveness: Liveness) -> list[str]:
+    """Name the kernels that nothing of the input passes, although it reaches them.
+
+    Args:
+        program: of `trace`.
+        liveness: of `live`.
+
+    Returns:
+        Names of leaves, in order.
+
+    Example:
+        >>> import numpy as np
+        >>> program = trace(lambda p, x: x @ p["w"], {"w": np.ones((3, 4))}, np.ones((2, 3)))
+        >>> cuts(program, live(program, [np.zeros((3, 4), bool)]))
+        ['w']
+    """
+    states, own = liveness.states, {id(eqn) for eqn in program.eqns}
+    return [
+        program.names[use.kernels[0]]
+        for use in uses(program)
+        if use.kernels and id(use.eqn) in own
+        if any(states[v].varies.any() for v in use.eqn.ins)
+        and not states[use.eqn.outs[0]].varies.any()
+    ]
 
 
 def macs_of(program: Program, eqn: Eqn) -> int:

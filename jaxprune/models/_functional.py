@@ -170,7 +170,7 @@ def _without_norms(module: nnx.Module) -> nnx.Module:
 
 
 def flow(model: Model | Any, *, batch_norm: NormFlow | str = "identity") -> Partial:
-    """Make the forward pass that `scores.synflow` and `masks.health` need.
+    """Make the forward pass that `scores.synflow` needs.
 
     By default, norm layers are removed: the output then depends on an input whenever a path
     of kept weights connects them.

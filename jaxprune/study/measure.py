@@ -21,18 +21,10 @@ def inspect(
     """Say what the mask leaves, which no training changes."""
     del at
     model, mask = workbench.model(settings, inputs), workbench.mask_of(inputs)
-    dense = profiling.macs(
-        lambda params, x: model.apply(params, model.state, x)[0],
-        inputs["params"],
-        jnp.ones((1, *settings["input_shape"])),
-    )
-    examples = jax.random.uniform(
-        workbench.key_for(settings, "inputs"),
-        (32, *settings["input_shape"]),
-        minval=0.5,
-        maxval=1.5,
-    )
-    health = masks.health(mask, models.flow(model), examples)
+    fn = lambda params, x: model.apply(params, model.state, x)[0]
+    image = jax.ShapeDtypeStruct((1, *settings["input_shape"]), jnp.float32)
+    dense = profiling.macs(fn, inputs["params"], image)
+    health = masks.health(fn, inputs["params"], mask, image)
     macs, kept = tree.by_name(dense), tree.by_name(mask)
     layers = [
         {

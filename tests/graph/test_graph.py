@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from jaxprune import graph, masks, models, scores, tree
+from jaxprune import graph, masks
 from tests.zoo import ZOO, users_settings
 
 
@@ -69,34 +69,6 @@ def test_live_weights_are_those_with_a_gradient(seed, density):
 @jax.jit
 def _gradients(weights: Any, x: Any, direction: Any) -> Any:
     return jax.grad(lambda w: (smooth(w, x) * direction).sum())(weights)
-
-
-@pytest.mark.parametrize("density", [0.02, 0.2])
-def test_live_weights_are_those_that_health_finds(density):
-    model = models.create(
-        "conv2",
-        key=jax.random.key(0),
-        input_shape=(8, 8, 3),
-        width=0.1,
-        batch_norm=False,
-    )
-    mask = masks.select(scores.random(jax.random.key(1), model.params), density)
-    fn = lambda params, x: model.apply(params, model.state, x)[0]
-    x = jax.ShapeDtypeStruct((2, 8, 8, 3), jnp.float32)
-    program = graph.trace(fn, model.params, x)
-    liveness = graph.live(program, [np.asarray(leaf) for leaf in jax.tree.leaves(mask)])
-    images = jax.random.uniform(jax.random.key(2), (64, 8, 8, 3))
-    health = masks.health(mask, models.flow(model), images)
-    live = {
-        name: 0.0
-        if (need := liveness.needs[v]) is None
-        else float((need & kept).mean())
-        for v, (name, kept) in zip(
-            program.params, tree.by_name(mask).items(), strict=True
-        )
-        if name in health.effective
-    }
-    assert live == pytest.approx(health.effective)
 
 
 def test_a_rule_makes_an_operation_followed():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jaxprune import masks, models, scores, tree
+from jaxprune import masks, tree
 
 
 def test_counts_are_exact_above_2_to_the_24():
@@ -129,6 +129,10 @@ def chain(params, x):
     return jax.nn.relu(x @ params["fc1"]) @ params["fc2"]
 
 
+def as_params(mask):
+    return jax.tree.map(lambda leaf: leaf.astype(jnp.float32), mask)
+
+
 def test_effective_density_by_hand():
     # Unit 1 has an input and no output. Unit 2 has an output and no input. Only unit 0 is
     # live.
@@ -136,7 +140,7 @@ def test_effective_density_by_hand():
         "fc1": jnp.array([[True, True, False], [True, False, False]]),
         "fc2": jnp.array([[True], [False], [True]]),
     }
-    health = masks.health(mask, chain, jnp.ones((1, 2)))
+    health = masks.health(chain, as_params(mask), mask, jnp.ones((1, 2)))
     assert health.densities == {"fc1": 3 / 6, "fc2": 2 / 3}
     assert health.effective == {"fc1": 2 / 6, "fc2": 1 / 3}
     assert health.density == 5 / 9
@@ -146,7 +150,7 @@ def test_effective_density_by_hand():
 
 def test_an_empty_layer_is_reported_as_a_collapse():
     mask = {"fc1": jnp.ones((2, 3), bool), "fc2": jnp.zeros((3, 1), bool)}
-    health = masks.health(mask, chain, jnp.ones((1, 2)))
+    health = masks.health(chain, as_params(mask), mask, jnp.ones((1, 2)))
     assert health.empty == ("fc2",)
     assert health.effective_density == 0
     assert health.collapse is not None
@@ -158,23 +162,31 @@ def test_a_cut_without_an_empty_layer_is_reported_as_a_collapse():
         "fc1": jnp.array([[True, False]]),
         "fc2": jnp.array([[False], [True]]),
     }
-    health = masks.health(mask, chain, jnp.ones((1, 1)))
+    health = masks.health(chain, as_params(mask), mask, jnp.ones((1, 1)))
     assert health.empty == ()
     assert health.collapse is not None
-    assert "no path of kept weights" in health.collapse.message
+    assert "no path of kept weights passes fc2" in health.collapse.message
 
 
-def test_health_counts_paths_that_overflow_float32():
-    model = models.create(
-        "vgg11",
-        key=jax.random.key(0),
-        input_shape=(8, 8, 1),
-        width=0.5,
-        batch_norm=False,
-    )
-    mask = masks.select(scores.magnitude(model.params), 0.9)
-    inputs = jax.random.uniform(jax.random.key(1), (4, 8, 8, 1), minval=0.5)
-    health = masks.health(mask, models.flow(model), inputs)
-    # Maps of one pixel use one of nine taps. Nearly all other weights are live.
-    assert health.effective["conv1/kernel"] > 0.85
-    assert health.collapse is None
+def test_health_of_scanned_layers_has_one_row_a_layer():
+    def fn(params, x):
+        body = lambda h, w: (jax.nn.relu(h @ w), None)
+        return jax.lax.scan(body, x, params["blocks"])[0] @ params["out"]
+
+    mask = {
+        "blocks": jnp.ones((3, 2, 2), bool).at[1].set(False),
+        "out": jnp.ones((2, 1), bool),
+    }
+    health = masks.health(fn, as_params(mask), mask, jnp.ones((1, 2)))
+    assert health.densities == {
+        "blocks[0]": 1.0, "blocks[1]": 0.0, "blocks[2]": 1.0, "out": 1.0,
+    }  # fmt: skip
+    assert health.empty == ("blocks[1]",)
+    assert health.collapse is not None
+    assert health.collapse.cuts == ("blocks",)
+
+
+def test_health_of_a_mask_of_another_network_gets_a_sentence():
+    mask = {"fc1": jnp.ones((2, 3), bool)}
+    with pytest.raises(ValueError, match="mask has no leaf at 'fc2'"):
+        masks.health(chain, {"fc1": jnp.ones((2, 3)), "fc2": jnp.ones((3, 1))}, mask)
