@@ -169,6 +169,7 @@ def cuts(program: Program, liveness: Liveness) -> list[str]:
 
     Example:
         >>> import numpy as np
+        >>> from jaxprune.graph import live
         >>> program = trace(lambda p, x: x @ p["w"], {"w": np.ones((3, 4))}, np.ones((2, 3)))
         >>> cuts(program, live(program, [np.zeros((3, 4), bool)]))
         ['w']

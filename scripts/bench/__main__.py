@@ -5,6 +5,7 @@ Examples:
     python scripts/bench --only select snip --json bench.json
     python scripts/bench scaling     # time against parameters and cells, with a figure
     python scripts/bench epoch       # training throughput of an accelerator
+    python scripts/bench channels resnet50_nnx    # half the MACs, and what that saves
 """
 
 import sys
@@ -14,6 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # scripts/
 
 import _cli
 
+from bench.channels import channels, channels_report  # isort: skip
 from bench.compare import compare  # isort: skip
 from bench.epoch import epoch
 from bench.scaling import scaling
@@ -22,4 +24,4 @@ if __name__ == "__main__":
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         sys.argv.insert(1, "compare")
-    _cli.main([compare, scaling, epoch], __doc__ or "")
+    _cli.main([compare, scaling, epoch, channels, channels_report], __doc__ or "")
