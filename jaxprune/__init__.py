@@ -10,6 +10,7 @@ Scores: how much each weight matters; a tree like the parameters, higher means k
     scores.grasp(loss_fn, params, batches)         batches: a list of batches
     scores.synflow(apply_fn, params, inputs)       apply_fn(params, inputs) -> outputs
     scores.magnitude(params)
+    scores.taylor(loss_fn, params, batches)        for channels
     scores.random(key, params)
 
 Masks: a bool tree like the parameters; True keeps.
@@ -36,8 +37,11 @@ Networks, cost and size:
     profiling.macs(fn, params, x), profiling.latency(fn, *args), profiling.measure(fn, *args)
     masks.health(fn, params, mask, x)              layers, live paths, collapse
     sharding.make_mesh(data=8), sharding.shard_params(params, mesh)
+    graph.channels(fn, params, x)                  what can only be removed together
+    masks.select_channels(groups, scores, 0.5, cost="macs")    neurons, channels, heads
     compact.compact(fn, params, mask, x)           a smaller function, same outputs
-    graph.trace(fn, params, x)                     any function as data
+    compact.save(folder, fn, params, x), compact.load(folder)
+    graph.kernels(fn, params, x), graph.trace(fn, params, x)   any function as data
 
 Studies compare methods on data sets: `python scripts/study.py run digits`.
 """

@@ -15,7 +15,8 @@ from jax.core import Tracer
 from jaxprune import graph, masks, tree
 from jaxprune.compact import constants
 from jaxprune.compact.constants import Carried
-from jaxprune.compact.rewrite import SmallFunction, cut, run
+from jaxprune.compact.rewrite import cut, run
+from jaxprune.compact.small import SmallFunction
 from jaxprune.graph import Keep
 from jaxprune.types import Mask, Params
 
@@ -35,6 +36,8 @@ class Info(NamedTuple):
             axis is needed.
         opaque: operations that could not be followed, each with the name stack of the
             user's code; everything that they read is kept.
+        inlined: calls with a `custom_vjp`, each with the name stack: the smaller function is
+            differentiated through their operations, by JAX's rules.
         collapse: a warning if the output does not depend on the input, else None.
     """
 
@@ -47,6 +50,7 @@ class Info(NamedTuple):
     live: Mask
     beyond_need: Mapping[str, int]
     opaque: tuple[str, ...]
+    inlined: tuple[str, ...]
     collapse: masks.Collapse | None
 
 
@@ -89,7 +93,8 @@ def compact(
     The function is traced, and what the mask leaves is followed through every operation.
     Where an operation can't be followed, everything that it reads is kept and `info.opaque`
     names it. The result is checked on random inputs before it is returned, and is never
-    larger than the dense function. Jit it; it can be differentiated and trained further.
+    larger than the dense function. Jit it; it can be differentiated, trained further and
+    pickled.
 
     Other numbers of examples along the first axis of the arguments are accepted if the
     function treats examples one by one and does not use their number; compact it with two
@@ -322,6 +327,11 @@ def _describe(
             f"{site.eqn.primitive.name} at '{site.eqn.where}'"
             for site, rule in zip(liveness.sites, liveness.rules, strict=True)
             if rule.opaque
+        ),
+        tuple(
+            f"custom_vjp at '{region.where}'"
+            for region in program.regions
+            if region.kind == "custom_vjp"
         ),
         None
         if varies

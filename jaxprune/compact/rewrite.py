@@ -1,230 +1,18 @@
 """A program run on smaller arrays."""
 
-import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import PyTree
 
-from jaxprune import graph, tree
+from jaxprune import graph
 from jaxprune.compact.constants import Carried
 from jaxprune.graph import Keep, small_shape
-from jaxprune.types import Params
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class SmallFunction:
-    """The smaller function: call it as `fn(params, *args)`.
-
-    Attributes:
-        fn: the function before compaction.
-        params: shapes of its parameters, before compaction.
-        args: shapes of the arguments it was compacted for.
-        structure: structure of its result.
-        program: its trace at these shapes.
-        keep: positions that are kept of each value of the program.
-        constants: the arrays that the function closes over, cut to these positions.
-        carried: what dropped constants add, by equation.
-        batch: the axes that have another size with another number of examples; None if the
-            first axis of the arguments must have the size of the example.
-        products: products that are computed in another way, by equation.
-        vectors: shapes of the parameters of these products, by name.
-    """
-
-    fn: Callable[..., Any]
-    params: PyTree
-    args: tuple[Any, ...]
-    structure: Any
-    program: graph.Program
-    keep: Sequence[Keep]
-    constants: Mapping[int, Any]
-    carried: Mapping[int, Carried]
-    batch: frozenset[tuple[int, int]] | None
-    products: Mapping[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)
-    vectors: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
-
-    def __call__(self, params: Params, *args: Any) -> Any:
-        """Run the smaller function."""
-        leaves = self._check_params(params)
-        program, keep = self.at(args)
-        values: dict[int, Any] = dict(zip(program.params, leaves, strict=True))
-        values.update(zip(program.args, jax.tree.leaves(args), strict=True))
-        for value, positions in self._gathered():
-            values[value] = values[value][positions]
-        values.update(self._constants(program, keep))
-        job = _Run(program, self.program, keep, values, self.carried, self.products)
-        values = run_job(job)
-        return jax.tree.unflatten(self.structure, [values[v] for v in program.outs])
-
-    def _constants(
-        self, program: graph.Program, keep: Sequence[Keep]
-    ) -> Mapping[int, Any]:
-        if program is self.program:
-            return self.constants
-        return {
-            value: self.constants[value]
-            if program.shape(value) == self.program.shape(value)
-            else cut(array, keep[value])
-            for value, array in program.constants.items()
-        }
-
-    def arrays(self) -> list[Any]:
-        """Return the arrays besides the parameters: closed-over ones and carried ones."""
-        carried = [constant.array for constant in self.carried.values()]
-        return [*map(jnp.asarray, self.constants.values()), *carried]
-
-    def _gathered(self) -> list[tuple[int, Any]]:
-        """Return the arguments of which only some positions are read."""
-        result = []
-        for value in self.program.args:
-            shape, keep = self.program.shape(value), self.keep[value]
-            if any(positions is not None for positions in keep):
-                pairs = zip(shape, keep, strict=True)
-                index = np.ix_(*(np.arange(n) if k is None else k for n, k in pairs))
-                result.append((value, index))
-        return result
-
-    def _check_params(self, params: Params) -> list[Any]:
-        leaves = jax.tree.leaves(params)
-        names = self.program.names
-        if tree.names(params) != list(names):
-            raise ValueError(
-                f"params has the leaves {', '.join(tree.names(params)[:4])}, ..., but the "
-                f"compacted function has {', '.join(names[:4])}, .... Pass "
-                "Compacted.params, or a trained version of it."
-            )
-        for name, value, leaf in zip(names, self.program.params, leaves, strict=True):
-            small = small_shape(self.program.shape(value), self.keep[value])
-            expected = self.vectors.get(name, small)
-            if tuple(jnp.shape(leaf)) != expected:
-                raise ValueError(
-                    f"params has shape {tuple(jnp.shape(leaf))} at '{name}', where the "
-                    f"compacted function has {expected}. Pass Compacted.params, or a "
-                    "trained version of it."
-                )
-        return leaves
-
-    def at(self, args: tuple[Any, ...]) -> tuple[graph.Program, Sequence[Keep]]:
-        """Return the program and what it keeps at the shapes of a call."""
-        if jax.tree.structure(args) != jax.tree.structure(self.args):
-            raise ValueError(
-                f"the arguments have the structure {jax.tree.structure(args)}, but the "
-                f"function was compacted for {jax.tree.structure(self.args)}. Pass such "
-                "arguments."
-            )
-        shapes = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
-        own = [tuple(leaf.shape) for leaf in jax.tree.leaves(self.args)]
-        if shapes == own:
-            return self.program, self.keep
-        same = [s[1:] == o[1:] for s, o in zip(shapes, own, strict=True)]
-        if self.batch is None or not all(same):
-            remedy = "Compact it with arguments of these shapes."
-            if self.batch is not None:
-                remedy = "Only the first axis may differ."
-            raise ValueError(
-                f"the function was compacted for arguments of the shapes {own}; got "
-                f"{shapes}. {remedy}"
-            )
-        program = graph.trace(self.fn, self.params, *args)
-        return program, _transfer(self.program, self.keep, program, self.batch)
-
-
-def _same_constants(first: Mapping[int, Any], second: Mapping[int, Any]) -> bool:
-    """Return whether two traces of a function close over the same numbers."""
-
-    def is_same(one: Any, other: Any) -> bool:
-        if one is other:
-            return True
-        a, b = np.asarray(one), np.asarray(other)
-        if a.shape == b.shape:
-            return np.array_equal(a, b, equal_nan=jnp.issubdtype(a.dtype, jnp.inexact))
-        # An array of one number, such as a state of zeros for each example.
-        return bool(
-            a.size and b.size and (a == a.flat[0]).all() and (b == a.flat[0]).all()
-        )
-
-    return first.keys() == second.keys() and all(
-        is_same(array, second[value]) for value, array in first.items()
-    )
-
-
-# Parameters that hold sizes, which the shapes of the values repeat.
-_SIZES = ("shape", "new_sizes", "limit_indices", "slice_sizes", "sizes")
-
-
-def _same_eqn(first: graph.Eqn, second: graph.Eqn) -> bool:
-    """Return whether two equations differ in sizes alone; opaque ones keep all anyway."""
-    return first.primitive.name == second.primitive.name and (
-        graph.rule_of(first, graph.RULES).opaque
-        or all(
-            name in _SIZES or param is second.params[name]
-            or str(param) == str(second.params[name])
-            for name, param in first.params.items()
-        )
-    )  # fmt: skip
-
-
-def _same_program(
-    first: graph.Program, second: graph.Program, batch: frozenset[tuple[int, int]]
-) -> bool:
-    """Return whether two traces differ in the number of examples alone."""
-    return (
-        len(first.eqns) == len(second.eqns)
-        and all(map(_same_eqn, first.eqns, second.eqns))
-        and _same_constants(first.constants, second.constants)
-        and all(
-            extent == other or (value, axis) in batch
-            for eqn in first.eqns
-            for value in (*eqn.ins, *eqn.outs)
-            for axis, (extent, other) in enumerate(
-                zip(first.shape(value), second.shape(value), strict=True)
-            )
-        )
-    )
-
-
-def _transfer(
-    program: graph.Program,
-    keep: Sequence[Keep],
-    other: graph.Program,
-    batch: frozenset[tuple[int, int]],
-) -> Sequence[Keep]:
-    """Return what a program keeps that differs from another in the number of examples."""
-    if not _same_program(program, other, batch):
-        raise ValueError(
-            "the function computes something else with another number of examples, such as "
-            "x / x.shape[0]. Compact it with arguments of these shapes."
-        )
-    sizes_fit = all(
-        positions is None or extent == own
-        for value in range(len(program.avals))
-        for positions, extent, own in zip(
-            keep[value],
-            other.avals[value].shape,
-            program.avals[value].shape,
-            strict=True,
-        )
-    )
-    if sizes_fit:
-        return keep
-    closed = graph.between(
-        other,
-        [keep[v] for v in (*program.params, *program.args)],
-        [keep[v] for v in program.outs],
-    )
-    if closed is None:
-        raise ValueError(
-            "the compacted function can't run on arguments of these shapes. Compact it with "
-            "arguments of these shapes."
-        )
-    return closed
-
-
-class _Run(NamedTuple):
+class Run(NamedTuple):
     """A program that is being run.
 
     Attributes:
@@ -269,10 +57,10 @@ def run(
         if value not in values
     }
     all_values = {**constants, **values}
-    return run_job(_Run(program, like or program, keep, all_values, carried, {}))
+    return run_job(Run(program, like or program, keep, all_values, carried, {}))
 
 
-def run_job(job: _Run) -> dict[int, Any]:
+def run_job(job: Run) -> dict[int, Any]:
     """Run all equations of a program; return the array of each value."""
     program = job.program
     pairs = list(zip(program.regions, job.like.regions, strict=True))
@@ -292,7 +80,7 @@ def cut(array: Any, keep: Keep) -> Any:
 _Pair = tuple[graph.Region, graph.Region]
 
 
-def _run_range(job: _Run, bounds: tuple[int, int], pairs: Sequence[_Pair]) -> None:
+def _run_range(job: Run, bounds: tuple[int, int], pairs: Sequence[_Pair]) -> None:
     """Run some equations, of which some belong to regions."""
     i, stop = bounds
     while i < stop:
@@ -307,7 +95,7 @@ def _run_range(job: _Run, bounds: tuple[int, int], pairs: Sequence[_Pair]) -> No
             i += 1
 
 
-def _run_eqn(job: _Run, i: int) -> None:
+def _run_eqn(job: Run, i: int) -> None:
     eqn, keep = job.program.eqns[i], job.keep
     outs = [job.program.shape(v) for v in eqn.outs]
     shapes = [
@@ -340,12 +128,12 @@ def run_product(
     """Run one product on smaller operands, without what is carried behind it."""
     x_value, y_value = program.eqns[i].ins
     values = {x_value: x, y_value: y}
-    job = _Run(program, program, keep, values, {}, {})
+    job = Run(program, program, keep, values, {}, {})
     _run_eqn(job, i)
     return job.values[program.eqns[i].outs[0]]
 
 
-def _behind(job: _Run, i: int) -> Any:
+def _behind(job: Run, i: int) -> Any:
     """Return what dropped constants add to the result of an equation."""
     eqn, constant = job.program.eqns[i], job.carried[i]
     if constant.form == "array":
@@ -357,7 +145,7 @@ def _behind(job: _Run, i: int) -> Any:
     return graph.bind(eqn, [ones, constant.array], feature_group_count=1)[0]
 
 
-def _run_region(job: _Run, pair: _Pair, inner: Sequence[_Pair]) -> None:
+def _run_region(job: Run, pair: _Pair, inner: Sequence[_Pair]) -> None:
     """Run a call that has its own derivative, or one branch per platform."""
     region, _ = pair
     inside = [i for i in job.carried if region.start <= i < region.stop]
@@ -374,7 +162,8 @@ def _run_region(job: _Run, pair: _Pair, inner: Sequence[_Pair]) -> None:
 
     wrapped = None
     is_changed = any(region.start <= i < region.stop for i in job.products)
-    if (is_behind or not inside) and not is_changed:
+    # The derivative of a custom_vjp is that of its equations; `Info.inlined` names it.
+    if region.kind != "custom_vjp" and (is_behind or not inside) and not is_changed:
         wrap = _with_derivative if region.kind == "custom_jvp" else _with_branches
         wrapped = wrap(job, pair, call)
     operands = [job.values[v] for v in region.ins]
@@ -385,7 +174,7 @@ def _run_region(job: _Run, pair: _Pair, inner: Sequence[_Pair]) -> None:
 
 
 def _with_branches(
-    job: _Run, pair: _Pair, call: Callable[..., Any]
+    job: Run, pair: _Pair, call: Callable[..., Any]
 ) -> Callable[..., Any] | None:
     """Return the call with its branches for other platforms."""
     region, like = pair
@@ -432,7 +221,7 @@ def _sub_program(
 
 
 def _with_derivative(
-    job: _Run, pair: _Pair, call: Callable[..., Any]
+    job: Run, pair: _Pair, call: Callable[..., Any]
 ) -> Callable[..., Any] | None:
     """Return the call with its own derivative."""
     region, like = pair

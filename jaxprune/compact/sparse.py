@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jaxprune import graph, profiling
-from jaxprune.compact.rewrite import SmallFunction, run_product
+from jaxprune.compact.rewrite import run_product
+from jaxprune.compact.small import SmallFunction
 from jaxprune.graph import small_shape
 
 # Denser kernels are not tried. One image, VGG-16's convolutions, 2 CPU cores: dense 10.7 ms;

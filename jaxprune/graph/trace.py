@@ -22,7 +22,6 @@ _CALLS = {
     "remat": "jaxpr",
     "remat2": "jaxpr",
     "checkpoint": "jaxpr",
-    "custom_vjp_call": "call_jaxpr",
     "custom_lin": "call_jaxpr",
 }
 
@@ -49,21 +48,23 @@ class Region(NamedTuple):
     """A range of equations that was one call with more to it than its equations.
 
     Attributes:
-        kind: "custom_jvp", whose call has its own derivative, or "platform", of which the
-            equations are the default branch.
+        kind: "custom_jvp" or "custom_vjp", whose call has its own derivative, or "platform",
+            of which the equations are the default branch.
         start: first equation.
         stop: one past the last equation.
         ins: values that the call reads.
         outs: values that the call returns.
         call: the parameters of the call.
+        where: the name stack of the user's code.
     """
 
-    kind: Literal["custom_jvp", "platform"]
+    kind: Literal["custom_jvp", "custom_vjp", "platform"]
     start: int
     stop: int
     ins: tuple[int, ...]
     outs: tuple[int, ...]
     call: Mapping[str, Any]
+    where: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -220,9 +221,9 @@ def _append(
     name, params = eqn.primitive.name, eqn.params
     if name in _CALLS:
         return _inline(builder, *open_jaxpr(params[_CALLS[name]]), operands, where)
-    if name == "custom_jvp_call":
-        branch = params["call_jaxpr"]
-        return _append_region(builder, "custom_jvp", branch, operands, params, where)
+    if name in ("custom_jvp_call", "custom_vjp_call"):
+        branch, kind = params["call_jaxpr"], name.removesuffix("_call")
+        return _append_region(builder, kind, branch, operands, params, where)
     if name == "cond" and params.get("branches_platforms"):
         # The default branch is the last one, if there is one.
         branch = params["branches"][-1]
@@ -248,7 +249,7 @@ def _append_region(
     start = len(builder.eqns)
     outs = _inline(builder, *open_jaxpr(branch), operands, where)
     region = Region(
-        kind, start, len(builder.eqns), tuple(operands), tuple(outs), dict(call)
+        kind, start, len(builder.eqns), tuple(operands), tuple(outs), dict(call), where
     )
     builder.regions.append(region)
     return outs

@@ -51,8 +51,8 @@ def select_channels(
             kind.
         cost: "weights" counts entries of kernels, "parameters" those of all leaves, and
             "macs" multiply-accumulates of all products, those of two activations included.
-        multiple_of: sizes that are left are multiples of it, such as 8 for tensor cores; a
-            kind that is not pruned keeps its size.
+        multiple_of: sizes that are left are multiples of it, such as 8 for tensor cores. It
+            does not apply to heads, nor to a kind that is not pruned.
         keep_at_least: groups that stay of each kind, 1 or more.
 
     Returns:
@@ -245,7 +245,8 @@ def _keep_some(
         for kind in groups.kinds:
             span = slice(kind.first, kind.first + kind.size)
             number = max(int(kept[span].sum()), min(keep_at_least, kind.size))
-            number = min(-(-number // multiple_of) * multiple_of, kind.size)
+            if kind.what != "heads":
+                number = min(-(-number // multiple_of) * multiple_of, kind.size)
             last = np.argsort(-rank[span], kind="stable")[:number]
             if is_pruned[kind.first]:
                 kept[span] = False

@@ -58,6 +58,7 @@ def channels(
         )
     if to is not None:
         _cli.check_writable(to)
+    console = Console(width=160)
     net, machine = NETWORKS[network](), provenance.describe()
     example = net.examples(2)
     start = time.perf_counter()
@@ -72,16 +73,20 @@ def channels(
     functions = {"dense": (net.fn, net.params)}
     ranked = scores.magnitude(net.params)
     for density in densities:
-        mask = masks.select_channels(
-            groups,
-            ranked,
-            density,
-            reduce="norm",
-            kinds=net.kinds,
-            scope="kind",
-            cost=cost,
-            multiple_of=multiple_of,
-        )
+        try:
+            mask = masks.select_channels(
+                groups,
+                ranked,
+                density,
+                reduce="norm",
+                kinds=net.kinds,
+                scope="kind",
+                cost=cost,
+                multiple_of=multiple_of,
+            )
+        except ValueError as error:  # a density that can't be reached
+            console.print(f"left out: {error}")
+            continue
         start = time.perf_counter()
         small = compact.compact(net.fn, net.params, mask, example)
         seconds = time.perf_counter() - start
@@ -101,7 +106,6 @@ def channels(
             row[f"batch_{number}_s"] = latency.p50
     if to is not None:
         _cli.write_text(to, json.dumps(result, indent=1) + "\n")
-    console = Console(width=160)
     console.print(_table([result], batch))
     console.print(
         f"{result['groups']:,} groups in {result['groups_s']:.1f} s, "

@@ -1,5 +1,7 @@
 """A compacted function computes what the masked one computes, whatever the network."""
 
+import copy
+import pickle
 from typing import Any
 
 import chex
@@ -407,3 +409,35 @@ def test_an_nnx_module_is_trained_further_after_compaction():
     total = lambda params: small.fn(params, *network.args).sum()
     gradients = jax.jit(jax.grad(total))(small.params)
     chex.assert_trees_all_equal_shapes(gradients, small.params)
+
+
+def test_a_compacted_function_is_pickled_without_the_users_code():
+    fn = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]  # a lambda can't be pickled
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    mask = masks.ones_like(params)
+    mask["v"] = mask["v"].at[3:].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    read = pickle.loads(pickle.dumps(small))
+    x = jnp.arange(20.0).reshape(5, 4)
+    chex.assert_trees_all_close(read.fn(read.params, x), small.fn(small.params, x))
+    assert read.info.left == small.info.left
+    assert copy.deepcopy(small).fn is small.fn
+
+
+def test_a_custom_vjp_is_followed_and_named():
+    @jax.custom_vjp
+    def straight_through(x: Any) -> Any:
+        return jnp.sign(x)
+
+    straight_through.defvjp(lambda x: (jnp.sign(x), None), lambda _, g: (g,))
+
+    def fn(p: Any, x: Any) -> Any:
+        with jax.named_scope("binary"):
+            return straight_through(x @ p["w"]) @ p["v"]
+
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    mask = masks.ones_like(params)
+    mask["v"] = mask["v"].at[3:].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert small.params["w"].shape == (4, 3)
+    assert small.info.inlined == ("custom_vjp at 'binary'",)
