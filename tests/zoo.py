@@ -550,6 +550,22 @@ def own_model(name: str, size: int, **options: Any) -> Callable[[jax.Array], Net
     return build
 
 
+def indexed(key: jax.Array) -> Network:
+    """Slices that are read and written at indices, of which one depends on the input."""
+    shapes = {"w": (4, 6), "b": (6,), "out": (6, 3)}
+
+    def fn(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["w"] + p["b"])
+        h = lax.dynamic_update_slice_in_dim(h, 2.0 * h[:, :2], 1, 1)
+        h = h.at[:, jnp.array([0, 3])].add(h[:, :2])
+        h = h.at[:, 4].set(h[:, 0])
+        start = jnp.argmax(x.sum((0, 2))) % 3
+        return lax.dynamic_slice_in_dim(h, start, 2, 1) @ p["out"]
+
+    x = jax.random.normal(key, (2, 5, 4))
+    return Network(fn, draw(key, shapes), (x,), batched=False)
+
+
 ZOO: Mapping[str, Callable[[jax.Array], Network]] = {
     "mlp": mlp,
     "linen_conv": linen_conv,
@@ -572,5 +588,6 @@ ZOO: Mapping[str, Callable[[jax.Array], Network]] = {
     "option_a": option_a,
     "dilated": dilated,
     "shared": shared,
+    "indexed": indexed,
     "vgg11": own_model("vgg11", 8, width=0.06),
 }

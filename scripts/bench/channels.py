@@ -70,7 +70,7 @@ def channels(
         "groups_s": time.perf_counter() - start,
         "rows": [_sizes("dense", net.fn, net.params, net)],
     }
-    functions = {"dense": (net.fn, net.params)}
+    compacted, masked = {}, net.params
     ranked = scores.magnitude(net.params)
     for density in densities:
         try:
@@ -90,17 +90,22 @@ def channels(
         start = time.perf_counter()
         small = compact.compact(net.fn, net.params, mask, example)
         seconds = time.perf_counter() - start
-        name = f"{density:g}"
-        if len(functions) == 1:  # its zeros are multiplied like other numbers
-            functions["masked"] = net.fn, masks.apply(net.params, mask)
-            result["rows"].append(_sizes("masked", *functions["masked"], net))
-        functions[name] = small.fn, small.params
-        row = _sizes(name, small.fn, small.params, net)
+        if not compacted:  # its zeros are multiplied like other numbers
+            masked = masks.apply(net.params, mask)
+            result["rows"].append(_sizes("masked", net.fn, masked, net))
+        compacted[density] = mask, small
+        row = _sizes(f"{density:g}", small.fn, small.params, net)
         result["rows"].append({**row, "compact_s": seconds})
+    if not compacted:
+        raise ValueError(f"none of the densities {densities} can be reached.")
     result["peak_gb"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     for number in batch:
         x = net.examples(number)
-        runs = [_compiled(fn, params, x) for fn, params in functions.values()]
+        runs = [_compiled(net.fn, net.params, x), _compiled(net.fn, masked, x)]
+        for mask, small in compacted.values():
+            if number == 1:  # a network with a class token does not broadcast it to one
+                small = compact.compact(net.fn, net.params, mask, x)
+            runs.append(_compiled(small.fn, small.params, x))
         times = profiling.interleaved(*runs, calls=calls, warmup=1)
         for row, latency in zip(result["rows"], times, strict=True):
             row[f"batch_{number}_s"] = latency.p50
@@ -122,7 +127,7 @@ def _sizes(
     name: str, fn: Callable[..., Any], params: Any, net: Network
 ) -> dict[str, Any]:
     """Return parameters, bytes on disk, and multiply-accumulates of one example."""
-    program = graph.trace(fn, params, net.examples(1))
+    program = graph.trace(fn, params, net.examples(2))
     eqns = [eqn for eqn in program.eqns if eqn.primitive.name in PRODUCTS]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(f"{folder}/params", tree.by_name(params))
@@ -132,7 +137,7 @@ def _sizes(
         "name": name,
         "parameters": sum(leaf.size for leaf in jax.tree.leaves(params)),
         "file_bytes": size,
-        "macs": sum(graph.macs_of(program, eqn) for eqn in eqns),
+        "macs": sum(graph.macs_of(program, eqn) for eqn in eqns) // 2,
     }
 
 

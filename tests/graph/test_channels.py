@@ -45,6 +45,7 @@ KINDS = {
     "convnext": [(12, "neurons")],
     "option_a": [(4, "residual features"), (8, "channels"), (4, "residual features")],
     "shared": [(6, "neurons")],
+    "indexed": [(6, "neurons")],
 }  # fmt: skip
 
 
@@ -58,6 +59,66 @@ def groups_of(name: str) -> graph.Groups:
 def test_kinds_are_those_counted_by_hand(name):
     kinds = [(kind.size, kind.what) for kind in groups_of(name).kinds]
     assert sorted(kinds) == sorted(KINDS[name])
+
+
+def gated(p: Any, x: Any) -> Any:
+    """A depthwise convolution whose channels are split into values and gates."""
+    conv = lambda x, w, groups: jax.lax.conv_general_dilated(
+        x, w, (1, 1), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=groups,
+    )  # fmt: skip
+    h = conv(conv(x, p["in"], 1), p["depth"], 8)
+    value, gate = jnp.split(h, 2, -1)
+    return conv(value * jax.nn.sigmoid(gate), p["out"], 1)
+
+
+def multi_query(p: Any, x: Any) -> Any:
+    """Four query heads that share one key and one value head."""
+    q = jnp.einsum("btc,chd->bthd", x, p["q"])
+    scores = jnp.einsum("bqhd,bkd->bhqk", q, x @ p["k"])
+    out = jnp.einsum("bhqk,bkd->bqhd", jax.nn.softmax(scores), x @ p["v"])
+    return jnp.einsum("bthd,hdc->btc", out, p["o"])
+
+
+def branches(p: Any, x: Any) -> Any:
+    """Two branches that are added, so that their channels go together."""
+    h = jax.nn.relu(x @ p["a"]) + jnp.tanh(x @ p["b"])
+    return h @ p["out"]
+
+
+@pytest.mark.parametrize(
+    ("fn", "shapes", "x", "kinds"),
+    [
+        (
+            gated,
+            {"in": (1, 1, 3, 8), "depth": (3, 3, 1, 8), "out": (1, 1, 4, 2)},
+            (2, 4, 4, 3),
+            [(4, "channels", "in")],  # a value goes with its gate
+        ),
+        (
+            multi_query,
+            {"q": (6, 4, 5), "k": (6, 5), "v": (6, 5), "o": (4, 5, 6)},
+            (2, 3, 6),
+            [
+                (4, "heads", "q"),
+                (5, "query-key dimensions", "q"),
+                (5, "value dimensions", "v"),
+            ],
+        ),
+        (
+            branches,
+            {"a": (3, 6), "b": (3, 6), "out": (6, 2)},
+            (2, 3),
+            [(6, "residual features", "a")],
+        ),
+    ],
+)
+def test_what_users_of_other_tools_report_as_wrong_is_found(fn, shapes, x, kinds):
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    with users_settings():
+        groups = graph.channels(fn, params, jnp.ones(x))
+    found = [(kind.size, kind.what, kind.leaf) for kind in groups.kinds]
+    assert sorted(found) == sorted(kinds)
 
 
 def test_what_is_fixed_is_named_with_the_reason():

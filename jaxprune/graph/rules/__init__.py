@@ -11,6 +11,7 @@ from jaxprune.graph import products
 from jaxprune.graph.rules.along import ALONG, OPAQUE
 from jaxprune.graph.rules.base import Rule, Site, Small, State, bind
 from jaxprune.graph.rules.elementwise import ELEMENTWISE, elementwise
+from jaxprune.graph.rules.indexed import INDEXED
 from jaxprune.graph.rules.moves import MOVES
 from jaxprune.graph.rules.sums import SUMS, small_padding
 from jaxprune.graph.trace import Eqn
@@ -28,7 +29,7 @@ __all__ = [
     "small_padding",
 ]
 
-RULES: Mapping[str, Rule] = {**ELEMENTWISE, **MOVES, **SUMS, **ALONG}
+RULES: Mapping[str, Rule] = {**ELEMENTWISE, **MOVES, **SUMS, **ALONG, **INDEXED}
 
 
 def rule_of(eqn: Eqn, rules: Mapping[str, Rule]) -> Rule:

@@ -1,4 +1,4 @@
-"""Windows, operations along one axis, lookups, and what can't be followed."""
+"""Windows, operations along one axis, and what can't be followed."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.graph.relations import Relations, nodes, pin, tie
-from jaxprune.graph.rules.base import ALL, Bools, Rule, Site, Small, State, as_is, bind
+from jaxprune.graph.rules.base import ALL, Bools, Rule, Site, Small, State, as_is
 
 
 def _window_any(site: Site, array: Bools) -> Bools:
@@ -167,88 +167,6 @@ _IOTA = Rule(
 )
 
 
-def _full_slices(site: Site) -> list[tuple[int, int]]:
-    """Return the axes of a lookup's operand that it takes whole, with those of the output."""
-    numbers, sizes = (
-        site.eqn.params["dimension_numbers"],
-        site.eqn.params["slice_sizes"],
-    )
-    batching = getattr(numbers, "operand_batching_dims", ())
-    left = [
-        a for a in range(len(site.ins[0]))
-        if a not in numbers.collapsed_slice_dims and a not in batching
-    ]  # fmt: skip
-    return [
-        (a, out)
-        for a, out in zip(left, numbers.offset_dims, strict=True)
-        if sizes[a] == site.ins[0][a]
-    ]
-
-
-def _gather_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
-    operand, indices = states[0], states[1]
-    full = _full_slices(site)
-    other = tuple(
-        a for a in range(len(site.ins[0])) if a not in [axis for axis, _ in full]
-    )
-
-    def place(array: Bools) -> Bools:
-        array, shape = array.any(other), [1] * len(site.outs[0])
-        for extent, (_, out) in zip(array.shape, full, strict=True):
-            shape[out] = extent
-        return np.broadcast_to(array.reshape(shape), site.outs[0])
-
-    nonzero = place(operand.nonzero)
-    moves = indices.varies.any()
-    return [State(nonzero if moves else place(operand.varies), nonzero)]
-
-
-def _gather_backward(
-    site: Site, states: Sequence[State], needs: Sequence[Bools]
-) -> Sequence[Bools]:
-    full = _full_slices(site)
-    outs = [out for _, out in full]
-    need = needs[0].any(tuple(a for a in range(needs[0].ndim) if a not in outs))
-    shape = [1] * len(site.ins[0])
-    for extent, (axis, _) in zip(need.shape, full, strict=True):
-        shape[axis] = extent
-    operand = np.broadcast_to(need.reshape(shape), site.ins[0]) & states[0].nonzero
-    batch = needs[0].any(tuple(site.eqn.params["dimension_numbers"].offset_dims))
-    return [operand, np.broadcast_to(batch[..., None], site.ins[1])]
-
-
-def _relate_gather(site: Site, relations: Relations, i: int) -> None:
-    full = dict(_full_slices(site))
-    operand, indices = site.eqn.ins[:2]
-    (out,) = site.eqn.outs
-    for axis in range(len(site.ins[0])):
-        mine = nodes(relations, operand, axis)
-        if axis in full:
-            tie(relations, mine, nodes(relations, out, full[axis]))
-        else:
-            pin(relations, i, mine)
-    numbers = site.eqn.params["dimension_numbers"]
-    batch = [a for a in range(len(site.outs[0])) if a not in numbers.offset_dims]
-    for axis, out_axis in enumerate(batch):
-        tie(relations, nodes(relations, indices, axis), nodes(relations, out, out_axis))
-    pin(relations, i, nodes(relations, indices, len(batch)))
-    for out_axis in numbers.offset_dims:
-        if out_axis not in full.values():
-            pin(relations, i, nodes(relations, out, out_axis))
-
-
-def _rewrite_gather(site: Site, operands: Sequence[Any], small: Small) -> Sequence[Any]:
-    full = dict(_full_slices(site))
-    sizes = [
-        operands[0].shape[a] if a in full else size
-        for a, size in enumerate(site.eqn.params["slice_sizes"])
-    ]
-    return bind(site.eqn, operands, slice_sizes=tuple(sizes))
-
-
-_GATHER = Rule(_gather_forward, _gather_backward, _relate_gather, _rewrite_gather)
-
-
 def _opaque_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
     varies = any(state.varies.any() for state in states)
     return [State(np.full(s, varies), np.ones(s, bool)) for s in site.outs]
@@ -279,5 +197,4 @@ ALONG: Mapping[str, Rule] = {
     **dict.fromkeys(("cumsum", "cumprod", "cummax", "cummin"), _cumulative()),
     "sort": _SORT,
     "iota": _IOTA,
-    "gather": _GATHER,
 }
