@@ -15,6 +15,7 @@ from jax.core import Tracer
 from jaxprune import graph, masks, tree
 from jaxprune.compact import constants
 from jaxprune.compact.constants import Carried
+from jaxprune.compact.fold import Folded, fold
 from jaxprune.compact.rewrite import cut, run
 from jaxprune.compact.small import SmallFunction
 from jaxprune.graph import Keep
@@ -87,6 +88,7 @@ def compact(
     mask: Mask,
     *args: Any,
     inputs: Literal["keep", "gather"] | str = "keep",
+    fold_batch_norm: bool = False,
 ) -> Compacted:
     """Build the smaller function that computes what the masked one computes.
 
@@ -115,6 +117,9 @@ def compact(
             be examples.
         inputs: "keep" reads the arguments as they are; "gather" takes the positions that
             matter first.
+        fold_batch_norm: fold what scales and shifts each channel behind a product, such as
+            BatchNorm in inference form, into its kernel and the last bias. Leaves that are no
+            longer read, such as scales, are left empty. Outputs differ by rounding.
 
     Returns:
         The smaller function, its parameters, and their sizes.
@@ -155,6 +160,11 @@ def compact(
 
     everything = plan(lambda i: True)
     best = _fewest(everything, plan)
+    kept_constants = {v: cut(a, best.keep[v]) for v, a in program.constants.items()}
+    folded = Folded(list(best.small), dict(best.carried), {}, ())
+    if fold_batch_norm:
+        folded = fold(program, best.keep, best.carried, best.small, kept_constants)
+        best = best._replace(small=folded.small, carried=folded.carried)
     shapes, arg_shapes = jax.tree.map(_shape, (params, args))
     small_fn = SmallFunction(
         fn,
@@ -163,9 +173,11 @@ def compact(
         jax.tree.structure(jax.eval_shape(fn, shapes, *arg_shapes)),
         program,
         best.keep,
-        {v: cut(array, best.keep[v]) for v, array in program.constants.items()},
+        kept_constants,
         best.carried,
         _batch_axes(fn, shapes, arg_shapes, program),
+        folded.products,
+        {program.names[i]: (0,) for i in folded.emptied},
     )
     structure = jax.tree.structure(params)
     small_params = jax.tree.unflatten(structure, best.small)
@@ -276,6 +288,8 @@ def _first_difference(
 ) -> str:
     """Name the first operation whose kept and needed entries differ."""
     program, keep = small_fn.program, small_fn.keep
+    if small_fn.products:  # folded: intermediate values differ on purpose
+        return "its outputs"
     full: list[Keep] = [[None] * len(aval.shape) for aval in program.avals]
     values = dict(zip((*program.params, *program.args), (*leaves, *drawn), strict=True))
     values = run(program, full, values, {})
@@ -305,7 +319,7 @@ def _describe(
         live.append(is_live)
         needed = best.liveness.needs[v]
         used = 0 if needed is None else int((needed & mask).sum())
-        beyond[name] = small.size - used
+        beyond[name] = max(small.size - used, 0)
         sizes[name] = (program.shape(v), tuple(small.shape))
     varies = any(everything.liveness.states[v].varies.any() for v in program.outs)
     empty = [n for n, m in zip(program.names, mask_leaves, strict=True) if not m.any()]

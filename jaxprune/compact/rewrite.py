@@ -91,11 +91,12 @@ def _run_range(job: Run, bounds: tuple[int, int], pairs: Sequence[_Pair]) -> Non
             _run_region(job, pairs[0], inner)
             i = region.stop
         else:
-            _run_eqn(job, i)
+            run_eqn(job, i)
             i += 1
 
 
-def _run_eqn(job: Run, i: int) -> None:
+def run_eqn(job: Run, i: int) -> None:
+    """Run one equation, and keep what it computes."""
     eqn, keep = job.program.eqns[i], job.keep
     outs = [job.program.shape(v) for v in eqn.outs]
     shapes = [
@@ -103,14 +104,17 @@ def _run_eqn(job: Run, i: int) -> None:
     ]
     rule = graph.rule_of(eqn, graph.RULES)
     operands = [job.values[v] for v in eqn.ins]
-    sums_nothing = rule.sums and any(0 in jnp.shape(operand) for operand in operands)
-    if (sums_nothing or all(0 in shape for shape in shapes)) and not rule.opaque:
-        results: Sequence[Any] = [
+    is_empty = i not in job.products and (
+        all(0 in shape for shape in shapes)
+        or (rule.sums and any(0 in jnp.shape(operand) for operand in operands))
+    )
+    if i in job.products:
+        results: Sequence[Any] = [job.products[i](eqn, *operands)] * len(eqn.outs)
+    elif is_empty and not rule.opaque:
+        results = [
             jnp.zeros(shape, job.program.avals[v].dtype)
             for v, shape in zip(eqn.outs, shapes, strict=True)
         ]
-    elif i in job.products:
-        results = [job.products[i](eqn, *operands)]
     else:
         site = graph.site_of(job.program, eqn)
         small = graph.Small(
@@ -129,7 +133,7 @@ def run_product(
     x_value, y_value = program.eqns[i].ins
     values = {x_value: x, y_value: y}
     job = Run(program, program, keep, values, {}, {})
-    _run_eqn(job, i)
+    run_eqn(job, i)
     return job.values[program.eqns[i].outs[0]]
 
 

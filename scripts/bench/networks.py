@@ -2,7 +2,8 @@
 
 import _cli  # noqa: F401
 
-from collections.abc import Callable  # isort: skip
+import itertools  # isort: skip
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import equinox as eqx
@@ -90,7 +91,7 @@ class _ResNet20(nnx.Module):
         widths = [16] * 4 + [32] * 3 + [64] * 3
         self.blocks = nnx.List(
             _Basic(ins, outs, 1 if ins == outs else 2, rngs)
-            for ins, outs in zip(widths, widths[1:], strict=False)
+            for ins, outs in itertools.pairwise(widths)
         )
         self.head = nnx.Linear(64, 10, rngs=rngs)
 

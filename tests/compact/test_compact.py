@@ -411,6 +411,49 @@ def test_an_nnx_module_is_trained_further_after_compaction():
     chex.assert_trees_all_equal_shapes(gradients, small.params)
 
 
+@pytest.mark.parametrize("density", [1.0, 0.4])
+def test_batch_norm_is_folded_into_kernels_and_biases(density):
+    model = models.create(
+        "vgg11", key=jax.random.key(0), input_shape=(16, 16, 3), width=0.06
+    )
+    rng = np.random.default_rng(0)
+    moved = lambda leaf: (
+        leaf + jnp.asarray(0.3 * np.abs(rng.standard_normal(leaf.shape)), leaf.dtype)
+    )
+    params, state = (tree.map_floating(moved, t) for t in (model.params, model.state))
+    fn = lambda params, x: model.apply(params, state, x)[0]
+    mask = masks.select(scores.magnitude(params), density)
+    x = jnp.ones((2, 16, 16, 3), jnp.float32)
+    small = compact.compact(fn, params, mask, x)
+    folded = compact.compact(fn, params, mask, x, fold_batch_norm=True)
+    named = tree.by_name(folded.params)
+    assert {named[f"bn{i}/scale"].size for i in range(1, 9)} == {0}
+    assert {named[f"conv{i}/bias"].size for i in range(1, 9)} <= {0}
+    assert all(named[f"bn{i}/bias"].size for i in range(1, 9))
+    assert folded.info.left < small.info.left
+    x = jnp.asarray(rng.standard_normal((5, 16, 16, 3)), jnp.float32)
+    chex.assert_trees_all_close(
+        folded.fn(folded.params, x), small.fn(small.params, x), rtol=1e-3, atol=1e-4
+    )
+
+
+def test_folding_flushes_subnormal_numbers():
+    def fn(p: Any, x: Any) -> Any:
+        return jax.nn.relu((x @ p["w"]) * p["scale"] + p["bias"]) @ p["v"]
+
+    params = {
+        "w": jnp.ones((4, 3), jnp.float32), "v": jnp.ones((3, 2), jnp.float32),
+        "scale": jnp.array([1.0, 1e-39, 2.0], jnp.float32),
+        "bias": jnp.array([0.0, 1e-40, 1.0], jnp.float32),
+    }  # fmt: skip
+    x = jnp.ones((2, 4), jnp.float32)
+    mask = masks.ones_like(params)
+    small = compact.compact(fn, params, mask, x, fold_batch_norm=True)
+    np.testing.assert_array_equal(small.params["w"][0], [1.0, 0.0, 2.0])
+    np.testing.assert_array_equal(small.params["bias"], [0.0, 0.0, 1.0])
+    assert small.params["scale"].shape == (0,)
+
+
 def test_a_compacted_function_is_pickled_without_the_users_code():
     fn = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]  # a lambda can't be pickled
     params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
