@@ -198,17 +198,17 @@ def _draw(results: list[dict[str, Any]], batch: tuple[int, ...], path: Path) -> 
     figure = Figure(figsize=(5 * len(batch), 4), layout="constrained")
     panels = figure.subplots(1, len(batch), squeeze=False, sharey=True)[0]
     for axis, number in zip(panels, batch, strict=True):
-        for result in results:
+        for i, result in enumerate(results):
             dense, key = result["rows"][0], f"batch_{number}_s"
             rows = [row for row in result["rows"] if row["name"] != "masked"]
             if key in dense:
                 kept = [100 * row["macs"] / dense["macs"] for row in rows]
                 gain = [dense[key] / row[key] for row in rows]
-                axis.plot(kept, gain, "o-", label=result["network"])
-        shares = [100 / x for x in (1, 1.5, 2, 3, 4, 5)]
+                axis.plot(kept, gain, "o-", color=f"C{i}", label=result["network"])
+        shares = [100 / (1 + step / 10) for step in range(31)]
         axis.plot(shares, [100 / s for s in shares], ":", color="grey", label="ideal")
-        axis.set(xlabel="multiply-accumulates left, %", xlim=(105, 15))
+        axis.set(xlabel="multiply-accumulates left, %", xlim=(105, 20))
         axis.set(title=f"{number} example{'s' * (number > 1)} per call")
     panels[0].set_ylabel("speed-up against the dense network")
-    panels[-1].legend(fontsize="small")
+    panels[0].legend(fontsize="small")
     figure.savefig(path, dpi=120)
