@@ -7,6 +7,7 @@ from typing import Any, Literal, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from jaxprune import graph, tree
 from jaxprune.graph import Groups
@@ -26,7 +27,7 @@ def select_channels(
     density: Fraction,
     *,
     reduce: Reduce | str | None = None,
-    kinds: Collection[str] | None = None,
+    kinds: Collection[str] | str | None = None,
     scope: ChannelScope | str = "global",
     cost: Cost | str = "weights",
     multiple_of: int = 1,
@@ -61,8 +62,8 @@ def select_channels(
 
     Raises:
         ValueError: if scores do not mirror the parameters, some are negative and `reduce` is
-            not given, an option is unknown or out of range, or no removal of groups gets down
-            to the density (the message says how far it gets).
+            not given, an option is unknown or out of range, this is called under `jit`, or no
+            removal of groups gets down to the density (the message says how far it gets).
 
     Example:
         >>> fn = lambda p, x: jax.nn.relu(x @ p["w"]) @ p["v"]
@@ -110,7 +111,7 @@ def _check(
         ("multiple_of", multiple_of),
         ("keep_at_least", keep_at_least),
     ):
-        if not isinstance(number, int) or number < 1:
+        if not hasattr(number, "__index__") or number < 1:
             raise ValueError(
                 f"{name} is a number of channels, 1 or more; got {number}. Pass an integer."
             )
@@ -129,6 +130,11 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
     tree.check_arrays(scores, "scores")
     like = jax.tree.unflatten(groups.structure, list(groups.names))
     scores = tree.align(scores, like, "scores", "Pass scores of the same parameters.")
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(scores)):
+        raise ValueError(
+            "select_channels decides by the scores what shapes are left, which jit can't "
+            "trace. Call it outside; jit the scoring function."
+        )
     leaves: list[Any] = []
     for name, leaf, box, is_kernel in zip(
         groups.names,
@@ -158,9 +164,10 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
     return leaves
 
 
-def _chosen(groups: Groups, kinds: Collection[str] | None) -> np.ndarray:
+def _chosen(groups: Groups, kinds: Collection[str] | str | None) -> np.ndarray:
     """Return of each group whether its kind may be pruned."""
     present = list(dict.fromkeys(kind.what for kind in groups.kinds))
+    kinds = [kinds] if isinstance(kinds, str) else kinds
     wanted = present if kinds is None else list(kinds)
     for kind in wanted:
         check_option("kind", kind, present)

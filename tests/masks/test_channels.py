@@ -185,6 +185,11 @@ def test_half_the_multiply_accumulates_of_a_trained_network_are_removed_by_taylo
         ),
         (
             score(COLUMNS),
+            {"kinds": []},
+            "gets down to 1. Raise the density, prune more kinds",
+        ),
+        (
+            score(COLUMNS),
             {"multiple_of": 0},
             "multiple_of is a number of channels, 1 or more",
         ),
@@ -206,6 +211,12 @@ def test_invalid_arguments_get_a_sentence(scored, options, message):
     groups = graph.channels(network, PARAMS, X)
     with pytest.raises(ValueError, match=message):
         masks.select_channels(groups, scored, 0.5, **options)
+
+
+def test_scores_under_jit_get_a_sentence():
+    groups = graph.channels(network, PARAMS, X)
+    with pytest.raises(ValueError, match="which jit can't trace. Call it outside"):
+        jax.jit(lambda s: masks.select_channels(groups, s, 0.5))(score(COLUMNS))
 
 
 def test_a_function_without_channels_gets_a_sentence():
