@@ -1,8 +1,8 @@
 """Whole channels of trained networks removed by three scores: accuracy and real speed.
 
 A Conv-2 and a small vision transformer are trained on digits, pruned to a share of their
-multiply-accumulates, compacted, and trained on for half as many epochs. Channels are ranked all
-together, or the same share of each kind is removed ("per kind").
+multiply-accumulates, compacted, and trained on for half as many epochs. Channels are ranked
+all together, or the same share of each kind is removed ("per kind").
 
 Source: Molchanov et al., https://arxiv.org/abs/1906.10771, CVPR 2019, for Taylor scores; the
 networks and the data are ours, so there is no published number. Expect 15 minutes on 2 CPU
