@@ -6,8 +6,8 @@ all together, or the same share of each kind is removed ("per kind").
 
 Source: Molchanov et al., https://arxiv.org/abs/1906.10771, CVPR 2019, for Taylor scores; the
 networks and the data are ours, so there is no published number. Expect 15 minutes on 2 CPU
-cores; ours: results/channels/accuracy.json.
-    python -m experiments.channels results.json
+cores; ours: results/channel_accuracy.json.
+    python -m experiments.channels accuracy.json
 """
 
 import json

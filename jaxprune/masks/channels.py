@@ -49,7 +49,8 @@ def select_channels(
             of the sum of squares; "mean", the sum per weight.
         kinds: kinds to prune, such as `["heads", "neurons"]`; all by default.
         scope: "global" ranks all groups together; "kind" removes the same share of each
-            kind.
+            kind. Scores of layers of different sizes hardly compare, so "global" may leave
+            one channel of a layer.
         cost: "weights" counts entries of kernels, "parameters" those of all leaves, and
             "macs" multiply-accumulates of all products, those of two activations included.
         multiple_of: sizes that are left are multiples of it, such as 8 for tensor cores. It
