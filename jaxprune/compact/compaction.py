@@ -94,9 +94,10 @@ def compact(
 
     The function is traced, and what the mask leaves is followed through every operation.
     Where an operation can't be followed, everything that it reads is kept and `info.opaque`
-    names it. The result is checked on random inputs before it is returned, and is never
-    larger than the dense function. Jit it; it can be differentiated, trained further and
-    pickled.
+    names it. The result is checked on random inputs before it is returned (to 2.4e-4 of the
+    largest output in float32, 0.05 in 16 bits), and is never
+    larger than the dense function. Jit it; it can be differentiated (`info.inlined` names
+    derivatives of `custom_vjp` that are lost), trained further and pickled.
 
     Other numbers of examples along the first axis of the arguments are accepted if the
     function treats examples one by one and does not use their number; compact it with two
@@ -191,6 +192,10 @@ def _check(params: Params, mask: Mask, inputs: str) -> Mask:
     if inputs not in ("keep", "gather"):
         raise ValueError(f"inputs '{inputs}' is unknown. Pass 'keep' or 'gather'.")
     tree.check_arrays(params)
+    if any(
+        isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((params, mask))
+    ):
+        raise TypeError("compact needs the numbers of params and mask. Pass arrays.")
     mask = tree.check_mirrors(mask, params)
     if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, mask))):
         raise ValueError(
@@ -263,12 +268,24 @@ def _verify(
     results = jax.jit(small_fn.__call__)(small_params, *full_args)
     for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(results), strict=True):
         if not _agree(a, b):
+            if not _is_finite(a) and _is_finite(b):
+                raise ValueError(
+                    "the masked function returns numbers that are not finite on random "
+                    "inputs, so there is nothing to compare with. A removed channel may be "
+                    "divided by its norm, which is 0. Add an epsilon."
+                )
             where = _first_difference(small_fn, leaves, small_params, drawn)
             raise ValueError(
                 f"the compacted function computes something else, from {where} on, so it is "
                 "not returned. If the function treats equal inputs differently from call to "
                 "call, make it pure; otherwise please report this as a bug."
             )
+
+
+def _is_finite(array: Any) -> bool:
+    return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(
+        jnp.isfinite(array).all()
+    )
 
 
 def _agree(first: Any, second: Any) -> bool:
@@ -280,7 +297,8 @@ def _agree(first: Any, second: Any) -> bool:
     a, b = a.astype(np.float64), b.astype(np.float64)
     eps = float(jnp.finfo(first.dtype).eps)
     scale = np.abs(a).max(initial=0, where=np.isfinite(a))
-    return bool(np.allclose(a, b, rtol=0, atol=2000 * eps * scale, equal_nan=True))
+    tolerance = min(2000 * eps, 0.05)  # 2.4e-4 in float32, 0.05 in float16 and bfloat16
+    return bool(np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True))
 
 
 def _first_difference(

@@ -104,13 +104,12 @@ def run_eqn(job: Run, i: int) -> None:
     ]
     rule = graph.rule_of(eqn, graph.RULES)
     operands = [job.values[v] for v in eqn.ins]
-    is_empty = i not in job.products and (
-        all(0 in shape for shape in shapes)
-        or (rule.sums and any(0 in jnp.shape(operand) for operand in operands))
+    is_dropped = all(
+        0 in shape and 0 not in full for shape, full in zip(shapes, outs, strict=True)
     )
     if i in job.products:
         results: Sequence[Any] = [job.products[i](eqn, *operands)] * len(eqn.outs)
-    elif is_empty and not rule.opaque:
+    elif is_dropped or (rule.sums and any(0 in jnp.shape(x) for x in operands)):
         results = [
             jnp.zeros(shape, job.program.avals[v].dtype)
             for v, shape in zip(eqn.outs, shapes, strict=True)

@@ -124,6 +124,13 @@ class SmallFunction:
                     f"compacted function has {expected}. Pass Compacted.params, or a "
                     "trained version of it."
                 )
+            dtype = self.program.avals[value].dtype
+            if jnp.result_type(leaf) != dtype:
+                raise ValueError(
+                    f"params is {jnp.result_type(leaf)} at '{name}', where the function was "
+                    f"compacted for {dtype}. Convert it, or compact it with parameters of "
+                    "this dtype."
+                )
         return leaves
 
     def at(self, args: tuple[Any, ...]) -> tuple[graph.Program, Sequence[Keep]]:
@@ -133,6 +140,14 @@ class SmallFunction:
                 f"the arguments have the structure {jax.tree.structure(args)}, but the "
                 f"function was compacted for {jax.tree.structure(self.args)}. Pass such "
                 "arguments."
+            )
+        dtypes = [jnp.result_type(leaf) for leaf in jax.tree.leaves(args)]
+        own_dtypes = [leaf.dtype for leaf in jax.tree.leaves(self.args)]
+        if dtypes != own_dtypes:
+            raise ValueError(
+                f"the arguments have the dtypes {', '.join(map(str, dtypes))}, but the "
+                f"function was compacted for {', '.join(map(str, own_dtypes))}. Convert "
+                "them, or compact it with arguments of these dtypes."
             )
         shapes = [tuple(jnp.shape(leaf)) for leaf in jax.tree.leaves(args)]
         own = [tuple(leaf.shape) for leaf in jax.tree.leaves(self.args)]

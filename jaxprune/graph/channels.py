@@ -17,6 +17,7 @@ from jaxprune.graph.kinds import (
     labels_of,
     needed_whole,
     row,
+    splits_of,
     view_of,
 )
 from jaxprune.graph.liveness import Liveness, keep, live
@@ -74,9 +75,9 @@ def channels(
 
     A group takes slices of all leaves that depend on each other: a feature map takes an
     output channel of its convolution, its bias and norm, and an input channel of every
-    convolution that reads it. What an input or an output of the function, or an operation
-    that can't be followed, needs whole is in no group. One group of each kind is removed for
-    trial; kinds that would leave something behind are in `fixed` instead, with the reason.
+    convolution that reads it. Positions that an argument, an output, or an operation that
+    can't be followed needs are never removed. As a test, one group of each kind is removed; a
+    kind is refused if a removed channel would not be zero. `fixed` has the reasons.
 
     Args:
         fn: `fn(params, *args)`, in inference form; traced, not run.
@@ -128,7 +129,7 @@ def channels(
         tuple(program.names),
         tuple(i in kernels for i in range(len(program.params))),
         jax.tree.structure(params),
-        _reasons(view, whole, leaves, kernels) | fixed,
+        _reasons(view, whole, leaves, kernels, len(kept_seeds)) | fixed,
     )
 
 
@@ -241,20 +242,32 @@ def _left_behind(view: View, liveness: Liveness, own: np.ndarray) -> str:
 
 
 def _reasons(
-    view: View, whole: Mapping[int, str], leaves: Sequence[Box], kernels: Sequence[int]
+    view: View,
+    whole: Mapping[int, str],
+    leaves: Sequence[Box],
+    kernels: Sequence[int],
+    total: int,
 ) -> dict[str, str]:
     """Return by kernel and axis why no group removes positions of it."""
-    of_seed: dict[int, str] = {}
+    of_seed = dict.fromkeys(
+        np.flatnonzero(splits_of(view)).tolist(),
+        "another operation divides these channels in another way",
+    )
     for label, why in whole.items():
         for seed in row(view.owners, label):
-            of_seed.setdefault(int(seed), why)
+            of_seed[int(seed)] = why
     reasons = {}
     for i in kernels:
         value = view.program.params[i]
         for axis, groups in enumerate(leaves[i].axes):
-            if (groups == groups.max()).all() and groups.shape[1] == 1:
-                label = labels_of(view, value, [axis])[0]
-                why = [of_seed.get(int(seed)) for seed in row(view.owners, label)]
-                if why and why[0] and "window" not in why[0]:
-                    reasons[f"{view.program.names[i]}, axis {axis}"] = why[0]
+            is_fixed = (groups == total).all(1)
+            labels = labels_of(view, value, [axis])[is_fixed]
+            why = [
+                of_seed.get(int(s))
+                for label in labels[:1]
+                for s in row(view.owners, label)
+            ]
+            if why and why[0] and "window" not in why[0]:
+                part = "" if is_fixed.all() else f", {is_fixed.sum()} of {len(groups)}"
+                reasons[f"{view.program.names[i]}, axis {axis}{part}"] = why[0]
     return reasons

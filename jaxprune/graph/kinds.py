@@ -1,6 +1,5 @@
 """The kinds of channel groups: what goes together, and what it is."""
 
-import collections
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, SupportsIndex
@@ -28,8 +27,12 @@ class Kind(NamedTuple):
     """Channel groups that take the same slices of the same leaves.
 
     Attributes:
-        what: what they are. "residual features" are what several layers add to, or what a
-            recurrent layer carries; "query-key dimensions" are pairs under rotary positions.
+        what: what they are, by how products use them. "channels" come from a convolution,
+            "neurons" from another product. "heads" are batches of a product of two
+            activations, or are shared by its keys and values (grouped queries have two kinds:
+            groups, and heads within groups); "query-key dimensions" are summed in such a
+            product (pairs under rotary positions), "value dimensions" are not. "residual
+            features" are what several layers add to, or what a recurrent layer carries.
         leaf: name of the first kernel that computes them.
         first: number of the first group.
         size: number of groups.
@@ -168,7 +171,7 @@ def find_kinds(
     taken.sort_indices()
     first = np.full(size, len(axis_of))
     np.minimum.at(first, labels_of_nodes, np.arange(len(axis_of)))
-    is_bound = (view.owners[sorted(whole)].sum(0) > 0) | _splits(view)
+    is_bound = (view.owners[sorted(whole)].sum(0) > 0) | splits_of(view)
     is_kernel, is_param = np.zeros((2, size), bool)
     for i in range(len(view.program.params)):
         is_param[_of_leaf(view, i)] = True
@@ -202,7 +205,7 @@ def find_kinds(
     return kinds, seeds
 
 
-def _splits(view: View) -> np.ndarray:
+def splits_of(view: View) -> np.ndarray:
     """Return of each component whether it takes cells of a product, but no whole slices."""
     splits = np.zeros(view.owners.shape[1], bool)
     for axis, factors in view.relations.products:
@@ -225,9 +228,11 @@ def _roles(view: View) -> dict[What, set[int]]:
     """Return the components that mark a kind of group; the first mark counts."""
     program = view.program
     batch, contracted, added, mapped = set(), set(), set(), set()
-    free: collections.Counter[int] = collections.Counter()
+    free: dict[
+        int, set[int]
+    ] = {}  # by product of two activations, axes that are not summed
     made = _last_products(program)
-    for eqn in program.eqns:
+    for i, eqn in enumerate(program.eqns):
         name, (out,) = eqn.primitive.name, eqn.outs[:1]
         both = len(eqn.ins) == 2 and all(v in view.data for v in eqn.ins)
         if name == "dot_general" and both:
@@ -236,7 +241,11 @@ def _roles(view: View) -> dict[What, set[int]]:
             contracted.update(labels_of(view, eqn.ins[0], cx).tolist())
             for v, bound in zip(eqn.ins, ((*cx, *bx), (*cy, *by)), strict=True):
                 axes = [a for a in range(len(program.shape(v))) if a not in bound]
-                free.update(set(labels_of(view, v, axes).tolist()))
+                own = set(labels_of(view, v, axes).tolist())
+                free.setdefault(i, set()).update(own)
+                # Heads that share keys and values are no batch of the product, but free in
+                # it and in the next one.
+                batch.update(*(own & free[j] for j in made[v] if j in free and j != i))
         elif (
             name in ("add", "add_any") and both and len({made[v] for v in eqn.ins}) > 1
         ):
@@ -244,11 +253,10 @@ def _roles(view: View) -> dict[What, set[int]]:
         elif name == "conv_general_dilated":
             axis = eqn.params["dimension_numbers"].out_spec[1]
             mapped.update(labels_of(view, out, [axis]).tolist())
-    # Heads that share keys and values are no batch of the product, but free in both products.
     return {
-        "heads": batch | {label for label, times in free.items() if times > 1},
+        "heads": batch,
         "query-key dimensions": contracted,
-        "value dimensions": set(free),
+        "value dimensions": set().union(*free.values()),
         "residual features": added,
         "channels": mapped,
     }

@@ -113,6 +113,9 @@ def live(
     Returns:
         What varies, may be nonzero and is needed.
 
+    Raises:
+        ValueError: if an argument has no entries.
+
     Example:
         >>> from jaxprune.graph import trace
         >>> params = {"w": np.ones((2, 2))}
@@ -121,6 +124,12 @@ def live(
         >>> live(program, [mask]).needs[program.params[0]].sum()
         np.int64(1)
     """
+    for value in program.args:
+        if 0 in program.shape(value):
+            raise ValueError(
+                f"an argument has the shape {program.shape(value)}, which has no entries. "
+                "Pass an example, or its shape."
+            )
     known = _known(program)
     data = depends_on(program, program.args)
     chosen = rules_of(program, rules)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.graph.liveness import Liveness
+from jaxprune.graph.rules.elementwise import ELEMENTWISE
 from jaxprune.graph.trace import (
     Eqn,
     Program,
@@ -119,7 +120,7 @@ def _walk(
             use = _use(program, eqn, ins, sizes)
             if use is not None:
                 found.append(use)
-            outs = [_merge(eqn, ins)] * len(eqn.outs)
+            outs = [_merge(program, eqn, ins)] * len(eqn.outs)
         else:
             more, outs = inner
             found += more
@@ -127,12 +128,14 @@ def _walk(
     return found, [origins.get(v, _CONSTANT) for v in program.outs]
 
 
-def _merge(eqn: Eqn, ins: Sequence[_Origin]) -> _Origin:
+def _merge(program: Program, eqn: Eqn, ins: Sequence[_Origin]) -> _Origin:
     if any(origin.is_data for origin in ins):
         return _Origin(True, {})
     name, leaves = eqn.primitive.name, {}
-    derived = name in _DERIVED or name.startswith(("reduce_", "cum"))
-    for origin in ins:
+    size = math.prod(program.shape(eqn.outs[0]))
+    for v, origin in zip(eqn.ins, ins, strict=True):
+        is_repeated = name in ELEMENTWISE and math.prod(program.shape(v)) < size
+        derived = is_repeated or name in _DERIVED or name.startswith(("reduce_", "cum"))
         for leaf, is_whole in origin.leaves.items():
             leaves[leaf] = leaves.get(leaf, False) or (is_whole and not derived)
     return _Origin(False, leaves)

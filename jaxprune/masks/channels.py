@@ -1,8 +1,9 @@
 """Structured pruning: masks that remove whole neurons, channels, heads and features."""
 
 import itertools
+import operator
 from collections.abc import Callable, Collection, Sequence
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +23,7 @@ _STATISTICS = ("mean", "var")
 
 
 def select_channels(
-    groups: Groups,
+    groups: Groups | Any,
     scores: Scores,
     density: Fraction,
     *,
@@ -30,24 +31,25 @@ def select_channels(
     kinds: Collection[str] | str | None = None,
     scope: ChannelScope | str = "global",
     cost: Cost | str = "weights",
-    multiple_of: int = 1,
-    keep_at_least: int = 1,
+    multiple_of: SupportsIndex = 1,
+    keep_at_least: SupportsIndex = 1,
 ) -> Mask:
     """Remove the lowest-scoring channel groups until a share of the cost is left.
 
     The score of a group is that of its weights: the entries of kernels in its slices, each
     counted once. Groups go one by one, lowest score first, so that the cost ends at the
-    density or just below it. `compact.compact` of the mask leaves what the mask keeps, and
-    nothing else.
+    density or just below it. `compact.compact` of the mask leaves what the mask keeps;
+    statistics, which stay True, are cut with their channels.
 
     Args:
         groups: of `graph.channels`.
         scores: scores of single weights, a tree like the parameters.
         density: the cost that is left / the cost of the whole function, in (0, 1].
-        reduce: how scores of weights become the score of their group. "sum", the default;
-            "abs", the absolute value of the sum, for `scores.taylor`; "norm", the square root
-            of the sum of squares; "mean", the sum per weight.
-        kinds: kinds to prune, such as `["heads", "neurons"]`; all by default.
+        reduce: how scores of weights become the score of their group. "sum", the default if
+            no score is negative; "abs", the absolute value of the sum, for `scores.taylor`;
+            "norm", the square root of the sum of squares; "mean", the sum per weight.
+        kinds: names of kinds (`Kind.what`) to prune, such as `["heads", "neurons"]`; all
+            kinds of a name are pruned. By default all are.
         scope: "global" ranks all groups together; "kind" removes the same share of each
             kind. Scores of layers of different sizes hardly compare, so "global" may leave
             one channel of a layer.
@@ -62,6 +64,7 @@ def select_channels(
         not floating or are statistics (`mean` and `var`) are all True.
 
     Raises:
+        TypeError: if `groups` or the scores are something else.
         ValueError: if scores do not mirror the parameters, some are negative and `reduce` is
             not given, an option is unknown or out of range, this is called under `jit`, or no
             removal of groups gets down to the density (the message says how far it gets).
@@ -78,13 +81,27 @@ def select_channels(
         Molchanov et al., Importance Estimation for Neural Network Pruning,
         https://arxiv.org/abs/1906.10771, CVPR 2019, ranks channels of all layers together.
     """
-    _check(groups, scope, cost, multiple_of, keep_at_least)
+    if not isinstance(groups, Groups):
+        raise TypeError(
+            f"groups is a {type(groups).__name__}. Pass the result of graph.channels first: "
+            "select_channels(groups, scores, density)."
+        )
+    if any(isinstance(leaf, Tracer) for leaf in (density, *jax.tree.leaves(scores))):
+        raise ValueError(
+            "select_channels decides what shapes are left, which jit can't trace. Call it "
+            "outside; jit the scoring function."
+        )
+    rounding = (
+        _whole(multiple_of, "multiple_of"),
+        _whole(keep_at_least, "keep_at_least"),
+    )
+    _check(groups, scope, cost)
     density = check_density(density)
     leaves = _check_scores(groups, scores, reduce)
     is_pruned = _chosen(groups, kinds)
     values = _group_scores(groups, leaves, reduce or "sum")
     order = _order(groups, values, is_pruned, scope)
-    keep = _keep_some(groups, order, is_pruned, multiple_of, keep_at_least)
+    keep = _keep_some(groups, order, is_pruned, *rounding)
     whole = _cost(groups, cost, np.ones(len(values), bool))
 
     def share(removed: int) -> float:
@@ -103,19 +120,18 @@ def select_channels(
     return _mask(groups, scores, keep(high))
 
 
-def _check(
-    groups: Groups, scope: str, cost: str, multiple_of: Any, keep_at_least: Any
-) -> None:
+def _whole(number: Any, name: str) -> int:
+    value = operator.index(number) if hasattr(number, "__index__") else 0
+    if value < 1:
+        raise ValueError(
+            f"{name} is a number of channels, 1 or more; got {number!r}. Pass an integer."
+        )
+    return value
+
+
+def _check(groups: Groups, scope: str, cost: str) -> None:
     check_option("scope", scope, get_args(ChannelScope))
     check_option("cost", cost, get_args(Cost))
-    for name, number in (
-        ("multiple_of", multiple_of),
-        ("keep_at_least", keep_at_least),
-    ):
-        if not hasattr(number, "__index__") or number < 1:
-            raise ValueError(
-                f"{name} is a number of channels, 1 or more; got {number}. Pass an integer."
-            )
     if not groups.kinds:
         why = ", ".join(f"{name} ({reason})" for name, reason in groups.fixed.items())
         raise ValueError(
@@ -131,11 +147,6 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
     tree.check_arrays(scores, "scores")
     like = jax.tree.unflatten(groups.structure, list(groups.names))
     scores = tree.align(scores, like, "scores", "Pass scores of the same parameters.")
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(scores)):
-        raise ValueError(
-            "select_channels decides by the scores what shapes are left, which jit can't "
-            "trace. Call it outside; jit the scoring function."
-        )
     leaves: list[Any] = []
     for name, leaf, box, is_kernel in zip(
         groups.names,
@@ -150,6 +161,8 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
                 f"scores have shape {tuple(leaf.shape)} at '{name}', where the parameter has "
                 f"{shape}. Pass scores of the parameters that the groups were found for."
             )
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(f"scores are a shape at '{name}'. Pass arrays.")
         leaves.append(np.asarray(leaf, np.float64) if is_kernel else None)
     for name, leaf in zip(groups.names, leaves, strict=True):
         if leaf is not None and not np.isfinite(leaf).all():

@@ -23,6 +23,8 @@ def check_density(density: Fraction) -> float:
         1.0
     """
     try:
+        if isinstance(density, str | bool):
+            raise TypeError
         # The shortest decimal of a float32: 0.1, not 0.10000000149.
         narrow = getattr(density, "dtype", None) == "float32"
         value = float(str(density) if narrow else density)

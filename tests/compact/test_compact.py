@@ -467,6 +467,66 @@ def test_a_compacted_function_is_pickled_without_the_users_code():
     assert copy.deepcopy(small).fn is small.fn
 
 
+def test_other_dtypes_than_those_it_was_compacted_for_are_refused():
+    fn = lambda p, x: jax.nn.relu(jnp.square(x.astype(jnp.float32)) @ p["w"]) @ p["v"]
+    params = {"w": jnp.ones((4, 8), jnp.float32), "v": jnp.ones((8, 2), jnp.float32)}
+    x = jnp.ones((2, 4), jnp.float32)
+    small = compact.compact(fn, params, masks.ones_like(params), x)
+    with pytest.raises(
+        ValueError, match="the arguments have the dtypes uint8, but the fun"
+    ):
+        small.fn(small.params, x.astype(jnp.uint8))
+    half = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), small.params)
+    with pytest.raises(
+        ValueError, match="params is bfloat16 at 'v', where the function was"
+    ):
+        small.fn(half, x)
+
+
+def test_zero_divided_by_zero_is_not_dropped():
+    fn = lambda p, x: x @ (p["w"] / jnp.linalg.norm(p["w"], axis=0)) @ p["v"]
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    mask = masks.ones_like(params)
+    mask["w"] = mask["w"].at[:, 0].set(False)  # its norm is 0
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert jnp.isnan(small.fn(small.params, jnp.ones((2, 4)))).all()
+    # Without its row of v, the masked function is still 0 / 0 * 0, which is nan.
+    mask["v"] = mask["v"].at[0].set(False)
+    with pytest.raises(
+        ValueError, match="numbers that are not finite .* Add an epsilon"
+    ):
+        compact.compact(fn, params, mask, jnp.ones((2, 4)))
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        lambda h: jax.lax.top_k(h, 8)[0],
+        lambda h: jnp.fft.fft(h).real,
+        lambda h: jax.lax.while_loop(lambda h: h.sum() < 0, lambda h: h + 1, h),
+    ],
+)
+def test_a_dead_branch_through_an_opaque_operation_is_dropped(operation):
+    fn = lambda p, x: (x + operation(x @ p["w"]) @ p["v"]) @ p["out"]
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 4)), "out": jnp.ones((4, 2))}
+    mask = masks.ones_like(params) | {"v": jnp.zeros((8, 4), bool)}
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    expected = fn(masks.apply(params, mask), jnp.ones((2, 4)))
+    chex.assert_trees_all_close(small.fn(small.params, jnp.ones((2, 4))), expected)
+    assert small.params["w"].size == 0
+
+
+def test_an_example_without_entries_gets_a_sentence():
+    fn, params = lambda p, x: x @ p["w"], {"w": jnp.ones((4, 2))}
+    with pytest.raises(
+        ValueError, match=r"an argument has the shape \(0, 4\), which has no"
+    ):
+        compact.compact(fn, params, masks.ones_like(params), jnp.ones((0, 4)))
+    shapes = {"w": jax.ShapeDtypeStruct((4, 2), jnp.float32)}
+    with pytest.raises(TypeError, match="compact needs the numbers of params and mask"):
+        compact.compact(fn, shapes, masks.ones_like(params), jnp.ones((2, 4)))
+
+
 def test_a_custom_vjp_is_followed_and_named():
     @jax.custom_vjp
     def straight_through(x: Any) -> Any:

@@ -154,6 +154,39 @@ def test_kernels_are_what_a_product_multiplies_with_data(name):
     assert name != "transformer" or tree.by_name(kernels)["embed/embedding"]
 
 
+@pytest.mark.parametrize("shape", [(), (1, 1), (1, 8), (8,)])
+def test_a_gain_that_is_multiplied_into_a_kernel_is_no_kernel(shape):
+    fn = lambda p, x: x @ (p["gain"] * p["w"] + p["a"] @ p["b"])
+    shapes = {"gain": shape, "w": (4, 8), "a": (4, 2), "b": (2, 8)}
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    with users_settings():
+        kernels = graph.kernels(fn, params, jnp.ones((2, 4)))
+    assert kernels == {"gain": False, "w": True, "a": True, "b": True}
+
+
+def test_heads_and_value_dimensions_of_scanned_attention_are_told_apart():
+    def fn(p: Any, x: Any) -> Any:
+        def layer(x: Any, p: Any) -> tuple[Any, None]:
+            q, k, v = (jnp.einsum("btc,chd->bthd", x, p[n]) for n in "qkv")
+            weights = jax.nn.softmax(jnp.einsum("bqhd,bkhd->bhqk", q, k))
+            out = jnp.einsum("bhqk,bkhd->bqhd", weights, v)
+            return x + jnp.einsum("bthd,hdc->btc", out, p["o"]), None
+
+        return jax.lax.scan(layer, x, p)[0]
+
+    shapes = {
+        "q": (3, 6, 2, 5),
+        "k": (3, 6, 2, 5),
+        "v": (3, 6, 2, 4),
+        "o": (3, 2, 4, 6),
+    }
+    params = {name: jnp.ones(shape) for name, shape in shapes.items()}
+    with users_settings():
+        groups = graph.channels(fn, params, jnp.ones((2, 3, 6)))
+    found = sorted((kind.size, kind.what) for kind in groups.kinds)
+    assert found == [(2, "heads"), (4, "value dimensions"), (5, "query-key dimensions")]
+
+
 def test_kernels_are_found_in_loops_that_cant_be_unrolled():
     def fn(p: Any, x: Any) -> Any:
         h = jax.lax.while_loop(

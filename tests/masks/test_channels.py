@@ -213,9 +213,23 @@ def test_invalid_arguments_get_a_sentence(scored, options, message):
         masks.select_channels(groups, scored, 0.5, **options)
 
 
+def test_what_is_no_groups_or_scores_gets_a_sentence():
+    groups = graph.channels(network, PARAMS, X)
+    with pytest.raises(
+        TypeError, match="groups is a dict. Pass the result of graph.chan"
+    ):
+        masks.select_channels(score(COLUMNS), groups, 0.5)
+    with pytest.raises(TypeError, match="scores are a shape at 'v'. Pass arrays"):
+        masks.select_channels(groups, jax.eval_shape(lambda: PARAMS), 0.5)
+    with pytest.raises(ValueError, match="density is the fraction .* got True"):
+        masks.select_channels(groups, score(COLUMNS), True)
+    mask = masks.select_channels(groups, score(COLUMNS), 0.5, multiple_of=np.int64(2))
+    assert sum(kept(mask)) == 2
+
+
 def test_scores_under_jit_get_a_sentence():
     groups = graph.channels(network, PARAMS, X)
-    with pytest.raises(ValueError, match="which jit can't trace. Call it outside"):
+    with pytest.raises(ValueError, match="which jit can't trace. Call it"):
         jax.jit(lambda s: masks.select_channels(groups, s, 0.5))(score(COLUMNS))
 
 

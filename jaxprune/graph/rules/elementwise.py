@@ -85,15 +85,17 @@ def _mul_backward(
 
 def _div_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
     x, y = states
-    varies = (x.varies | y.varies) & x.nonzero
-    return [State(_fit(varies, site.outs[0]), _fit(x.nonzero, site.outs[0]))]
+    nonzero = x.nonzero | ~y.nonzero  # 0 / 0 is nan
+    varies = (x.varies | y.varies) & nonzero
+    return [State(_fit(varies, site.outs[0]), _fit(nonzero, site.outs[0]))]
 
 
 def _div_backward(
     site: Site, states: Sequence[State], needs: Sequence[Bools]
 ) -> Sequence[Bools]:
-    x, _ = states
-    return [unfit(needs[0], site.ins[0]), unfit(needs[0] & x.nonzero, site.ins[1])]
+    x, y = states
+    matters = x.nonzero | ~y.nonzero
+    return [unfit(needs[0], site.ins[0]), unfit(needs[0] & matters, site.ins[1])]
 
 
 def _select_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
@@ -154,7 +156,7 @@ ELEMENTWISE: Mapping[str, Rule] = {
         _ZERO,
         "add add_any sub neg max min abs sign floor ceil round sqrt cbrt tanh sin tan asin "
         "atan sinh asinh atanh expm1 log1p erf erf_inv real imag conj square copy copy_p "
-        "convert_element_type reduce_precision or xor atan2 rem optimization_barrier "
+        "convert_element_type reduce_precision or xor atan2 optimization_barrier "
         "sharding_constraint stop_gradient",
     ),
     **_many(
@@ -166,6 +168,7 @@ ELEMENTWISE: Mapping[str, Rule] = {
     ),
     **_many(_MUL, "mul and"),
     "div": _DIV,
+    "rem": _DIV,
     "integer_pow": _POWER,
     "select_n": _SELECT,
 }
