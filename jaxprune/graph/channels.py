@@ -64,12 +64,18 @@ class Groups(NamedTuple):
     structure: Any
     fixed: Mapping[str, str]
 
+    def __repr__(self) -> str:
+        """List the kinds, and what is fixed."""
+        kinds = [f"{kind.size} {kind.what} of {kind.leaf}" for kind in self.kinds]
+        fixed = [f"{name}: {why}" for name, why in self.fixed.items()]
+        return "\n  ".join(["Groups:", *kinds, "fixed:", *fixed])
+
 
 def channels(
     fn: Callable[..., Any],
     params: Params,
     *args: Any,
-    rules: Mapping[str, Rule] = RULES,
+    rules: Mapping[str, Rule] | None = None,
 ) -> Groups:
     """Find the neurons, channels, heads and features that can be removed from a function.
 
@@ -83,7 +89,7 @@ def channels(
         fn: `fn(params, *args)`, in inference form; traced, not run.
         params: arrays or shapes.
         args: arrays or shapes.
-        rules: the rule of each primitive.
+        rules: the rule of each primitive; by default `graph.RULES`.
 
     Returns:
         The groups, to be passed to `masks.select_channels`.
@@ -106,6 +112,7 @@ def channels(
         the groups are read from the traced function.
     """
     program = trace(fn, params, *args)
+    rules = RULES if rules is None else rules
     view = view_of(program, rules)
     kernels = list(dict.fromkeys(i for use in uses(program) for i in use.kernels))
     whole = needed_whole(view)

@@ -37,9 +37,10 @@ def select_channels(
     """Remove the lowest-scoring channel groups until a share of the cost is left.
 
     The score of a group is that of its weights: the entries of kernels in its slices, each
-    counted once. Groups go one by one, lowest score first, so that the cost ends at the
-    density or just below it. `compact.compact` of the mask leaves what the mask keeps;
-    statistics, which stay True, are cut with their channels.
+    counted once. Groups go one by one, lowest score first, until the cost is at the density
+    or below it; the last one may be a large share, such as a whole group of a GroupNorm.
+    `compact.compact` of the mask leaves what the mask keeps; statistics, which stay True, are
+    cut with their channels.
 
     Args:
         groups: of `graph.channels`.
