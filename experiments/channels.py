@@ -21,7 +21,6 @@ import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
-from sklearn.datasets import load_digits
 
 from jaxprune import compact, graph, masks, models, profiling, scores
 from jaxprune.study import provenance
@@ -43,15 +42,18 @@ class Network(NamedTuple):
     params: Any
 
 
-class _Block(nnx.Module):
+class Block(nnx.Module):
+    """A transformer block with LayerNorm in front."""
+
     def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
         self.norm1, self.norm2 = (nnx.LayerNorm(width, rngs=rngs) for _ in range(2))
         self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs)
         self.up = nnx.Linear(width, 4 * width, rngs=rngs)
         self.down = nnx.Linear(4 * width, width, rngs=rngs)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        x = x + self.attention(self.norm1(x))
+    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
+        """Run the block."""
+        x = x + self.attention(self.norm1(x), mask=mask)
         return x + self.down(nnx.gelu(self.up(self.norm2(x))))
 
 
@@ -61,7 +63,7 @@ class _ViT(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, width: int = 64):
         self.patch = nnx.Conv(1, width, (2, 2), strides=2, rngs=rngs)
         self.position = nnx.Param(0.02 * rngs.params.normal((16, width)))
-        self.blocks = nnx.List(_Block(width, 4, rngs) for _ in range(2))
+        self.blocks = nnx.List(Block(width, 4, rngs) for _ in range(2))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, 10, rngs=rngs)
 
@@ -93,6 +95,8 @@ NETWORKS = {"conv2": conv2, "vit": vit}
 
 def load() -> tuple[Data, Data]:
     """Return training and test images of digits."""
+    from sklearn.datasets import load_digits  # scripts/bench needs only the networks
+
     x, y = load_digits(return_X_y=True)
     x = jnp.asarray(x, jnp.float32).reshape(-1, 8, 8, 1) / 16
     y = jnp.asarray(y, jnp.int32)

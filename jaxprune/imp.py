@@ -94,8 +94,7 @@ def init(params: Params, key: Any) -> State:
         >>> init({"w": jnp.ones((2, 2))}, jax.random.key(0)).level.item()
         0
     """
-    if not tree.is_key(key):
-        raise TypeError(f"key is a {type(key).__name__}. Pass jax.random.key(seed).")
+    tree.check_key(key)
     mask = masks.ones_like(params)
     # A copy, because training an NNX module changes its variables in place.
     return State(jnp.int32(0), tree.copy(params), mask, key)
@@ -105,10 +104,7 @@ def _check_request(
     state: State, density: Any, prunable: Any, ties: str, regrow: bool
 ) -> None:
     """Refuse what the level could not reach before it is trained."""
-    if ties not in masks.TIES:
-        raise ValueError(
-            f"ties '{ties}' is unknown. Pass one of {', '.join(masks.TIES)}."
-        )
+    tree.check_option("ties", ties, masks.TIES)
     chosen = tree.check_prunable(state.params, prunable)
     if isinstance(density, Tracer):
         return
@@ -198,10 +194,7 @@ def step(
         2
     """
     _check_request(state, density, prunable, ties, regrow)
-    if rewind not in REWINDS:
-        raise ValueError(
-            f"rewind '{rewind}' is unknown. Pass one of {', '.join(REWINDS)}."
-        )
+    tree.check_option("rewind", rewind, REWINDS)
     train_key, next_key = jax.random.split(state.key)
     # With regrowth, pruned weights keep their values, since they compete again.
     start = tree.copy(state.params)

@@ -12,7 +12,7 @@ from typing import Annotated, Literal  # isort: skip
 
 import tyro
 
-from jaxprune import data, models
+from jaxprune import data, models, tree
 from jaxprune.study import config, runner
 from jaxprune.study.config import METHODS, Cell, Recipe, Study
 from jaxprune.train import Training
@@ -70,10 +70,7 @@ def prune(
         data_dir: folder of prepared TFDS data sets; by default that of TFDS.
         cache_dir: folder of decoded data sets.
     """
-    if model not in models.MODELS:
-        raise ValueError(
-            f"model '{model}' is unknown. Pass one of {', '.join(models.MODELS)}."
-        )
+    tree.check_option("model", model, models.MODELS)
     compression = _cli.compression(c, density)
     dataset_files = data.find(dataset, data_dir=data_dir, cache_dir=cache_dir)
     training = Training(

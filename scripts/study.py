@@ -26,7 +26,7 @@ from rich.progress import (
 )
 
 from experiments import STUDIES
-from jaxprune import data
+from jaxprune import data, tree
 from jaxprune.study import cluster, config, executors, records, runner, stages
 from jaxprune.study.records import Record
 
@@ -38,10 +38,7 @@ console = Console()
 
 def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
     """Return the folder of a study: runs/<name>, or runs/<name>-<recipe>."""
-    if name not in STUDIES:
-        raise ValueError(
-            f"study '{name}' is unknown. Pass one of {', '.join(STUDIES)}."
-        )
+    tree.check_option("study", name, STUDIES)
     recipes = list(STUDIES[name].recipes)
     if recipe is not None and recipe not in recipes:
         raise ValueError(

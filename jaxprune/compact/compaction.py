@@ -8,16 +8,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
 from jaxprune import graph, masks, tree
 from jaxprune.compact import constants
 from jaxprune.compact.constants import Carried
-from jaxprune.compact.fold import Folded, fold
-from jaxprune.compact.rewrite import cut, run
+from jaxprune.compact.fold import fold
+from jaxprune.compact.rewrite import cut
 from jaxprune.compact.small import SmallFunction
+from jaxprune.compact.verify import verify
 from jaxprune.graph import Keep
 from jaxprune.types import Mask, Params
 
@@ -94,10 +94,10 @@ def compact(
 
     The function is traced, and what the mask leaves is followed through every operation.
     Where an operation can't be followed, everything that it reads is kept and `info.opaque`
-    names it. The result is checked on random inputs before it is returned (to 2.4e-4 of the
-    largest output in float32, 0.05 in 16 bits), and is never
-    larger than the dense function. Jit it; it can be differentiated (`info.inlined` names
-    derivatives of `custom_vjp` that are lost), trained further and pickled.
+    names it. The result is checked on random inputs before it is returned, with products of
+    the highest precision (to 2.4e-4 of the largest output in float32, 0.05 in 16 bits), and
+    is never larger than the dense function. Jit it; it can be differentiated (`info.inlined`
+    names derivatives of `custom_vjp` that are lost), trained further and pickled.
 
     Other numbers of examples along the first axis of the arguments are accepted if the
     function treats examples one by one and does not use their number; compact it with two
@@ -131,6 +131,7 @@ def compact(
         TypeError: if a leaf of `params` is not an array.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
         >>> params = {"w": jnp.ones((4, 8)), "b": jnp.ones((1, 8)), "v": jnp.ones((8, 2))}
         >>> mask = masks.ones_like(params)
@@ -162,11 +163,13 @@ def compact(
     everything = plan(lambda i: True)
     best = _fewest(everything, plan)
     kept_constants = {v: cut(a, best.keep[v]) for v, a in program.constants.items()}
-    folded = Folded(list(best.small), dict(best.carried), {}, ())
+    products: Mapping[int, Callable[..., Any]] = {}
+    emptied: Sequence[int] = ()
     if fold_batch_norm:
         folded = fold(program, best.keep, best.carried, best.small, kept_constants)
         best = best._replace(small=folded.small, carried=folded.carried)
-    shapes, arg_shapes = jax.tree.map(_shape, (params, args))
+        products, emptied = folded.products, folded.emptied
+    shapes, arg_shapes = tree.shapes((params, args))
     small_fn = SmallFunction(
         fn,
         shapes,
@@ -177,20 +180,19 @@ def compact(
         kept_constants,
         best.carried,
         _batch_axes(fn, shapes, arg_shapes, program),
-        folded.products,
-        {program.names[i]: (0,) for i in folded.emptied},
+        products,
+        {program.names[i]: (0,) for i in emptied},
     )
     structure = jax.tree.structure(params)
     small_params = jax.tree.unflatten(structure, best.small)
-    _verify(small_fn, leaves, small_params, args)
+    verify(small_fn, leaves, small_params, args)
     info = _describe(program, everything, best, mask_leaves)
     live = jax.tree.unflatten(structure, info.live)
     return Compacted(small_fn, small_params, info._replace(live=live))
 
 
 def _check(params: Params, mask: Mask, inputs: str) -> Mask:
-    if inputs not in ("keep", "gather"):
-        raise ValueError(f"inputs '{inputs}' is unknown. Pass 'keep' or 'gather'.")
+    tree.check_option("inputs", inputs, ("keep", "gather"))
     tree.check_arrays(params)
     if any(
         isinstance(x, jax.ShapeDtypeStruct) for x in jax.tree.leaves((params, mask))
@@ -203,10 +205,6 @@ def _check(params: Params, mask: Mask, inputs: str) -> Mask:
             "it outside, and jit the function that it returns."
         )
     return mask
-
-
-def _shape(leaf: Any) -> jax.ShapeDtypeStruct:
-    return jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf))
 
 
 def _fewest(first: _Plan, plan: Callable[[Callable[[int], bool]], _Plan]) -> _Plan:
@@ -243,89 +241,6 @@ def _batch_axes(
     return graph.batch_axes(program)
 
 
-def _examples(args: Any) -> list[Any]:
-    """Draw random inputs of the kind of each argument; integers are those passed."""
-    rng, drawn = np.random.default_rng(0), []
-    for leaf in jax.tree.leaves(args):
-        dtype, shape = jnp.result_type(leaf), jnp.shape(leaf)
-        if jnp.issubdtype(dtype, jnp.floating):
-            drawn.append(jnp.asarray(rng.standard_normal(shape), dtype))
-        elif isinstance(leaf, jax.ShapeDtypeStruct):
-            drawn.append(jnp.zeros(shape, dtype))
-        else:
-            drawn.append(jnp.asarray(leaf))
-    return drawn
-
-
-def _verify(
-    small_fn: SmallFunction, leaves: Sequence[Any], small_params: Params, args: Any
-) -> None:
-    """Compare the smaller function with the masked one on random inputs."""
-    drawn = _examples(args)
-    structure = jax.tree.structure(small_fn.params)
-    full_args = jax.tree.unflatten(jax.tree.structure(args), drawn)
-    expected = jax.jit(small_fn.fn)(jax.tree.unflatten(structure, leaves), *full_args)
-    results = jax.jit(small_fn.__call__)(small_params, *full_args)
-    for a, b in zip(jax.tree.leaves(expected), jax.tree.leaves(results), strict=True):
-        if not _agree(a, b):
-            if not _is_finite(a) and _is_finite(b):
-                raise ValueError(
-                    "the masked function returns numbers that are not finite on random "
-                    "inputs, so there is nothing to compare with. A removed channel may be "
-                    "divided by its norm, which is 0. Add an epsilon."
-                )
-            where = _first_difference(small_fn, leaves, small_params, drawn)
-            raise ValueError(
-                f"the compacted function computes something else, from {where} on, so it is "
-                "not returned. If the function treats equal inputs differently from call to "
-                "call, make it pure; otherwise please report this as a bug."
-            )
-
-
-def _is_finite(array: Any) -> bool:
-    return not jnp.issubdtype(array.dtype, jnp.inexact) or bool(
-        jnp.isfinite(array).all()
-    )
-
-
-def _agree(first: Any, second: Any) -> bool:
-    a, b = np.asarray(first), np.asarray(second)
-    if a.shape != b.shape:
-        return False
-    if not jnp.issubdtype(a.dtype, jnp.floating):
-        return bool(np.mean(a == b) > 0.99) if a.size else True  # argmax of near ties
-    a, b = a.astype(np.float64), b.astype(np.float64)
-    eps = float(jnp.finfo(first.dtype).eps)
-    scale = np.abs(a).max(initial=0, where=np.isfinite(a))
-    tolerance = min(2000 * eps, 0.05)  # 2.4e-4 in float32, 0.05 in float16 and bfloat16
-    return bool(np.allclose(a, b, rtol=0, atol=tolerance * scale, equal_nan=True))
-
-
-def _first_difference(
-    small_fn: SmallFunction, leaves: Sequence[Any], small_params: Params, drawn: Any
-) -> str:
-    """Name the first operation whose kept and needed entries differ."""
-    program, keep = small_fn.program, small_fn.keep
-    if small_fn.products:  # folded: intermediate values differ on purpose
-        return "its outputs"
-    full: list[Keep] = [[None] * len(aval.shape) for aval in program.avals]
-    values = dict(zip((*program.params, *program.args), (*leaves, *drawn), strict=True))
-    values = run(program, full, values, {})
-    small = dict(
-        zip(
-            (*program.params, *program.args),
-            (*jax.tree.leaves(small_params), *drawn),
-            strict=True,
-        )
-    )
-    small = run(program, keep, small, small_fn.carried)
-    for eqn in program.eqns:
-        for v in eqn.outs:
-            if v in small and not _agree(cut(values[v], keep[v]), small[v]):
-                return f"{eqn.primitive.name} at '{eqn.where}'"
-    return "its outputs"
-
-
 def _describe(
     program: graph.Program, everything: _Plan, best: _Plan, mask_leaves: Sequence[Any]
 ) -> Info:
@@ -339,7 +254,6 @@ def _describe(
         used = 0 if needed is None else int((needed & mask).sum())
         beyond[name] = max(small.size - used, 0)
         sizes[name] = (program.shape(v), tuple(small.shape))
-    varies = any(everything.liveness.states[v].varies.any() for v in program.outs)
     empty = [n for n, m in zip(program.names, mask_leaves, strict=True) if not m.any()]
     liveness = best.liveness
     return Info(
@@ -365,9 +279,5 @@ def _describe(
             for region in program.regions
             if region.kind == "custom_vjp"
         ),
-        None
-        if varies
-        else masks.Collapse(
-            tuple(empty), tuple(graph.cuts(program, everything.liveness))
-        ),
+        masks.find_collapse(program, everything.liveness, empty),
     )

@@ -100,7 +100,7 @@ def _added(
     @functools.cache
     def results(i: int) -> Sequence[Any]:
         eqn = program.eqns[i]
-        return graph.bind(eqn, [value(v) for v in eqn.ins])
+        return _exactly(eqn, [value(v) for v in eqn.ins])
 
     @functools.cache
     def value(v: int) -> Any:
@@ -117,7 +117,7 @@ def _added(
     for i, terms in sites.items():
         eqn = program.eqns[i]
         parts = [
-            graph.bind(
+            _exactly(
                 eqn,
                 [
                     value(v) if selected is None else _where(selected, value(v))
@@ -128,6 +128,11 @@ def _added(
         ]
         added[i] = sum(parts[1:], parts[0]), value(eqn.ins[0])
     return added
+
+
+def _exactly(eqn: graph.Eqn, operands: Sequence[Any]) -> Sequence[Any]:
+    """Run an equation once and for all, so at the highest precision."""
+    return graph.bind(eqn, operands, **graph.highest(eqn.params))
 
 
 def _where(selected: Any, array: Any) -> Any:
@@ -250,10 +255,7 @@ def merge_into_biases(
     Returns:
         What is left to carry, and the parameters.
     """
-    readers: dict[int, list[int]] = {v: [-1] for v in program.outs}
-    for k, eqn in enumerate(program.eqns):
-        for v in eqn.ins:
-            readers.setdefault(v, []).append(k)
+    readers = graph.readers(program)
     producers = graph.producers(program)
     rest, small = {}, list(small)
     for i, constant in carried.items():

@@ -50,22 +50,32 @@ class _Link(NamedTuple):
     vector: int
 
 
+class _Place(NamedTuple):
+    """Where the channels of a product lie.
+
+    Attributes:
+        kernel: the leaf that it multiplies with data.
+        kernel_axis: the axis of the channels in that leaf.
+        axis: the axis of the channels in the result.
+    """
+
+    kernel: int
+    kernel_axis: int
+    axis: int
+
+
 class _Chain(NamedTuple):
     """A product and what follows it, channel by channel, up to the addition of a bias.
 
     Attributes:
         product: number of the product.
-        axis: the axis of the channels in its result.
-        kernel: the leaf that it multiplies with data.
-        kernel_axis: the axis of the channels in that leaf.
+        place: where its channels lie.
         links: the equations that follow; the last one adds `bias`.
         bias: the leaf that takes the shift.
     """
 
     product: int
-    axis: int
-    kernel: int
-    kernel_axis: int
+    place: _Place
     links: tuple[_Link, ...]
     bias: int
 
@@ -95,14 +105,15 @@ def fold(
     result, added = list(small), dict(carried)
     for chain in chains:
         scale, shift = _scale_and_shift(program, chain, values)
-        kernel, bias = result[chain.kernel], result[chain.bias]
-        result[chain.kernel] = _scaled(kernel, scale, chain.kernel_axis)
+        leaf, kernel_axis, axis = chain.place
+        kernel, bias = result[leaf], result[chain.bias]
+        result[leaf] = _scaled(kernel, scale, kernel_axis)
         if chain.product in added:
             constant = added[chain.product]
-            axis = chain.axis if constant.form == "array" else chain.kernel_axis
-            array = _scaled(constant.array, scale, axis)
+            along = axis if constant.form == "array" else kernel_axis
+            array = _scaled(constant.array, scale, along)
             added[chain.product] = constant._replace(array=array)
-        shift = jnp.broadcast_to(shift, (kernel.shape[chain.kernel_axis],))
+        shift = jnp.broadcast_to(shift, (kernel.shape[kernel_axis],))
         result[chain.bias] = _flushed(shift.astype(bias.dtype)).reshape(bias.shape)
     sides = {link.eqn: link.side for chain in chains for link in chain.links[:-1]}
     needed, alive = set(program.outs), set()
@@ -194,113 +205,94 @@ def _evaluate(
 
 def _chains(program: Program) -> list[_Chain]:
     """Return the products whose result is scaled and shifted before anything else."""
-    readers: dict[int, list[int]] = {v: [-1] for v in program.outs}
-    for i, eqn in enumerate(program.eqns):
-        for v in eqn.ins:
-            readers.setdefault(v, []).append(i)
+    readers, producers = graph.readers(program), graph.producers(program)
     data = graph.depends_on(program, program.args)
     leaves = {v: i for i, v in enumerate(program.params)}
     chains = []
     for i, eqn in enumerate(program.eqns):
-        place = _place(program, eqn, data)
+        place = _place(program, eqn, leaves)
         around = [r for r in program.regions if r.start <= i < r.stop]
         if (
             place is None
-            or readers.get(place.kernel) != [i]
-            or place.kernel not in leaves
+            or readers[program.params[place.kernel]] != [i]
             or any(r.kind != "platform" or r.outs != eqn.outs for r in around)
         ):
             continue
         links, current, length = [], eqn.outs[0], 0
         while len(readers[current]) == 1 and readers[current] != [-1]:
-            link = _link(program, readers[current][0], current, place.axis, data)
-            if link is None:
+            (j,) = readers[current]
+            side = _side(program, j, current, data)
+            if side is None:
                 break
-            links.append(link)
-            (current,) = program.eqns[link.eqn].outs
-            is_add = program.eqns[link.eqn].primitive.name == "add"
-            size = math.prod(program.shape(link.vector))
+            vector = _vector(
+                program, producers, program.eqns[j].ins[1 - side], place.axis
+            )
+            if vector is None:
+                break
+            links.append(_Link(j, side, vector))
+            (current,) = program.eqns[j].outs
+            size = math.prod(program.shape(vector))
             if (
-                is_add
-                and link.vector in leaves
-                and len(readers[link.vector]) == 1
+                program.eqns[j].primitive.name == "add"
+                and vector in leaves
+                and len(readers[vector]) == 1
                 and size == program.shape(current)[place.axis]
             ):
                 length = len(links)
         if length > 1:
             bias = leaves[links[length - 1].vector]
-            kernel, found = leaves[place.kernel], tuple(links[:length])
-            chains.append(_Chain(i, place.axis, kernel, place.kernel_axis, found, bias))
+            chains.append(_Chain(i, place, tuple(links[:length]), bias))
     return chains
 
 
-class _Place(NamedTuple):
-    kernel: int
-    kernel_axis: int
-    axis: int
+def _place(
+    program: Program, eqn: graph.Eqn, leaves: Mapping[int, int]
+) -> _Place | None:
+    """Return where the channels of a product with a leaf lie; None for other equations."""
+    if eqn.primitive.name not in graph.PRODUCTS or eqn.ins[1] not in leaves:
+        return None
+    kernel, numbers = leaves[eqn.ins[1]], eqn.params["dimension_numbers"]
+    if eqn.primitive.name == "conv_general_dilated":
+        return _Place(kernel, numbers.rhs_spec[0], numbers.out_spec[1])
+    (_, contracted), (batch, _) = numbers
+    ndim = len(program.shape(eqn.ins[1]))
+    free = [a for a in range(ndim) if a not in contracted]
+    if len(free) != 1 or batch:
+        return None
+    return _Place(kernel, free[0], len(program.shape(eqn.outs[0])) - 1)
 
 
-def _place(program: Program, eqn: graph.Eqn, data: Collection[int]) -> _Place | None:
-    """Return the kernel of a product, and its channels there and in the result."""
-    numbers: Any = eqn.params.get("dimension_numbers")
-    if eqn.primitive.name == "conv_general_dilated" and eqn.ins[1] not in data:
-        return _Place(eqn.ins[1], numbers.rhs_spec[0], numbers.out_spec[1])
-    if eqn.primitive.name == "dot_general" and eqn.ins[1] not in data:
-        (_, contracted), (batch, _) = numbers
-        ndim = len(program.shape(eqn.ins[1]))
-        free = [a for a in range(ndim) if a not in contracted]
-        if len(free) == 1 and not batch:
-            return _Place(eqn.ins[1], free[0], len(program.shape(eqn.outs[0])) - 1)
-    return None
-
-
-def _link(
-    program: Program, i: int, current: int, axis: int, data: Collection[int]
-) -> _Link | None:
-    """Return an equation as a scale or a shift of channels; None if it is neither."""
+def _side(program: Program, i: int, value: int, data: Collection[int]) -> int | None:
+    """Return which operand a value is of an equation that scales or shifts it, else None."""
     eqn = program.eqns[i]
     if eqn.primitive.name not in _AFFINE or eqn.ins[0] == eqn.ins[1]:
         return None
     if any(r.kind != "platform" and r.start <= i < r.stop for r in program.regions):
         return None
-    side = eqn.ins.index(current)
-    other = eqn.ins[1 - side]
-    if other in data or (eqn.primitive.name == "div" and side == 1):
-        return None
-    vector = _vector(program, other, axis)
-    return None if vector is None else _Link(i, side, vector)
+    side = eqn.ins.index(value)
+    is_divisor = eqn.primitive.name == "div" and side == 1
+    return None if is_divisor or eqn.ins[1 - side] in data else side
 
 
-def _vector(program: Program, value: int, axis: int) -> int | None:
-    """Return what was repeated to a value that differs along one axis at most."""
-    producers = graph.producers(program)
-    while True:
-        shape = program.shape(value)
-        if math.prod(shape) > 1 and value not in producers:
+def _vector(
+    program: Program, producers: Mapping[int, int], value: int, axis: int
+) -> int | None:
+    """Return what was repeated to a value; None if it differs along other axes too."""
+    while value in producers:
+        eqn = program.eqns[producers[value]]
+        if eqn.primitive.name not in ("broadcast_in_dim", "reshape"):
             break
-        eqn = program.eqns[producers[value]] if value in producers else None
-        if eqn is None or eqn.primitive.name not in ("broadcast_in_dim", "reshape"):
-            break
-        source = program.shape(eqn.ins[0])
-        if math.prod(source) > 1:
-            if eqn.primitive.name == "broadcast_in_dim":
-                places = eqn.params["broadcast_dimensions"]
-                wide = [
-                    place
-                    for place, size in zip(places, source, strict=True)
-                    if size > 1
-                ]
-                if wide != [axis]:
-                    return None
-                axis = list(places).index(axis)
-            else:
-                axis = source.index(max(source))
-        value = eqn.ins[0]
-        if math.prod(source) > 1 and math.prod(source) != source[axis]:
+        (value,) = eqn.ins[:1]
+        wide = _wide(program, value)
+        if len(wide) > 1:
             return None
-    shape = program.shape(value)
-    is_vector = not shape or math.prod(shape) in (
-        1,
-        shape[axis] if axis < len(shape) else 1,
-    )
-    return value if is_vector else None
+        if wide:
+            is_repeated = eqn.primitive.name == "broadcast_in_dim"
+            if is_repeated and eqn.params["broadcast_dimensions"][wide[0]] != axis:
+                return None
+            (axis,) = wide
+    return value if _wide(program, value) in ([], [axis]) else None
+
+
+def _wide(program: Program, value: int) -> list[int]:
+    return [axis for axis, size in enumerate(program.shape(value)) if size > 1]

@@ -75,16 +75,19 @@ class SmallFunction:
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle the exported program, which needs none of the user's code."""
+        params = jax.tree.unflatten(jax.tree.structure(self.params), self._shapes())
+        return Exported, (serialize(self.__call__, params, *self.args),)
+
+    def _shapes(self) -> list[jax.ShapeDtypeStruct]:
+        """Return the shapes and dtypes of the smaller parameters."""
         program = self.program
-        leaves = [
+        return [
             jax.ShapeDtypeStruct(
                 self.vectors.get(name, small_shape(program.shape(v), self.keep[v])),
                 program.avals[v].dtype,
             )
             for name, v in zip(program.names, program.params, strict=True)
         ]
-        params = jax.tree.unflatten(jax.tree.structure(self.params), leaves)
-        return Exported, (serialize(self.__call__, params, *self.args),)
 
     def __deepcopy__(self, memo: Any) -> "SmallFunction":
         """Return itself: it can't be changed."""
@@ -115,21 +118,18 @@ class SmallFunction:
                 f"compacted function has {', '.join(names[:4])}, .... Pass "
                 "Compacted.params, or a trained version of it."
             )
-        for name, value, leaf in zip(names, self.program.params, leaves, strict=True):
-            small = small_shape(self.program.shape(value), self.keep[value])
-            expected = self.vectors.get(name, small)
-            if tuple(jnp.shape(leaf)) != expected:
+        for name, expected, leaf in zip(names, self._shapes(), leaves, strict=True):
+            if tuple(jnp.shape(leaf)) != expected.shape:
                 raise ValueError(
                     f"params has shape {tuple(jnp.shape(leaf))} at '{name}', where the "
-                    f"compacted function has {expected}. Pass Compacted.params, or a "
+                    f"compacted function has {expected.shape}. Pass Compacted.params, or a "
                     "trained version of it."
                 )
-            dtype = self.program.avals[value].dtype
-            if jnp.result_type(leaf) != dtype:
+            if jnp.result_type(leaf) != expected.dtype:
                 raise ValueError(
                     f"params is {jnp.result_type(leaf)} at '{name}', where the function was "
-                    f"compacted for {dtype}. Convert it, or compact it with parameters of "
-                    "this dtype."
+                    f"compacted for {expected.dtype}. Convert it, or compact it with "
+                    "parameters of this dtype."
                 )
         return leaves
 

@@ -68,13 +68,7 @@ def serialize(
     def of_named(named: dict[str, Any], *args: Any) -> Any:
         return fn(jax.tree.unflatten(structure, [named[name] for name in names]), *args)
 
-    shapes = {
-        name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype)
-        for name, leaf in tree.by_name(params).items()
-    }
-    fixed = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), args
-    )
+    shapes, fixed = tree.shapes((tree.by_name(params), args))
     choices = [fixed]
     if batch and all(leaf.shape for leaf in jax.tree.leaves(fixed)):
         (size,) = export.symbolic_shape("batch")

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32, UInt8
 
-from jaxprune import disk
+from jaxprune import disk, tree
 
 
 class DatasetError(Exception):
@@ -138,14 +138,13 @@ def find(
         >>> find("digits").version
         'scikit-learn'
     """
-    if name not in DATASETS:
-        raise ValueError(
-            f"data set '{name}' is unknown. Pass one of {', '.join(DATASETS)}."
-        )
+    tree.check_option("data set", name, DATASETS)
     if name == "digits":
         about = "1,797 handwritten digits of 8x8 pixels, from scikit-learn."
         return DatasetFiles(name, "scikit-learn", None, None, about)
-    prepared = Path(data_dir).absolute() if data_dir else _default_data_dir(name)
+    # The default of TFDS, which a machine that has only decoded arrays may lack.
+    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    prepared = Path(data_dir or default).expanduser().absolute()
     versions = sorted(
         (path.parent for path in (prepared / name).glob("*/dataset_info.json")),
         key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")],
@@ -195,13 +194,6 @@ def _first_sentence(description: bytes) -> str:
     except (ValueError, KeyError):
         return "a TFDS data set without a description."
     return text.partition(". ")[0].rstrip(".") + "."
-
-
-def _default_data_dir(name: str) -> Path:
-    with _requires("study", f"reading {name}"):
-        from tensorflow_datasets.core import constants
-
-    return Path(constants.DATA_DIR).expanduser()
 
 
 def load(files: DatasetFiles) -> Dataset:

@@ -1,7 +1,7 @@
 """A traced function as data: what each part of it reads, needs and shares."""
 
 from jaxprune.graph.boundary import between
-from jaxprune.graph.channels import Box, Groups, Kind, channels, kept_entries
+from jaxprune.graph.channels import Groups, Kind, channels, kept_entries, kept_mask
 from jaxprune.graph.liveness import (
     Liveness,
     batch_axes,
@@ -9,8 +9,10 @@ from jaxprune.graph.liveness import (
     keep,
     live,
     producers,
+    readers,
     site_of,
 )
+from jaxprune.graph.precision import at_highest, highest
 from jaxprune.graph.relations import Keep, small_shape
 from jaxprune.graph.rules import (
     OPAQUE,
@@ -24,13 +26,21 @@ from jaxprune.graph.rules import (
     rule_of,
     small_padding,
 )
-from jaxprune.graph.trace import Eqn, Program, Region, open_jaxpr, trace, trace_jaxpr
+from jaxprune.graph.trace import (
+    PRODUCTS,
+    Eqn,
+    Program,
+    Region,
+    open_jaxpr,
+    trace,
+    trace_jaxpr,
+)
 from jaxprune.graph.uses import Use, cuts, kernels, macs_of, uses
 
 __all__ = [
     "OPAQUE",
+    "PRODUCTS",
     "RULES",
-    "Box",
     "Eqn",
     "Groups",
     "Keep",
@@ -43,6 +53,7 @@ __all__ = [
     "Small",
     "State",
     "Use",
+    "at_highest",
     "batch_axes",
     "between",
     "bind",
@@ -50,13 +61,16 @@ __all__ = [
     "cuts",
     "depends_on",
     "elementwise",
+    "highest",
     "keep",
     "kept_entries",
+    "kept_mask",
     "kernels",
     "live",
     "macs_of",
     "open_jaxpr",
     "producers",
+    "readers",
     "rule_of",
     "site_of",
     "small_padding",

@@ -1,9 +1,8 @@
 """Channel groups: slices of several leaves that can only be removed together."""
 
 import functools
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import numpy as np
@@ -11,36 +10,24 @@ from scipy.sparse import csr_array
 
 from jaxprune.graph import relations as rel
 from jaxprune.graph.kinds import (
+    WINDOW,
     Kind,
     View,
+    bound_groups,
     find_kinds,
     labels_of,
-    needed_whole,
     row,
-    splits_of,
     view_of,
 )
 from jaxprune.graph.liveness import Liveness, keep, live
 from jaxprune.graph.rules import RULES, Rule
-from jaxprune.graph.trace import Program, trace
+from jaxprune.graph.trace import PRODUCTS, Program, trace
 from jaxprune.graph.uses import uses
 from jaxprune.types import Params
 
-# Of an axis: by position, the numbers of the groups that remove it, filled up with the number
-# of groups.
-Axis = np.ndarray
-
-
-class Box(NamedTuple):
-    """An array, or the multiply-accumulates of a product, and what removes parts of it.
-
-    Attributes:
-        count: numbers in it, or multiply-accumulates.
-        axes: of each axis, the groups that remove each position.
-    """
-
-    count: int
-    axes: tuple[Axis, ...]
+# What removes parts of an array, or of the multiply-accumulates of a product: of each axis,
+# by position, the numbers of the groups that remove it, filled up with the number of groups.
+Axes: TypeAlias = tuple[np.ndarray, ...]
 
 
 class Groups(NamedTuple):
@@ -57,8 +44,8 @@ class Groups(NamedTuple):
     """
 
     kinds: tuple[Kind, ...]
-    leaves: tuple[Box, ...]
-    products: tuple[Box, ...]
+    leaves: tuple[Axes, ...]
+    products: tuple[Axes, ...]
     names: tuple[str, ...]
     kernels: tuple[bool, ...]
     structure: Any
@@ -113,88 +100,95 @@ def channels(
     """
     program = trace(fn, params, *args)
     rules = RULES if rules is None else rules
-    view = view_of(program, rules)
-    kernels = list(dict.fromkeys(i for use in uses(program) for i in use.kernels))
-    whole = needed_whole(view)
-    found, seeds = find_kinds(view, whole, kernels)
+    view, used = view_of(program, rules), uses(program)
+    bound = bound_groups(view)
+    found, seeds = find_kinds(view, used, bound)
     refused = _refused(view, found, seeds, rules)
     kinds, kept_seeds = [], []
     for kind in found:
         if kind not in refused:
             kinds.append(kind._replace(first=len(kept_seeds)))
             kept_seeds += seeds[kind.first : kind.first + kind.size]
-    axes_of = functools.partial(_axis, view, view.owners[:, kept_seeds])
-    leaves = tuple(
-        _box(program, [(v, axis) for axis in range(len(program.shape(v)))], axes_of)
-        for v in program.params
-    )
+    owners = view.owners[:, kept_seeds]
+    leaves = tuple(_axes(view, owners, _of_value(program, v)) for v in program.params)
+    kernels = list(dict.fromkeys(i for use in used for i in use.kernels))
     fixed = {f"{kind.what} of {kind.leaf}": why for kind, why in refused.items()}
     return Groups(
         tuple(kinds),
         leaves,
-        tuple(_box(program, axes, axes_of) for axes in _product_axes(program)),
+        tuple(_axes(view, owners, axes) for axes in _of_products(program)),
         tuple(program.names),
-        tuple(i in kernels for i in range(len(program.params))),
+        tuple(i in kernels for i in range(len(leaves))),
         jax.tree.structure(params),
-        _reasons(view, whole, leaves, kernels, len(kept_seeds)) | fixed,
+        _reasons(view, bound, leaves, kernels, len(kept_seeds)) | fixed,
     )
 
 
-def kept_entries(box: Box, kept: np.ndarray) -> list[Any]:
-    """Return which positions of each axis of a box are left.
+def kept_entries(axes: Axes, kept: np.ndarray) -> list[Any]:
+    """Return which positions of each axis are left.
 
     Args:
-        box: of a leaf or a product.
+        axes: of a leaf or a product, from `Groups`.
         kept: of each group, whether it stays.
 
     Returns:
         One bool array for each axis.
 
     Example:
-        >>> box = Box(2, (np.array([[0], [1]]),))
-        >>> kept_entries(box, np.array([True, False]))
+        >>> kept_entries((np.array([[0], [1]]),), np.array([True, False]))
         [array([ True, False])]
     """
     padded = np.append(kept, True)
-    return [padded[axis].all(1) for axis in box.axes]
+    return [padded[axis].all(1) for axis in axes]
 
 
-def _axis(view: View, owners: Any, value: int, axis: Any) -> Axis:
-    """Return by position of an axis the groups that remove it."""
-    labels, groups = labels_of(view, value, [axis]), owners.shape[1]
-    rows = owners[labels]
-    most = max(np.diff(rows.indptr).max(initial=0), 1)
-    result = np.full((len(labels), most), groups)
-    place = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], np.diff(rows.indptr))
-    result[np.repeat(np.arange(len(labels)), np.diff(rows.indptr)), place] = (
-        rows.indices
-    )
+def kept_mask(axes: Axes, kept: np.ndarray) -> Any:
+    """Return which entries of an array are left.
+
+    Args:
+        axes: of a leaf, from `Groups`.
+        kept: of each group, whether it stays.
+
+    Returns:
+        A bool array.
+
+    Example:
+        >>> kept_mask((np.array([[0], [1]]),), np.array([True, False]))
+        array([ True, False])
+    """
+    entries = kept_entries(axes, kept)
+    return functools.reduce(np.multiply.outer, entries, np.ones((), bool))
+
+
+def _axes(view: View, owners: Any, of: Sequence[tuple[int, Any]]) -> Axes:
+    """Return what removes positions of some axes, given as a value and its axis."""
+    return tuple(_axis(owners[labels_of(view, v, [axis])]) for v, axis in of)
+
+
+def _axis(rows: Any) -> np.ndarray:
+    """Lay the groups in each row of a sparse matrix out, filled up to the same number."""
+    sizes = np.diff(rows.indptr)
+    result = np.full((len(sizes), max(sizes.max(initial=0), 1)), rows.shape[1])
+    place = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], sizes)
+    result[np.repeat(np.arange(len(sizes)), sizes), place] = rows.indices
     return result
 
 
-def _box(
-    program: Program,
-    axes: Sequence[tuple[int, Any]],
-    axes_of: Callable[[int, Any], Axis],
-) -> Box:
-    count = math.prod(program.shape(v)[axis] for v, axis in axes)
-    return Box(count, tuple(axes_of(v, axis) for v, axis in axes))
+def _of_value(program: Program, value: int) -> list[tuple[int, Any]]:
+    return [(value, axis) for axis in range(len(program.shape(value)))]
 
 
-def _product_axes(program: Program) -> list[list[tuple[int, Any]]]:
+def _of_products(program: Program) -> list[list[tuple[int, Any]]]:
     """Return the axes over which each product multiplies: a value, and its axis."""
     result = []
     for eqn in program.eqns:
-        if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
-            outs = [
-                (eqn.outs[0], axis) for axis in range(len(program.shape(eqn.outs[0])))
-            ]
+        if eqn.primitive.name in PRODUCTS:
             numbers = eqn.params["dimension_numbers"]
             if eqn.primitive.name == "dot_general":
                 inner = [(eqn.ins[0], axis) for axis in numbers[0][0]]
             else:
                 inner = [(eqn.ins[1], axis) for axis in numbers.rhs_spec[1:]]
-            result.append([*outs, *inner])
+            result.append([*_of_value(program, eqn.outs[0]), *inner])
     return result
 
 
@@ -203,14 +197,12 @@ def _refused(
 ) -> dict[Kind, str]:
     """Remove one group of each kind for trial; return the kinds that leave something."""
     program, owners = view.program, view.owners[:, seeds]
-    axes_of = functools.partial(_axis, view, owners)
     kept = np.ones(len(seeds), bool)
     kept[[kind.first for kind in kinds]] = False
-    trial = []
-    for v in program.params:
-        axes = [(v, axis) for axis in range(len(program.shape(v)))]
-        entries = kept_entries(_box(program, axes, axes_of), kept)
-        trial.append(functools.reduce(np.multiply.outer, entries, np.ones((), bool)))
+    trial = [
+        kept_mask(_axes(view, owners, _of_value(program, v)), kept)
+        for v in program.params
+    ]
     liveness = live(program, trial, rules=rules)
     left = keep(program, liveness, program.args)
     members = csr_array(owners.T)
@@ -250,31 +242,23 @@ def _left_behind(view: View, liveness: Liveness, own: np.ndarray) -> str:
 
 def _reasons(
     view: View,
-    whole: Mapping[int, str],
-    leaves: Sequence[Box],
+    bound: Mapping[int, str],
+    leaves: Sequence[Axes],
     kernels: Sequence[int],
     total: int,
 ) -> dict[str, str]:
     """Return by kernel and axis why no group removes positions of it."""
-    of_seed = dict.fromkeys(
-        np.flatnonzero(splits_of(view)).tolist(),
-        "another operation divides these channels in another way",
-    )
-    for label, why in whole.items():
-        for seed in row(view.owners, label):
-            of_seed[int(seed)] = why
     reasons = {}
     for i in kernels:
-        value = view.program.params[i]
-        for axis, groups in enumerate(leaves[i].axes):
+        value, name = view.program.params[i], view.program.names[i]
+        for axis, groups in enumerate(leaves[i]):
             is_fixed = (groups == total).all(1)
             labels = labels_of(view, value, [axis])[is_fixed]
-            why = [
-                of_seed.get(int(s))
-                for label in labels[:1]
-                for s in row(view.owners, label)
-            ]
-            if why and why[0] and "window" not in why[0]:
+            if not len(labels):
+                continue
+            owners = row(view.owners, labels[0]).tolist()
+            reason = bound.get(owners[0]) if owners else None
+            if reason and reason != WINDOW:
                 part = "" if is_fixed.all() else f", {is_fixed.sum()} of {len(groups)}"
-                reasons[f"{view.program.names[i]}, axis {axis}{part}"] = why[0]
+                reasons[f"{name}, axis {axis}{part}"] = reason
     return reasons

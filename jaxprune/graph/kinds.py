@@ -1,5 +1,6 @@
 """The kinds of channel groups: what goes together, and what it is."""
 
+import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, SupportsIndex
@@ -10,8 +11,8 @@ from scipy.sparse import csr_array
 from jaxprune.graph import relations as rel
 from jaxprune.graph.liveness import depends_on, relate, rules_of
 from jaxprune.graph.rules import Rule
-from jaxprune.graph.trace import Program
-from jaxprune.graph.uses import uses
+from jaxprune.graph.trace import PRODUCTS, Program
+from jaxprune.graph.uses import Use
 
 What = Literal[
     "neurons",
@@ -21,6 +22,9 @@ What = Literal[
     "value dimensions",
     "residual features",
 ]
+
+# Why no group takes single taps of a window.
+WINDOW = "the window of a convolution"
 
 
 class Kind(NamedTuple):
@@ -130,7 +134,18 @@ def labels_of(view: View, value: int, axes: Sequence[Any]) -> np.ndarray:
     return np.concatenate([np.zeros(0, int), *found])
 
 
-def needed_whole(view: View) -> dict[int, str]:
+def bound_groups(view: View) -> dict[int, str]:
+    """Return the components that can't be removed as a group, and why."""
+    bound = dict.fromkeys(
+        np.flatnonzero(_splits(view)).tolist(),
+        "another operation divides these channels in another way",
+    )
+    for label, reason in _needed_whole(view).items():
+        bound |= dict.fromkeys(row(view.owners, label).tolist(), reason)
+    return bound
+
+
+def _needed_whole(view: View) -> dict[int, str]:
     """Return the components that something needs whole, and what that is."""
     program = view.program
     whole: dict[int, str] = {}
@@ -149,36 +164,29 @@ def needed_whole(view: View) -> dict[int, str]:
         reason = f"{eqn.primitive.name} at '{eqn.where}' {what}"
         add(view.labels[np.concatenate(pinned)], reason)
     for hull in view.relations.hulls:
-        add(view.labels[hull], "the window of a convolution")
+        add(view.labels[hull], WINDOW)
     return whole
 
 
 def find_kinds(
-    view: View, whole: Mapping[int, str], kernels: Sequence[int]
+    view: View, found: Sequence[Use], bound: Mapping[int, str]
 ) -> tuple[list[Kind], list[int]]:
     """Return the kinds of groups, and the component that makes each group."""
-    relations, labels = view.relations, view.labels
-    extents = [extent for shape in relations.shapes for extent in shape or (1,)]
-    axis_of = np.repeat(np.arange(len(extents)), extents)
-    labels_of_nodes, size = labels[: len(axis_of)], view.owners.shape[0]
-    ones = np.ones(len(axis_of))
-    counts = csr_array((ones, (labels_of_nodes, axis_of)), shape=(size, len(extents)))
+    program, size = view.program, view.owners.shape[0]
+    kernels = list(dict.fromkeys(i for use in found for i in use.kernels))
+    of_leaf = [labels_of(view, v, range(len(program.shape(v)))) for v in program.params]
+    is_kernel, is_param = np.zeros((2, size), bool)
+    is_param[np.concatenate([np.zeros(0, int), *of_leaf])] = True
+    for i in kernels:
+        is_kernel[of_leaf[i]] = True
     members = csr_array(view.owners.T)  # by group, the components that it takes
     members.sort_indices()
-    taken = csr_array(
-        members @ counts
-    )  # by group, the positions that it takes of each axis
-    taken.sort_indices()
-    first = np.full(size, len(axis_of))
-    np.minimum.at(first, labels_of_nodes, np.arange(len(axis_of)))
-    is_bound = (view.owners[sorted(whole)].sum(0) > 0) | splits_of(view)
-    is_kernel, is_param = np.zeros((2, size), bool)
-    for i in range(len(view.program.params)):
-        is_param[_of_leaf(view, i)] = True
-        is_kernel[_of_leaf(view, i)] |= i in kernels
+    taken, first = _positions(view, members)
+    is_free = np.diff(members.indptr) > 0
+    is_free[list(bound)] = False
     alike: dict[Any, list[tuple[int, int]]] = {}
     seen: set[bytes] = set()
-    for seed in np.flatnonzero(~is_bound & (members.sum(1) > 0)):
+    for seed in np.flatnonzero(is_free):
         own = row(members, seed)
         slices = own[is_param[own]].tobytes()
         if is_kernel[own].any() and slices not in seen:
@@ -186,26 +194,41 @@ def find_kinds(
             span = slice(taken.indptr[seed], taken.indptr[seed + 1])
             key = taken.indices[span].tobytes(), taken.data[span].tobytes()
             alike.setdefault(key, []).append((int(first[own].min()), int(seed)))
-    roles, writers = _roles(view), _writers(view)
+    roles, writers = _roles(view), _writers(view, found)
     sorted_kinds = []
     for group in alike.values():
-        own = set(row(members, min(group)[1]).tolist())
-        written = [i for i, labels in writers if labels & own]
-        read = [i for i in kernels if own.intersection(_of_leaf(view, i))]
-        leaf = (written or read)[0]
-        what = next((w for w, labels in roles.items() if labels & own), "neurons")
+        own = row(members, min(group)[1])
+        owned = set(own.tolist())
+        written = (i for i, labels in writers if labels & owned)
+        read = (i for i in kernels if np.isin(own, of_leaf[i]).any())
+        leaf = next(itertools.chain(written, read))
+        what = next((w for w, labels in roles.items() if labels & owned), "neurons")
         if len(group) > 1:
             sorted_kinds.append((kernels.index(leaf), sorted(group), leaf, what))
     kinds: list[Kind] = []
     seeds: list[int] = []
     for _, group, leaf, what in sorted(sorted_kinds):
-        name: Any = view.program.names[leaf]
+        name: Any = program.names[leaf]
         kinds.append(Kind(what, name, len(seeds), len(group)))
         seeds += [seed for _, seed in group]
     return kinds, seeds
 
 
-def splits_of(view: View) -> np.ndarray:
+def _positions(view: View, members: Any) -> tuple[Any, np.ndarray]:
+    """Return how many positions of each axis a group takes, and each component's first."""
+    extents = [extent for shape in view.relations.shapes for extent in shape or (1,)]
+    axis_of = np.repeat(np.arange(len(extents)), extents)
+    labels, size = view.labels[: len(axis_of)], view.owners.shape[0]
+    ones = np.ones(len(axis_of))
+    counts = csr_array((ones, (labels, axis_of)), shape=(size, len(extents)))
+    taken = csr_array(members @ counts)
+    taken.sort_indices()
+    first = np.full(size, len(axis_of))
+    np.minimum.at(first, labels, np.arange(len(axis_of)))
+    return taken, first
+
+
+def _splits(view: View) -> np.ndarray:
     """Return of each component whether it takes cells of a product, but no whole slices."""
     splits = np.zeros(view.owners.shape[1], bool)
     for axis, factors in view.relations.products:
@@ -219,18 +242,12 @@ def splits_of(view: View) -> np.ndarray:
     return splits
 
 
-def _of_leaf(view: View, leaf: int) -> list[int]:
-    value = view.program.params[leaf]
-    return labels_of(view, value, range(len(view.program.shape(value)))).tolist()
-
-
 def _roles(view: View) -> dict[What, set[int]]:
     """Return the components that mark a kind of group; the first mark counts."""
     program = view.program
     batch, contracted, added, mapped = set(), set(), set(), set()
-    free: dict[
-        int, set[int]
-    ] = {}  # by product of two activations, axes that are not summed
+    # By product of two activations, the axes that are not summed.
+    free: dict[int, set[int]] = {}
     made = _last_products(program)
     for i, eqn in enumerate(program.eqns):
         name, (out,) = eqn.primitive.name, eqn.outs[:1]
@@ -262,13 +279,13 @@ def _roles(view: View) -> dict[What, set[int]]:
     }
 
 
-def _writers(view: View) -> list[tuple[int, set[int]]]:
+def _writers(view: View, found: Sequence[Use]) -> list[tuple[int, set[int]]]:
     """Return the kernels in the order of their products, with what each computes."""
-    result, own = [], {id(eqn) for eqn in view.program.eqns}
-    for use in uses(view.program):
+    result = []
+    for use in found:
         eqn = use.eqn
         numbers: Any = eqn.params.get("dimension_numbers")
-        for leaf in use.kernels if id(eqn) in own else ():  # not inside an opaque loop
+        for leaf in () if use.is_inside else use.kernels:
             if eqn.primitive.name == "conv_general_dilated":
                 side, axes = 1, [numbers.rhs_spec[0]]
             else:
@@ -285,6 +302,6 @@ def _last_products(program: Program) -> dict[int, frozenset[int]]:
     made = {v: frozenset([-1 - v]) for v in program.args}
     for i, eqn in enumerate(program.eqns):
         sources = frozenset().union(*(made.get(v, frozenset()) for v in eqn.ins))
-        is_product = eqn.primitive.name in ("dot_general", "conv_general_dilated")
+        is_product = eqn.primitive.name in PRODUCTS
         made |= dict.fromkeys(eqn.outs, frozenset([i]) if is_product else sources)
     return made

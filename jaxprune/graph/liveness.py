@@ -187,6 +187,27 @@ def producers(program: Program) -> dict[int, int]:
     return {out: i for i, eqn in enumerate(program.eqns) for out in eqn.outs}
 
 
+def readers(program: Program) -> dict[int, list[int]]:
+    """Return the equations that read each value.
+
+    Args:
+        program: of `trace`.
+
+    Returns:
+        Numbers of equations, by value; -1 if the program returns the value.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> dict(sorted(readers(trace(lambda p, x: x * p, np.ones(2), np.ones(2))).items()))
+        {0: [0], 1: [0], 2: [-1]}
+    """
+    found: dict[int, list[int]] = {v: [-1] for v in program.outs}
+    for i, eqn in enumerate(program.eqns):
+        for v in eqn.ins:
+            found.setdefault(v, []).append(i)
+    return found
+
+
 def _known(program: Program) -> Callable[[int], Any]:
     """Return a function of a value: its array if it depends on constants alone, or None."""
     made_by = producers(program)

@@ -188,9 +188,9 @@ def close(
             if positions.size and len(positions) <= positions[-1] - positions[0]:
                 is_kept[hull[positions[0] : positions[-1] + 1]] = True
                 changed = True
+    of_nodes = is_kept[labels]
     return [
-        _keep_of(relations, value, is_kept[labels])
-        for value in range(len(relations.shapes))
+        _keep_of(relations, value, of_nodes) for value in range(len(relations.shapes))
     ]
 
 

@@ -13,6 +13,9 @@ from jaxprune.types import Params
 # A scan is unrolled up to this many equations; a longer one is one opaque equation.
 _MOST_UNROLLED = 20_000
 
+# Matrix products and convolutions.
+PRODUCTS = ("dot_general", "conv_general_dilated")
+
 # Equations that only call a jaxpr, and the parameter that holds it.
 _CALLS = {
     "jit": "jaxpr",

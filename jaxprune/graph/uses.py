@@ -9,6 +9,7 @@ import jax
 from jaxprune.graph.liveness import Liveness
 from jaxprune.graph.rules.elementwise import ELEMENTWISE
 from jaxprune.graph.trace import (
+    PRODUCTS,
     Eqn,
     Program,
     open_jaxpr,
@@ -31,12 +32,14 @@ class Use(NamedTuple):
         leaves: numbers of the leaves that it reads, the largest first.
         kernels: those of them that a product multiplies with data.
         macs: multiply-accumulates of one call of the function.
+        is_inside: whether `eqn` is inside an equation of the program, such as a long loop.
     """
 
     eqn: Eqn
     leaves: tuple[int, ...]
     kernels: tuple[int, ...]
     macs: int
+    is_inside: bool = False
 
 
 class _Origin(NamedTuple):
@@ -123,7 +126,7 @@ def _walk(
             outs = [_merge(program, eqn, ins)] * len(eqn.outs)
         else:
             more, outs = inner
-            found += more
+            found += [use._replace(is_inside=True) for use in more]
         origins.update(zip(eqn.outs, outs, strict=True))
     return found, [origins.get(v, _CONSTANT) for v in program.outs]
 
@@ -150,7 +153,7 @@ def _use(
     has_data = any(origin.is_data for origin in ins)
     if not leaves:
         return None
-    if eqn.primitive.name in ("dot_general", "conv_general_dilated"):
+    if eqn.primitive.name in PRODUCTS:
         whole = [
             i for origin in ins for i, is_whole in origin.leaves.items() if is_whole
         ]
@@ -177,12 +180,13 @@ def cuts(program: Program, liveness: Liveness) -> list[str]:
         >>> cuts(program, live(program, [np.zeros((3, 4), bool)]))
         ['w']
     """
-    states, own = liveness.states, {id(eqn) for eqn in program.eqns}
+    states = liveness.states
     return [
         program.names[use.kernels[0]]
         for use in uses(program)
-        if use.kernels and id(use.eqn) in own
-        if any(states[v].varies.any() for v in use.eqn.ins)
+        if use.kernels
+        and not use.is_inside
+        and any(states[v].varies.any() for v in use.eqn.ins)
         and not states[use.eqn.outs[0]].varies.any()
     ]
 

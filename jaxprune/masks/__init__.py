@@ -18,6 +18,7 @@ from jaxprune.masks.controls import (
 from jaxprune.masks.health import (
     Collapse,
     Health,
+    find_collapse,
     health,
 )
 from jaxprune.masks.schedule import (
@@ -36,6 +37,7 @@ __all__ = [
     "count",
     "densities",
     "density",
+    "find_collapse",
     "health",
     "invert",
     "load",

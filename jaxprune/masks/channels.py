@@ -13,7 +13,6 @@ from jax.core import Tracer
 from jaxprune import graph, tree
 from jaxprune.graph import Groups
 from jaxprune.masks.schedule import check_density
-from jaxprune.masks.select import check_option
 from jaxprune.types import Fraction, Mask, Scores
 
 Reduce = Literal["sum", "abs", "norm", "mean"]
@@ -131,8 +130,8 @@ def _whole(number: Any, name: str) -> int:
 
 
 def _check(groups: Groups, scope: str, cost: str) -> None:
-    check_option("scope", scope, get_args(ChannelScope))
-    check_option("cost", cost, get_args(Cost))
+    tree.check_option("scope", scope, get_args(ChannelScope))
+    tree.check_option("cost", cost, get_args(Cost))
     if not groups.kinds:
         why = ", ".join(f"{name} ({reason})" for name, reason in groups.fixed.items())
         raise ValueError(
@@ -144,19 +143,19 @@ def _check(groups: Groups, scope: str, cost: str) -> None:
 def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[Any]:
     """Return the scores of each kernel, None for other leaves."""
     if reduce is not None:
-        check_option("reduce", reduce, get_args(Reduce))
+        tree.check_option("reduce", reduce, get_args(Reduce))
     tree.check_arrays(scores, "scores")
     like = jax.tree.unflatten(groups.structure, list(groups.names))
     scores = tree.align(scores, like, "scores", "Pass scores of the same parameters.")
     leaves: list[Any] = []
-    for name, leaf, box, is_kernel in zip(
+    for name, leaf, axes, is_kernel in zip(
         groups.names,
         jax.tree.leaves(scores),
         groups.leaves,
         groups.kernels,
         strict=True,
     ):
-        shape = tuple(len(axis) for axis in box.axes)
+        shape = tuple(len(axis) for axis in axes)
         if tuple(leaf.shape) != shape:
             raise ValueError(
                 f"scores have shape {tuple(leaf.shape)} at '{name}', where the parameter has "
@@ -165,11 +164,9 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise TypeError(f"scores are a shape at '{name}'. Pass arrays.")
         leaves.append(np.asarray(leaf, np.float64) if is_kernel else None)
+    is_kernel = jax.tree.unflatten(groups.structure, list(groups.kernels))
+    tree.check_finite(scores, "check that params are finite.", is_kernel)
     for name, leaf in zip(groups.names, leaves, strict=True):
-        if leaf is not None and not np.isfinite(leaf).all():
-            raise ValueError(
-                f"scores are not finite at '{name}'. Check the parameters."
-            )
         if reduce is None and leaf is not None and leaf.min(initial=0) < 0:
             raise ValueError(
                 f"some scores are negative at '{name}'. For scores.taylor, pass "
@@ -185,7 +182,7 @@ def _chosen(groups: Groups, kinds: Collection[str] | str | None) -> np.ndarray:
     kinds = [kinds] if isinstance(kinds, str) else kinds
     wanted = present if kinds is None else list(kinds)
     for kind in wanted:
-        check_option("kind", kind, present)
+        tree.check_option("kind", kind, present)
     return np.repeat(
         [kind.what in wanted for kind in groups.kinds],
         [kind.size for kind in groups.kinds],
@@ -200,22 +197,22 @@ def _names(groups: Groups, is_pruned: np.ndarray) -> str:
 def _group_scores(groups: Groups, leaves: Sequence[Any], reduce: str) -> np.ndarray:
     """Reduce the scores of the weights in each group."""
     total = np.zeros(sum(kind.size for kind in groups.kinds))
-    for leaf, box in zip(leaves, groups.leaves, strict=True):
+    for leaf, axes in zip(leaves, groups.leaves, strict=True):
         if leaf is not None:
             leaf = leaf**2 if reduce == "norm" else leaf
             for kind in groups.kinds:
                 span = slice(kind.first, kind.first + kind.size)
-                total[span] += _sums(leaf, box, kind)
+                total[span] += _sums(leaf, axes, kind)
     if reduce == "mean":
         ones = [None if leaf is None else np.ones_like(leaf) for leaf in leaves]
         return total / np.maximum(_group_scores(groups, ones, "sum"), 1)
     return {"abs": np.abs, "norm": np.sqrt}.get(reduce, np.asarray)(total)
 
 
-def _sums(leaf: np.ndarray, box: graph.Box, kind: graph.Kind) -> np.ndarray:
+def _sums(leaf: np.ndarray, axes: Sequence[Any], kind: graph.Kind) -> np.ndarray:
     """Sum over the slices of each group of a kind, counting each entry once."""
     taken = {}
-    for axis, groups in enumerate(box.axes):
+    for axis, groups in enumerate(axes):
         position, place = np.nonzero(
             (groups >= kind.first) & (groups < kind.first + kind.size)
         )
@@ -224,11 +221,11 @@ def _sums(leaf: np.ndarray, box: graph.Box, kind: graph.Kind) -> np.ndarray:
             taken[axis] = position[order].reshape(kind.size, -1)
     total = np.zeros(kind.size)
     for number in range(1, len(taken) + 1):
-        for axes in itertools.combinations(taken, number):
-            others = tuple(a for a in range(leaf.ndim) if a not in axes)
+        for crossed in itertools.combinations(taken, number):
+            others = tuple(a for a in range(leaf.ndim) if a not in crossed)
             summed = leaf.sum(others)
             index = []
-            for k, axis in enumerate(axes):
+            for k, axis in enumerate(crossed):
                 shape = [kind.size] + [1] * number
                 shape[1 + k] = -1
                 index.append(taken[axis].reshape(shape))
@@ -279,25 +276,21 @@ def _keep_some(
 
 
 def _cost(groups: Groups, cost: str, kept: np.ndarray) -> float:
-    boxes = groups.products if cost == "macs" else groups.leaves
-    counted = groups.kernels if cost == "weights" else [True] * len(boxes)
+    parts = groups.products if cost == "macs" else groups.leaves
+    counted = groups.kernels if cost == "weights" else [True] * len(parts)
     total = 0.0
-    for box, is_counted in zip(boxes, counted, strict=True):
+    for axes, is_counted in zip(parts, counted, strict=True):
         if is_counted:
-            entries = graph.kept_entries(box, kept)
+            entries = graph.kept_entries(axes, kept)
             total += float(np.prod([axis.sum() for axis in entries], dtype=float))
     return total
 
 
 def _mask(groups: Groups, scores: Scores, kept: np.ndarray) -> Mask:
     leaves = []
-    for name, leaf, box in zip(
-        groups.names, jax.tree.leaves(scores), groups.leaves, strict=True
-    ):
-        mask = np.ones((), bool)
-        for entries in graph.kept_entries(box, kept):
-            mask = np.multiply.outer(mask, entries)
+    rows = zip(groups.names, jax.tree.leaves(scores), groups.leaves, strict=True)
+    for name, leaf, axes in rows:
         # A masked variance would be 0.
         is_whole = name.split("/")[-1] in _STATISTICS or not tree.is_floating(leaf)
-        leaves.append(jnp.asarray(mask | is_whole))
+        leaves.append(jnp.asarray(graph.kept_mask(axes, kept) | is_whole))
     return jax.tree.unflatten(groups.structure, leaves)

@@ -1,6 +1,6 @@
 """Health of a mask: empty layers, and the weights on a live path."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -114,15 +114,39 @@ def health(
     kept, live = tree.by_name(kept), tree.by_name(live)
     empty = tuple(name for name, leaf in kept.items() if not leaf.any())
     size = max(sum(leaf.size for leaf in kept.values()), 1)
-    varies = any(liveness.states[v].varies.any() for v in program.outs)
     return Health(
         {name: float(leaf.mean()) for name, leaf in kept.items()},
         {name: float(leaf.mean()) for name, leaf in live.items()},
         sum(int(leaf.sum()) for leaf in kept.values()) / size,
         sum(int(leaf.sum()) for leaf in live.values()) / size,
         empty,
-        None if varies else Collapse(empty, tuple(graph.cuts(program, liveness))),
+        find_collapse(program, liveness, empty),
     )
+
+
+def find_collapse(
+    program: graph.Program, liveness: graph.Liveness, empty: Sequence[str]
+) -> Collapse | None:
+    """Return a warning if no output of a program depends on its arguments, else None.
+
+    Args:
+        program: of `graph.trace`.
+        liveness: of `graph.live`.
+        empty: names of the layers without a kept weight.
+
+    Returns:
+        The warning, which names these layers and the kernels that the input does not pass.
+
+    Example:
+        >>> one = np.ones((1, 1))
+        >>> program = graph.trace(lambda p, x: x @ p["w"], {"w": one}, one)
+        >>> liveness = graph.live(program, [one == 0])
+        >>> find_collapse(program, liveness, ["w"])
+        Collapse(layers=('w',), cuts=('w',))
+    """
+    if any(liveness.states[v].varies.any() for v in program.outs):
+        return None
+    return Collapse(tuple(empty), tuple(graph.cuts(program, liveness)))
 
 
 def _layers(name: str, leaf: Any, is_stacked: bool) -> dict[str, Any]:

@@ -4,6 +4,7 @@ import math
 import operator
 from typing import Any, get_args
 
+from jaxprune import tree
 from jaxprune.types import Fraction, Schedule
 
 SCHEDULES = get_args(Schedule)
@@ -96,10 +97,7 @@ def densities(
             f"rounds is the number of times to score and select; got {num_rounds}. Pass "
             "an integer of 1 or more."
         )
-    if schedule not in SCHEDULES:
-        raise ValueError(
-            f"schedule '{schedule}' is unknown. Pass one of {', '.join(SCHEDULES)}."
-        )
+    tree.check_option("schedule", schedule, SCHEDULES)
     if schedule == "linear":
         return [1.0 - (1.0 - target) * k / rounds for k in range(1, rounds)] + [target]
     return [target ** (k / rounds) for k in range(1, rounds)] + [target]

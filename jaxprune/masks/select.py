@@ -90,8 +90,8 @@ def select(
         Threshold and count as in the code of Tanaka et al.,
         https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
-    check_option("scope", scope, SCOPES)
-    check_option("ties", ties, TIES)
+    tree.check_option("scope", scope, SCOPES)
+    tree.check_option("ties", ties, TIES)
     tree.check_arrays(scores, "scores")
     _check_floating(scores)
     # A leaf that is not floating, such as a buffer of indices, has no scores.
@@ -156,12 +156,6 @@ def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
         pruned = jnp.floor((1.0 - wide) * size + size * 2.0**-25).astype(jnp.int64)
         keep = jnp.clip(jnp.int64(size) - pruned, 1, size)
         return keep.astype(jnp.uint32)
-
-
-def check_option(what: str, got: str, known: Sequence[str]) -> None:
-    """Refuse an option that is not one of the known ones."""
-    if got not in known:
-        raise ValueError(f"{what} '{got}' is unknown. Pass one of {', '.join(known)}.")
 
 
 def _check_enough(

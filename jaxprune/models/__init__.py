@@ -5,6 +5,7 @@ from functools import partial
 
 from flax import nnx
 
+from jaxprune import tree
 from jaxprune.models import lenet, mlp, resnet, vgg
 from jaxprune.models._functional import (
     FLOWS,
@@ -99,8 +100,7 @@ def create(
         et al., Gradient-based learning, 1998 (LeNet-300-100). Frankle and Carbin,
         https://arxiv.org/abs/1803.03635, 2019, figure 2 (conv-2, -4, -6).
     """
-    if name not in MODELS:
-        raise ValueError(f"model '{name}' is unknown. Pass one of {', '.join(MODELS)}.")
+    tree.check_option("model", name, MODELS)
     if min(*input_shape, num_classes) < 1 or not 0 < width < float("inf"):
         raise ValueError(
             f"input_shape {input_shape}, num_classes {num_classes} and width {width} "

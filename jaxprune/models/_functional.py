@@ -202,8 +202,5 @@ def flow(model: Model | Any, *, batch_norm: NormFlow | str = "identity") -> Part
             "or models.functional(module) of an NNX module. For another function, leave the "
             "norm layers out of what you pass to scores.synflow."
         )
-    if batch_norm not in FLOWS:
-        raise ValueError(
-            f"batch_norm '{batch_norm}' is unknown. Pass one of {', '.join(FLOWS)}."
-        )
+    tree.check_option("batch_norm", batch_norm, FLOWS)
     return Partial(_Flow(model.apply, batch_norm), model.state)

@@ -33,8 +33,7 @@ def random(key: RandomKey | Any, params: Params, *, mask: Mask | None = None) ->
         iteratively conserving synaptic flow, https://arxiv.org/abs/2006.05467, 2020.
     """
     del mask
-    if not tree.is_key(key):
-        raise TypeError(f"key is a {type(key).__name__}. Pass jax.random.key(seed).")
+    tree.check_key(key)
     tree.check_arrays(params)
     leaves, structure = jax.tree.flatten(params)
     # A clone, since the rounds of prune.prune use one key on purpose.

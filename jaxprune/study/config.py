@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-from jaxprune import data
+from jaxprune import data, tree
 from jaxprune.train import Training
 
 
@@ -174,10 +174,7 @@ class Cell:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if self.method not in METHODS:
-            raise ValueError(
-                f"method '{self.method}' is unknown. Pass one of {', '.join(METHODS)}."
-            )
+        tree.check_option("method", self.method, METHODS)
         if not 0.0 <= self.compression < 300.0:
             raise ValueError(
                 "compression c keeps 10**-c of the weights and lies in [0, 300); got "

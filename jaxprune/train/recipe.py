@@ -4,6 +4,8 @@ import dataclasses
 import math
 from typing import Literal, get_args, get_type_hints
 
+from jaxprune import tree
+
 
 @dataclasses.dataclass(frozen=True)
 class Training:
@@ -46,11 +48,8 @@ class Training:
         object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
         for name, hint in get_type_hints(type(self)).items():
             known = [choice for choice in get_args(hint) if isinstance(choice, str)]
-            if known and getattr(self, name) not in known:
-                raise ValueError(
-                    f"{name} '{getattr(self, name)}' is unknown. Pass one of "
-                    f"{', '.join(known)}."
-                )
+            if known:
+                tree.check_option(name, getattr(self, name), known)
         positive = (self.epochs, self.batch_size, self.learning_rate)
         if not all(0 < value < math.inf for value in positive):
             raise ValueError(

@@ -7,7 +7,9 @@ from jaxprune.tree.checks import (
     check_bool,
     check_finite,
     check_informative,
+    check_key,
     check_mirrors,
+    check_option,
     check_trainable,
     gradient,
 )
@@ -17,6 +19,7 @@ from jaxprune.tree.leaves import (
     is_key,
     map_floating,
     non_floating_to_false,
+    shapes,
     split_floating,
 )
 from jaxprune.tree.names import (
@@ -44,7 +47,9 @@ __all__ = [
     "check_bool",
     "check_finite",
     "check_informative",
+    "check_key",
     "check_mirrors",
+    "check_option",
     "check_prunable",
     "check_trainable",
     "copy",
@@ -56,6 +61,7 @@ __all__ = [
     "names",
     "non_floating_to_false",
     "prunable",
+    "shapes",
     "size",
     "split_floating",
     "subset",

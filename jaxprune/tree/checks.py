@@ -1,6 +1,6 @@
 """Apply masks, and check masks, parameters, scores and batches."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from jaxprune.tree.leaves import is_floating
+from jaxprune.tree.leaves import is_floating, is_key
 from jaxprune.tree.names import align, is_variable, name_of, names
 from jaxprune.types import Batches, LossFn, Mask, Params, Prunable, Scores
 
@@ -79,6 +79,45 @@ def check_mirrors(mask: Mask, params: Params | Scores, of: str = "params") -> Ma
             )
     check_bool(mask)
     return mask
+
+
+def check_option(what: str, got: Any, known: Iterable[str]) -> None:
+    """Check that an option is one of the known ones.
+
+    Args:
+        what: what the error message calls the option.
+        got: the value to check.
+        known: the values that it may have.
+
+    Raises:
+        ValueError: naming the known ones.
+
+    Example:
+        >>> check_option("scope", "row", ("global", "layer"))
+        Traceback (most recent call last):
+        ValueError: scope 'row' is unknown. Pass one of global, layer.
+    """
+    known = list(known)
+    if got not in known:
+        raise ValueError(f"{what} '{got}' is unknown. Pass one of {', '.join(known)}.")
+
+
+def check_key(key: Any) -> None:
+    """Check that a value is a random key.
+
+    Args:
+        key: the value to check.
+
+    Raises:
+        TypeError: if it is not.
+
+    Example:
+        >>> check_key(0)
+        Traceback (most recent call last):
+        TypeError: key is a int. Pass jax.random.key(seed).
+    """
+    if not is_key(key):
+        raise TypeError(f"key is a {type(key).__name__}. Pass jax.random.key(seed).")
 
 
 def check_bool(mask: Mask) -> None:

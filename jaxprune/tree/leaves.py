@@ -120,3 +120,21 @@ def non_floating_to_false(scores: Scores) -> Scores:
     return jax.tree.map(
         lambda leaf: leaf if is_floating(leaf) else jnp.zeros(leaf.shape, bool), scores
     )
+
+
+def shapes(tree: PyTree) -> PyTree:
+    """Return the shapes and dtypes of a tree.
+
+    Args:
+        tree: arrays or shapes, in any containers.
+
+    Returns:
+        The tree with a `jax.ShapeDtypeStruct` in place of every leaf.
+
+    Example:
+        >>> shapes({"w": jnp.ones(2)})
+        {'w': ShapeDtypeStruct(shape=(2,), dtype=float32)}
+    """
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), jnp.result_type(leaf)), tree
+    )

@@ -23,7 +23,6 @@ from jaxprune.study import provenance
 NetworkName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(NETWORKS)}}}")
 ]
-PRODUCTS = ("dot_general", "conv_general_dilated")
 
 
 def channels(
@@ -49,8 +48,7 @@ def channels(
         calls: timed calls of each function.
         to: file to write the measurements to.
     """
-    if network not in NETWORKS:
-        raise ValueError(f"'{network}' is unknown. Pass one of {', '.join(NETWORKS)}.")
+    tree.check_option("network", network, NETWORKS)
     if min(batch, default=1) < 1 or calls < 1 or not densities:
         raise ValueError(
             f"--batch and --calls are 1 or more, and --densities has a value; got {batch}, "
@@ -128,7 +126,7 @@ def _sizes(
 ) -> dict[str, Any]:
     """Return parameters, bytes on disk, and multiply-accumulates of one example."""
     program = graph.trace(fn, params, net.examples(2))
-    eqns = [eqn for eqn in program.eqns if eqn.primitive.name in PRODUCTS]
+    eqns = [eqn for eqn in program.eqns if eqn.primitive.name in graph.PRODUCTS]
     with tempfile.TemporaryDirectory() as folder:
         checkpoint.save(f"{folder}/params", tree.by_name(params))
         files = [path for path in Path(folder).rglob("*") if path.is_file()]

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 
+from experiments.channels import Block
 from jaxprune import models
 
 
@@ -187,26 +188,12 @@ def resnet50_linen() -> Network:
     )
 
 
-class _Block(nnx.Module):
-    """A transformer block with LayerNorm in front."""
-
-    def __init__(self, width: int, heads: int, rngs: nnx.Rngs):
-        self.norm1, self.norm2 = (nnx.LayerNorm(width, rngs=rngs) for _ in range(2))
-        self.attention = nnx.MultiHeadAttention(heads, width, decode=False, rngs=rngs)
-        self.up = nnx.Linear(width, 4 * width, rngs=rngs)
-        self.down = nnx.Linear(4 * width, width, rngs=rngs)
-
-    def __call__(self, x: jax.Array, mask: jax.Array | None = None) -> jax.Array:
-        x = x + self.attention(self.norm1(x), mask=mask)
-        return x + self.down(nnx.gelu(self.up(self.norm2(x))))
-
-
 class _ViT(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, width: int = 384, heads: int = 6):
         self.patch = nnx.Conv(3, width, (16, 16), strides=16, rngs=rngs)
         self.token = nnx.Param(jnp.zeros((1, 1, width)))
         self.position = nnx.Param(0.02 * rngs.params.normal((1, 197, width)))
-        self.blocks = nnx.List(_Block(width, heads, rngs) for _ in range(12))
+        self.blocks = nnx.List(Block(width, heads, rngs) for _ in range(12))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
         self.head = nnx.Linear(width, 1000, rngs=rngs)
 
@@ -230,7 +217,7 @@ class _GPT(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, layers: int, width: int, heads: int, words: int):
         self.embed = nnx.Embed(words, width, rngs=rngs)
         self.position = nnx.Param(0.02 * rngs.params.normal((128, width)))
-        self.blocks = nnx.List(_Block(width, heads, rngs) for _ in range(layers))
+        self.blocks = nnx.List(Block(width, heads, rngs) for _ in range(layers))
         self.norm = nnx.LayerNorm(width, rngs=rngs)
 
     def __call__(self, tokens: jax.Array) -> jax.Array:

@@ -96,7 +96,8 @@ def test_a_prepared_data_set_is_decoded(tmp_path):
 def test_the_cache_alone_is_enough(cifar10, monkeypatch):
     prepared = data.find("cifar10", **cifar10)
     decoded = data.load(prepared)
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "/nowhere")
+    monkeypatch.setenv("TFDS_DATA_DIR", "/nowhere")
+    hide_package(monkeypatch, "tensorflow_datasets")
     cached = data.find("cifar10", cache_dir=cifar10["cache_dir"])
     assert (cached.folder, cached.version) == (None, prepared.version)
     assert cached.about == prepared.about == "Random test images."
@@ -119,7 +120,7 @@ def test_a_missing_data_set_is_named_with_the_command_that_prepares_it(
         data.DatasetError, match=r"mnist is not prepared in .*fetch_data\.py mnist"
     ):
         data.find("mnist", **cifar10)
-    monkeypatch.setattr("tensorflow_datasets.core.constants.DATA_DIR", "/nowhere")
+    monkeypatch.setenv("TFDS_DATA_DIR", "/nowhere")
     with pytest.raises(
         data.DatasetError, match=f"nowhere, and {tmp_path} contains no cifar10"
     ):
@@ -228,17 +229,12 @@ def hide_package(monkeypatch, package):
             r"reading digits needs scikit-learn.*pip install 'jaxprune\[study\]'",
         ),
         (
-            "tensorflow_datasets",
-            lambda: data.find("cifar10"),
-            r"reading cifar10 needs tensorflow-datasets.*'jaxprune\[study\]'",
-        ),
-        (
             "tensorflow",
             lambda: data.prepare("cifar10"),
             r"preparing cifar10 needs tensorflow,.*'jaxprune\[study,prepare\]'",
         ),
     ],
-    ids=["scikit-learn", "tensorflow-datasets", "tensorflow"],
+    ids=["scikit-learn", "tensorflow"],
 )
 def test_a_missing_package_names_the_extra(package, call, message, monkeypatch):
     hide_package(monkeypatch, package)

@@ -188,7 +188,6 @@ MISSING = {
     ("matplotlib", "study", "report", "digits"): "study",
     ("matplotlib", "bench", "scaling"): "study",
     ("sklearn", "prune", "mlp"): "study",
-    ("tensorflow_datasets", "study", "run", "poster"): "study",
     ("tensorflow", "fetch_data", "cifar10"): "study,prepare",
     ("ray", "study", "run", "digits", "--executor", "ray"): "scale",
     ("torch", "bench"): "bench",

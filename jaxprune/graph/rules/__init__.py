@@ -14,7 +14,7 @@ from jaxprune.graph.rules.elementwise import ELEMENTWISE, elementwise
 from jaxprune.graph.rules.indexed import INDEXED
 from jaxprune.graph.rules.moves import MOVES
 from jaxprune.graph.rules.sums import SUMS, small_padding
-from jaxprune.graph.trace import Eqn
+from jaxprune.graph.trace import PRODUCTS, Eqn
 
 __all__ = [
     "OPAQUE",
@@ -35,8 +35,6 @@ RULES: Mapping[str, Rule] = {**ELEMENTWISE, **MOVES, **SUMS, **ALONG, **INDEXED}
 def rule_of(eqn: Eqn, rules: Mapping[str, Rule]) -> Rule:
     """Return the rule of an equation; what can't be followed is opaque."""
     name, rule = eqn.primitive.name, rules.get(eqn.primitive.name, OPAQUE)
-    if name in ("dot_general", "conv_general_dilated") and not products.is_product(
-        name, eqn.params
-    ):
+    if name in PRODUCTS and not products.is_product(name, eqn.params):
         return OPAQUE
     return rule

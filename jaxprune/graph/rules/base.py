@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.graph.relations import Keep, Relations
-from jaxprune.graph.trace import Eqn
+from jaxprune.graph.trace import PRODUCTS, Eqn
 
 ALL = slice(None)
 
@@ -82,8 +82,14 @@ class Rule(NamedTuple):
 
 
 def bind(eqn: Eqn, operands: Sequence[Any], **changed: Any) -> Sequence[Any]:
-    """Run the primitive of an equation, with some parameters changed."""
-    params = eqn.primitive.get_bind_params({**eqn.params, **changed})
+    """Run the primitive of an equation, with some parameters changed.
+
+    A product without a precision has that of `jax.default_matmul_precision` at this call.
+    """
+    params = {**eqn.params, **changed}
+    if eqn.primitive.name in PRODUCTS:
+        return [getattr(jax.lax, eqn.primitive.name)(*operands, **params)]
+    params = eqn.primitive.get_bind_params(params)
     result = eqn.primitive.bind(*operands, **params)
     return result if eqn.primitive.multiple_results else [result]
 

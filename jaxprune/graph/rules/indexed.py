@@ -3,13 +3,25 @@
 Axes that are taken whole are followed; all others are kept.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from jaxprune.graph.relations import Relations, nodes, pin, tie
 from jaxprune.graph.rules.base import Bools, Rule, Site, Small, State, as_is, bind
+
+
+def _along(part: Bools, axes: Iterable[int], shape: Sequence[int]) -> Bools:
+    """Repeat an array to a shape, its own axes being some axes of it, in order."""
+    wide = [1] * len(shape)
+    for extent, axis in zip(part.shape, axes, strict=True):
+        wide[axis] = extent
+    return np.broadcast_to(part.reshape(wide), shape)
+
+
+def _all_but(count: int, axes: Iterable[int]) -> tuple[int, ...]:
+    return tuple(a for a in range(count) if a not in set(axes))
 
 
 def _full_slices(site: Site) -> list[tuple[int, int]]:
@@ -32,32 +44,20 @@ def _full_slices(site: Site) -> list[tuple[int, int]]:
 
 def _gather_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
     operand, indices = states[0], states[1]
-    full = _full_slices(site)
-    other = tuple(
-        a for a in range(len(site.ins[0])) if a not in [axis for axis, _ in full]
+    full = dict(_full_slices(site))
+    other = _all_but(len(site.ins[0]), full)
+    varies, nonzero = (
+        _along(part.any(other), full.values(), site.outs[0]) for part in operand
     )
-
-    def place(array: Bools) -> Bools:
-        array, shape = array.any(other), [1] * len(site.outs[0])
-        for extent, (_, out) in zip(array.shape, full, strict=True):
-            shape[out] = extent
-        return np.broadcast_to(array.reshape(shape), site.outs[0])
-
-    nonzero = place(operand.nonzero)
-    moves = indices.varies.any()
-    return [State(nonzero if moves else place(operand.varies), nonzero)]
+    return [State(nonzero if _moved([indices]) else varies, nonzero)]
 
 
 def _gather_backward(
     site: Site, states: Sequence[State], needs: Sequence[Bools]
 ) -> Sequence[Bools]:
-    full = _full_slices(site)
-    outs = [out for _, out in full]
-    need = needs[0].any(tuple(a for a in range(needs[0].ndim) if a not in outs))
-    shape = [1] * len(site.ins[0])
-    for extent, (axis, _) in zip(need.shape, full, strict=True):
-        shape[axis] = extent
-    operand = np.broadcast_to(need.reshape(shape), site.ins[0]) & states[0].nonzero
+    full = dict(_full_slices(site))
+    need = needs[0].any(_all_but(needs[0].ndim, full.values()))
+    operand = _along(need, full, site.ins[0]) & states[0].nonzero
     batch = needs[0].any(tuple(site.eqn.params["dimension_numbers"].offset_dims))
     return [operand, np.broadcast_to(batch[..., None], site.ins[1])]
 
@@ -94,10 +94,6 @@ def _rewrite_gather(site: Site, operands: Sequence[Any], small: Small) -> Sequen
 _GATHER = Rule(_gather_forward, _gather_backward, _relate_gather, _rewrite_gather)
 
 
-def _other(site: Site, whole: Sequence[int]) -> tuple[int, ...]:
-    return tuple(a for a in range(len(site.ins[0])) if a not in whole)
-
-
 def _moved(states: Sequence[State]) -> bool:
     """Return whether an index depends on the arguments."""
     return any(state.varies.any() for state in states)
@@ -110,7 +106,7 @@ def _sliced(site: Site) -> list[int]:
 
 
 def _slice_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
-    other, (x, *indices) = _other(site, _sliced(site)), states
+    other, (x, *indices) = _all_but(len(site.ins[0]), _sliced(site)), states
     varies, nonzero = (
         np.broadcast_to(part.any(other, keepdims=True), site.outs[0]) for part in x
     )
@@ -120,7 +116,7 @@ def _slice_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
 def _slice_backward(
     site: Site, states: Sequence[State], needs: Sequence[Bools]
 ) -> Sequence[Bools]:
-    need = needs[0].any(_other(site, _sliced(site)), keepdims=True)
+    need = needs[0].any(_all_but(needs[0].ndim, _sliced(site)), keepdims=True)
     index = np.asarray(need.any())
     operand = np.broadcast_to(need, site.ins[0]) & states[0].nonzero
     return [operand, *[index] * (len(states) - 1)]
@@ -150,7 +146,7 @@ def _updated(site: Site) -> tuple[dict[int, int], int]:
     else:
         numbers, update = params["dimension_numbers"], 2
         gone = (*numbers.inserted_window_dims, *numbers.operand_batching_dims)
-        left = _other(site, gone)
+        left = _all_but(len(site.ins[0]), gone)
         pairs = list(zip(left, numbers.update_window_dims, strict=True))
     shape = site.ins[update]
     return {a: b for a, b in pairs if site.ins[0][a] == shape[b]}, update
@@ -158,12 +154,9 @@ def _updated(site: Site) -> tuple[dict[int, int], int]:
 
 def _spread_update(site: Site, part: Bools) -> Bools:
     """Mark everywhere that an update may write."""
-    whole, update = _updated(site)
-    other = tuple(b for b in range(len(site.ins[update])) if b not in whole.values())
-    shape = [1] * len(site.ins[0])
-    for axis, own in whole.items():
-        shape[axis] = site.ins[update][own]
-    return np.broadcast_to(part.any(other).reshape(shape), site.ins[0])
+    whole, _ = _updated(site)
+    other = _all_but(part.ndim, whole.values())
+    return _along(part.any(other), whole, site.ins[0])
 
 
 def _update_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
@@ -179,13 +172,10 @@ def _update_backward(
     site: Site, states: Sequence[State], needs: Sequence[Bools]
 ) -> Sequence[Bools]:
     whole, update = _updated(site)
-    need = needs[0].any(_other(site, list(whole)))
-    shape = [1] * len(site.ins[update])
-    for own, extent in zip(whole.values(), need.shape, strict=True):
-        shape[own] = extent
+    need = needs[0].any(_all_but(needs[0].ndim, whole))
     result = [np.full(shape, needs[0].any()) for shape in site.ins]
     result[0] = needs[0]
-    result[update] = np.broadcast_to(need.reshape(shape), site.ins[update])
+    result[update] = _along(need, whole.values(), site.ins[update])
     return result
 
 
