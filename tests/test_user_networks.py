@@ -588,7 +588,9 @@ def test_what_a_level_cannot_reach_is_refused_before_it_trains(tmp_path):
         next(checkpoint.levels(tmp_path / "a", state, level, [0.5, 10]))
     with pytest.raises(TypeError, match="densities is 0.5. Pass a list"):
         next(checkpoint.levels(tmp_path / "a", state, level, 0.5))
-    with pytest.raises(TypeError, match="key is a int. Pass jax.random.key"):
+    with pytest.raises(
+        TypeError, match="key is 0, not a random key. Pass jax.random.key"
+    ):
         imp.init(state.params, 0)
 
 

@@ -145,7 +145,8 @@ def compact(
         neural networks, SoftwareX 2022, carries constants in the same way.
     """
     mask = _check(params, mask, inputs)
-    leaves = jax.tree.leaves(masks.apply(params, mask))
+    leaves = jax.tree.leaves(_masked(params, mask))
+    host_leaves = [_on_host(leaf) for leaf in leaves]
     mask_leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
     program = graph.trace(fn, params, *args)
     whole = program.args if inputs == "keep" else ()
@@ -155,14 +156,17 @@ def compact(
         keep = graph.keep(program, liveness, whole)
         carried = constants.carry(program, liveness, keep, leaves)
         small = [
-            cut(leaf, keep[v]) for v, leaf in zip(program.params, leaves, strict=True)
+            cut(leaf, keep[v])
+            for v, leaf in zip(program.params, host_leaves, strict=True)
         ]
         merged = constants.merge_into_biases(program, keep, carried, small)
         return _Plan(liveness, keep, *merged)
 
     everything = plan(lambda i: True)
     best = _fewest(everything, plan)
-    kept_constants = {v: cut(a, best.keep[v]) for v, a in program.constants.items()}
+    kept_constants = {
+        v: cut(_on_host(array), best.keep[v]) for v, array in program.constants.items()
+    }
     products: Mapping[int, Callable[..., Any]] = {}
     emptied: Sequence[int] = ()
     if fold_batch_norm:
@@ -184,11 +188,19 @@ def compact(
         {program.names[i]: (0,) for i in emptied},
     )
     structure = jax.tree.structure(params)
-    small_params = jax.tree.unflatten(structure, best.small)
+    small_params = jax.device_put(jax.tree.unflatten(structure, best.small))
     verify(small_fn, leaves, small_params, args)
     info = _describe(program, everything, best, mask_leaves)
     live = jax.tree.unflatten(structure, info.live)
     return Compacted(small_fn, small_params, info._replace(live=live))
+
+
+_masked = jax.jit(masks.apply)  # leaf by leaf, each shape would compile by itself
+
+
+def _on_host(array: Any) -> Any:
+    """Return an array in NumPy, which compiles nothing to cut it; keys are never cut."""
+    return array if tree.is_key(array) else np.asarray(array)
 
 
 def _check(params: Params, mask: Mask, inputs: str) -> Mask:

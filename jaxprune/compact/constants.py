@@ -55,7 +55,8 @@ def carry(
         return {}
     selections = _constant_entries(program, liveness, sites)
     # One compiled program: equation by equation, each shape would compile by itself.
-    added = jax.jit(functools.partial(_added, program))(list(leaves), selections, sites)
+    add_up = jax.jit(functools.partial(_added, graph.precise(program)))
+    added = add_up(list(leaves), selections, sites)
     carried = {}
     for i, (array, x) in jax.device_get(added).items():
         smallest = _smallest(program, keep, i, array, sites[i], (x, leaves))
@@ -100,7 +101,7 @@ def _added(
     @functools.cache
     def results(i: int) -> Sequence[Any]:
         eqn = program.eqns[i]
-        return _exactly(eqn, [value(v) for v in eqn.ins])
+        return graph.bind(eqn, [value(v) for v in eqn.ins])
 
     @functools.cache
     def value(v: int) -> Any:
@@ -117,7 +118,7 @@ def _added(
     for i, terms in sites.items():
         eqn = program.eqns[i]
         parts = [
-            _exactly(
+            graph.bind(
                 eqn,
                 [
                     value(v) if selected is None else _where(selected, value(v))
@@ -128,11 +129,6 @@ def _added(
         ]
         added[i] = sum(parts[1:], parts[0]), value(eqn.ins[0])
     return added
-
-
-def _exactly(eqn: graph.Eqn, operands: Sequence[Any]) -> Sequence[Any]:
-    """Run an equation once and for all, so at the highest precision."""
-    return graph.bind(eqn, operands, **graph.highest(eqn.params))
 
 
 def _where(selected: Any, array: Any) -> Any:
@@ -204,8 +200,8 @@ def _smallest(
         return None
     kernel = _as_kernel(program, keep, eqn, terms, operands)
     if kernel is not None and kernel.size < array.size:
-        return Carried("kernel", jnp.asarray(kernel))
-    return Carried("array", jnp.asarray(array))
+        return Carried("kernel", kernel)
+    return Carried("array", array)
 
 
 def _as_kernel(
@@ -268,7 +264,7 @@ def merge_into_biases(
             or size != max(constant.array.shape)
         ):
             rest[i] = constant
-        elif small[bias].size in (size,) or (size == 1 and len(shape) == 1):
+        elif small[bias].size == size or (size == 1 and len(shape) == 1):
             flat = constant.array.reshape(-1).astype(small[bias].dtype)
             small[bias] = (small[bias].reshape(-1) + flat).reshape(shape)
         else:

@@ -184,6 +184,7 @@ def _evaluate(
     wanted: Collection[int],
 ) -> dict[int, Any]:
     """Return values that depend on parameters and constants alone, flattened."""
+    program = graph.precise(program)
     producers, pending = graph.producers(program), list(wanted)
     needed: set[int] = set()
     while pending:
@@ -224,18 +225,17 @@ def _chains(program: Program) -> list[_Chain]:
             side = _side(program, j, current, data)
             if side is None:
                 break
-            vector = _vector(
-                program, producers, program.eqns[j].ins[1 - side], place.axis
-            )
-            if vector is None:
+            path = _path(program, producers, program.eqns[j].ins[1 - side], place.axis)
+            if path is None:
                 break
+            vector = path[-1]
             links.append(_Link(j, side, vector))
             (current,) = program.eqns[j].outs
             size = math.prod(program.shape(vector))
             if (
                 program.eqns[j].primitive.name == "add"
                 and vector in leaves
-                and len(readers[vector]) == 1
+                and all(len(readers[v]) == 1 for v in path)
                 and size == program.shape(current)[place.axis]
             ):
                 length = len(links)
@@ -274,15 +274,22 @@ def _side(program: Program, i: int, value: int, data: Collection[int]) -> int | 
     return None if is_divisor or eqn.ins[1 - side] in data else side
 
 
-def _vector(
+def _path(
     program: Program, producers: Mapping[int, int], value: int, axis: int
-) -> int | None:
-    """Return what was repeated to a value; None if it differs along other axes too."""
+) -> list[int] | None:
+    """Follow a value back to what was repeated; None if it differs along other axes too."""
+    path = [value]
     while value in producers:
         eqn = program.eqns[producers[value]]
         if eqn.primitive.name not in ("broadcast_in_dim", "reshape"):
             break
+        if eqn.primitive.name == "reshape" and _wide(program, value) not in (
+            [],
+            [axis],
+        ):
+            return None
         (value,) = eqn.ins[:1]
+        path.append(value)
         wide = _wide(program, value)
         if len(wide) > 1:
             return None
@@ -291,7 +298,7 @@ def _vector(
             if is_repeated and eqn.params["broadcast_dimensions"][wide[0]] != axis:
                 return None
             (axis,) = wide
-    return value if _wide(program, value) in ([], [axis]) else None
+    return path if _wide(program, value) in ([], [axis]) else None
 
 
 def _wide(program: Program, value: int) -> list[int]:

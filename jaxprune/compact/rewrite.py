@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxprune import graph
 from jaxprune.compact.constants import Carried
@@ -69,10 +70,11 @@ def run_job(job: Run) -> dict[int, Any]:
 
 
 def cut(array: Any, keep: Keep) -> Any:
-    """Return the kept positions of an array."""
+    """Return the kept positions of an array; NumPy's stay NumPy's."""
+    take = np.take if isinstance(array, np.ndarray) else jnp.take
     for axis, positions in enumerate(keep):
         if positions is not None:
-            array = jnp.take(jnp.asarray(array), positions, axis)
+            array = take(array, positions, axis)
     return array
 
 

@@ -190,11 +190,14 @@ _SIZES = ("shape", "new_sizes", "limit_indices", "slice_sizes", "sizes")
 
 
 def _same_eqn(first: graph.Eqn, second: graph.Eqn) -> bool:
-    """Return whether two equations differ in sizes alone; opaque ones keep all anyway."""
+    """Return whether two equations differ in sizes and precision alone.
+
+    Opaque ones keep all that they read anyway.
+    """
     return first.primitive.name == second.primitive.name and (
         graph.rule_of(first, graph.RULES).opaque
         or all(
-            name in _SIZES or param is second.params[name]
+            name in (*_SIZES, "precision") or param is second.params[name]
             or str(param) == str(second.params[name])
             for name, param in first.params.items()
         )

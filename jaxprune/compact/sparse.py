@@ -228,7 +228,7 @@ def fastest(compacted: Any, *args: Any, calls: int = 10) -> Fastest:
 
     Products with few weights are timed both ways, and then the whole function. The choice
     holds for this machine and these sizes; save what `compact` returned, and choose again
-    where it runs. Nothing is tried where JAX's default device is no CPU.
+    where it runs. Nothing is tried unless JAX's default backend is the CPU.
 
     Args:
         compacted: of `compact`.
@@ -272,7 +272,7 @@ def fastest(compacted: Any, *args: Any, calls: int = 10) -> Fastest:
         return _faster((by_weight, ones, weights), (dense, ones, leaves[name]), calls)
 
     unchanged = Fastest(fn, compacted.params, ())
-    # An H100 had not tried one VGG-16 after 3 minutes.
+    # On an H100, the compaction of one VGG-16 took more than 3 minutes with it.
     is_cpu = jax.default_backend() == "cpu"
     paying = [name for name, i in few.items() if is_cpu and gains(name, i)]
     if not paying:

@@ -142,14 +142,14 @@ def find(
     if name == "digits":
         about = "1,797 handwritten digits of 8x8 pixels, from scikit-learn."
         return DatasetFiles(name, "scikit-learn", None, None, about)
-    # The default of TFDS, which a machine that has only decoded arrays may lack.
-    default = os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+    # The default of TFDS, computed here because TFDS may not be installed.
+    default = os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     prepared = Path(data_dir or default).expanduser().absolute()
     versions = sorted(
         (path.parent for path in (prepared / name).glob("*/dataset_info.json")),
         key=lambda path: [int(n) if n.isdigit() else -1 for n in path.name.split(".")],
     )
-    caches = Path(cache_dir).absolute() if cache_dir else None
+    caches = Path(cache_dir).expanduser().absolute() if cache_dir else None
     major = DATASETS[name].major_version
     accepted = [v for v in versions if v.name.split(".")[0] == str(major)]
     if accepted:
@@ -157,6 +157,9 @@ def find(
         description = (newest / "dataset_info.json").read_bytes()
         version = f"{newest.name}-{hashlib.sha256(description).hexdigest()[:8]}"
         cache = caches / f"{name}-{version}.npz" if caches else None
+        if not (cache and cache.exists()):
+            with _requires("study", f"reading {name}"):
+                import tensorflow_datasets  # noqa: F401  # before hours of work
         return DatasetFiles(name, version, newest, cache, _first_sentence(description))
     if versions:
         raise DatasetError(

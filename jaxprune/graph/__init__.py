@@ -12,7 +12,7 @@ from jaxprune.graph.liveness import (
     readers,
     site_of,
 )
-from jaxprune.graph.precision import at_highest, highest
+from jaxprune.graph.precision import precise, precise_jaxpr
 from jaxprune.graph.relations import Keep, small_shape
 from jaxprune.graph.rules import (
     OPAQUE,
@@ -53,7 +53,6 @@ __all__ = [
     "Small",
     "State",
     "Use",
-    "at_highest",
     "batch_axes",
     "between",
     "bind",
@@ -61,7 +60,6 @@ __all__ = [
     "cuts",
     "depends_on",
     "elementwise",
-    "highest",
     "keep",
     "kept_entries",
     "kept_mask",
@@ -69,6 +67,8 @@ __all__ = [
     "live",
     "macs_of",
     "open_jaxpr",
+    "precise",
+    "precise_jaxpr",
     "producers",
     "readers",
     "rule_of",

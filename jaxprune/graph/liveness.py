@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune.graph import relations as rel
+from jaxprune.graph.precision import precise
 from jaxprune.graph.rules import RULES, Rule, Site, State, bind, rule_of
 from jaxprune.graph.trace import Eqn, Program
 
@@ -210,7 +211,7 @@ def readers(program: Program) -> dict[int, list[int]]:
 
 def _known(program: Program) -> Callable[[int], Any]:
     """Return a function of a value: its array if it depends on constants alone, or None."""
-    made_by = producers(program)
+    made_by, eqns = producers(program), precise(program).eqns
 
     @functools.cache
     def known(value: int) -> Any:
@@ -218,7 +219,7 @@ def _known(program: Program) -> Callable[[int], Any]:
             return np.asarray(program.constants[value])
         if value not in made_by or program.avals[value].size > _MOST_KNOWN:
             return None
-        eqn = program.eqns[made_by[value]]
+        eqn = eqns[made_by[value]]
         operands = [known(v) for v in eqn.ins]
         if any(operand is None for operand in operands):
             return None

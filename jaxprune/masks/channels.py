@@ -165,7 +165,7 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
             raise TypeError(f"scores are a shape at '{name}'. Pass arrays.")
         leaves.append(np.asarray(leaf, np.float64) if is_kernel else None)
     is_kernel = jax.tree.unflatten(groups.structure, list(groups.kernels))
-    tree.check_finite(scores, "check that params are finite.", is_kernel)
+    tree.check_finite(scores, "check how they were computed.", is_kernel)
     for name, leaf in zip(groups.names, leaves, strict=True):
         if reduce is None and leaf is not None and leaf.min(initial=0) < 0:
             raise ValueError(

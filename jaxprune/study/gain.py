@@ -11,9 +11,10 @@ import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxprune import checkpoint, compact, masks, models, profiling, tree
+from jaxprune.study import workbench
 from jaxprune.types import Mask
 
-BATCHES = (1, 64, 256)  # images per call
+BATCHES = (1, 256)  # images per call
 MOST_SPARSE = 64  # of these; what a sparse layer gathers grows with them, to gigabytes
 
 
@@ -93,12 +94,16 @@ def measure(
         facts[f"file_{side}"] = _file_size(network)
     for batch in batches:
         x = jax.random.uniform(jax.random.key(0), (batch, *input_shape))
-        measured = {side: (n.call, n.params) for side, n in networks.items()}
+        inference = workbench.inference(model.apply)
+        runs = {
+            "masked": _compiled(inference, model.params, model.state, x),
+            "compacted": _compiled(jax.jit(small.fn), small.params, x),
+        }
         if batch <= MOST_SPARSE:
             few = compact.fastest(small, x, calls=5)
             facts[f"sparse_{batch}_layers"] = len(few.kernels)
-            measured |= {"sparse": (few.fn, few.params)} if few.kernels else {}
-        runs = {side: _compiled(*called, x) for side, called in measured.items()}
+            if few.kernels:
+                runs["sparse"] = _compiled(jax.jit(few.fn), few.params, x)
         masked, *others = (run() for run in runs.values())
         most = float(jnp.abs(masked).max()) or 1.0
         for logits in others:
@@ -130,11 +135,9 @@ def _arrays(small: compact.Compacted) -> PyTree:
     return {"params": small.params, "constants": constants}
 
 
-def _compiled(
-    call: Callable[..., Any], params: PyTree, x: jax.Array
-) -> Callable[[], Any]:
-    run = jax.jit(lambda params, x: call(params, x)).lower(params, x).compile()
-    return lambda: run(params, x)
+def _compiled(jitted: Any, *args: Any) -> Callable[[], Any]:
+    run = jitted.lower(*args).compile()
+    return lambda: run(*args)
 
 
 def _bytes(network: _Network) -> int:

@@ -1,15 +1,14 @@
 """The stages that measure something: masks, accuracy, time and memory."""
 
 import dataclasses
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxprune import data, masks, models, profiling, train, tree
+from jaxprune import data, masks, profiling, train, tree
 from jaxprune.study import gain, workbench
 
 PROFILE_BATCH = 256  # images a call, as in the published study
@@ -87,7 +86,7 @@ def profile(
     host, preprocessing = np.asarray(test.images), test.preprocessing
     chosen = test.images[jnp.arange(PROFILE_BATCH) % len(host)]
     first = data.preprocess(chosen, preprocessing)
-    call = _inference(network.apply)
+    call = workbench.inference(network.apply)
     alone = profiling.latency(call, params, state, first)
 
     def fed_pass() -> list[Any]:
@@ -163,8 +162,3 @@ def epoch_time(
 
     (taken,) = profiling.seconds(train_a_bit, calls=1, warmup=1)
     return EpochTime(taken * steps / timed, timed, steps)
-
-
-@functools.lru_cache(maxsize=8)
-def _inference(apply: models.Apply) -> Callable[..., Any]:
-    return jax.jit(lambda params, state, x: apply(params, state, x)[0])

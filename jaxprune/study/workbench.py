@@ -91,6 +91,12 @@ def _built(
     return Network(init, jax.eval_shape(init, jax.random.key(0)).apply)
 
 
+@functools.lru_cache(maxsize=8)
+def inference(apply: models.Apply) -> Any:
+    """Return the jitted forward pass, one for each network, so that cells share it."""
+    return jax.jit(lambda params, state, x: apply(params, state, x)[0])
+
+
 def training(settings: Settings) -> train.Training:
     """Read back the recipe of a stage that trains."""
     held = settings["training"]

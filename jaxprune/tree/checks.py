@@ -98,12 +98,12 @@ def check_option(what: str, got: Any, known: Iterable[str]) -> None:
         ValueError: scope 'row' is unknown. Pass one of global, layer.
     """
     known = list(known)
-    if got not in known:
+    if not isinstance(got, str) or got not in known:
         raise ValueError(f"{what} '{got}' is unknown. Pass one of {', '.join(known)}.")
 
 
 def check_key(key: Any) -> None:
-    """Check that a value is a random key.
+    """Check that a value is one random key.
 
     Args:
         key: the value to check.
@@ -114,10 +114,14 @@ def check_key(key: Any) -> None:
     Example:
         >>> check_key(0)
         Traceback (most recent call last):
-        TypeError: key is a int. Pass jax.random.key(seed).
+        TypeError: key is 0, not a random key. Pass jax.random.key(seed).
     """
     if not is_key(key):
-        raise TypeError(f"key is a {type(key).__name__}. Pass jax.random.key(seed).")
+        raise TypeError(f"key is {key}, not a random key. Pass jax.random.key(seed).")
+    if key.shape:
+        raise TypeError(
+            f"key is an array of keys of shape {key.shape}. Pass one of them."
+        )
 
 
 def check_bool(mask: Mask) -> None:
@@ -203,6 +207,14 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
+def _find_finite(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Return which leaves are finite; on the host where JAX would round to float32."""
+    on_host = {n: leaf for n, leaf in leaves.items() if isinstance(leaf, np.ndarray)}
+    on_device = {n: leaf for n, leaf in leaves.items() if n not in on_host}
+    finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()}
+    return finite | _all_finite(on_device)
+
+
 def check_finite(
     scores: Scores,
     remedy: str,
@@ -236,7 +248,7 @@ def check_finite(
         )
         if is_checked and is_floating(leaf)
     }
-    finite = _all_finite(leaves)
+    finite = _find_finite(leaves)
     if any(isinstance(leaf, Tracer) for leaf in finite.values()):
         return
     bad = [name for name, is_finite in finite.items() if not is_finite]

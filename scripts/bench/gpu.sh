@@ -1,5 +1,5 @@
 #!/bin/bash
-# Measure on a GPU what a CPU cannot tell, in about 8 minutes. Needs the extra `bench`.
+# Run the benchmarks of a GPU in 6 to 15 minutes. Needs the extra `bench`, and CIFAR-10.
 #
 #     scripts/bench/gpu.sh FOLDER [arguments of scripts/study.py run, such as --data-dir DIR]
 #
@@ -13,13 +13,14 @@ if [ $# -eq 0 ]; then
 fi
 folder=$1
 shift
-mkdir -p "$folder" && folder=$(cd "$folder" && pwd) || exit 2
+mkdir -p "$folder" || exit 2
+scripts=$(dirname "$0")/..
 failed=0
 
 measure() { # name, most seconds, command
     local name=$1 most=$2 start=$SECONDS
     shift 2
-    if timeout --signal=INT --kill-after=20 "$most" "$@" > "$folder/$name.log" 2>&1; then
+    if timeout --foreground --signal=INT --kill-after=20 "$most" "$@" > "$folder/$name.log" 2>&1; then
         echo "$name: $((SECONDS - start)) s"
     else
         echo "$name: failed after $((SECONDS - start)) s; see $folder/$name.log" >&2
@@ -28,16 +29,15 @@ measure() { # name, most seconds, command
 }
 
 bench() { # name, most seconds, arguments of scripts/bench
-    measure "$1" "$2" python3 scripts/bench "${@:3}" --json "$folder/$1.json"
+    measure "$1" "$2" python3 "$scripts/bench" "${@:3}" --json "$folder/$1.json"
 }
 
-cd "$(dirname "$0")/../.." || exit 2
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 bench epoch 150 epoch --batch-sizes 256 --repeats 2
 bench compare 240 compare --only snip grasp synflow_1 synflow_100 select train_step evaluate
 for network in resnet50_nnx vgg16 gpt_nnx; do
     bench "channels_$network" 100 channels "$network" --densities 0.5 --batch 64 256 --calls 20
 done
-measure poster 240 python3 scripts/study.py run poster --recipe as_run --epochs-scale 0.1 \
+measure poster 240 python3 "$scripts/study.py" run poster --recipe as_run --epochs-scale 0.1 \
     --only c=1 --runs-dir "$folder/runs" "$@"
 exit $failed

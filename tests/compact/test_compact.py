@@ -437,6 +437,34 @@ def test_batch_norm_is_folded_into_kernels_and_biases(density):
     )
 
 
+FOLDING = {
+    "two channels in a leaf": lambda p, x: x @ p["w"] + p["p"].reshape(1, 3, 8) + p["b"],
+    "one number a row": lambda p, x: (x @ p["u"]) * p["r"].reshape(3, 1) + p["c"],
+    "one broadcast of a bias, twice": lambda p, x: [
+        (x @ p[name] - p["m"]) * p["s"] + (p["b"][None] if name == "w" else b)
+        for b in [p["b"][None]]
+        for name in ("w", "w2")
+    ],
+    "one bias, twice": lambda p, x: (lambda b: [
+        (x @ p["w"] - p["m"]) * p["s"] + b, (x @ p["w2"] - p["m"]) * p["s"] + b
+    ])(p["b"][None]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FOLDING)
+def test_what_is_not_one_number_per_channel_is_not_folded(name):
+    rng = np.random.default_rng(0)
+    sizes = {"w": (4, 8), "w2": (4, 8), "u": (4, 1), "p": (24,), "b": (8,), "c": (1,)}
+    sizes |= {"r": (3,), "m": (8,), "s": (8,)}
+    params = {n: jnp.asarray(rng.standard_normal(size)) for n, size in sizes.items()}
+    x = jnp.asarray(rng.standard_normal((2, 3, 4)))
+    fn, mask = FOLDING[name], masks.ones_like(params)
+    folded = compact.compact(fn, params, mask, x, fold_batch_norm=True)
+    chex.assert_trees_all_close(
+        folded.fn(folded.params, x), fn(params, x), rtol=1e-5, atol=1e-6
+    )
+
+
 def test_folding_flushes_subnormal_numbers():
     def fn(p: Any, x: Any) -> Any:
         return jax.nn.relu((x @ p["w"]) * p["scale"] + p["bias"]) @ p["v"]

@@ -7,6 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.extend.core import Primitive
+from jax.interpreters import mlir
 
 from jaxprune import compact, masks
 
@@ -58,6 +60,53 @@ def test_the_precision_of_products_is_that_of_the_caller():
     with jax.default_matmul_precision("highest"):
         # The product in the while loop stays as it was traced.
         assert sorted(precisions()) == [False, True, True, True, True]
+
+
+def test_another_precision_and_another_number_of_examples():
+    fn = lambda p, x: jnp.tanh(x @ p["w"]) @ p["v"]
+    _, params, mask = network(None)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    x = jnp.ones((5, 4))
+    expected = fn(masks.apply(params, mask), x)
+    with jax.default_matmul_precision("highest"):
+        np.testing.assert_allclose(
+            small.fn(small.params, x), expected, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_a_solver_that_asks_for_tf32_is_compacted_where_there_is_none():
+    def fn(p: Any, x: Any) -> Any:
+        matrix = jnp.eye(8) + p["w"] @ p["w"].T
+        solved, _ = jax.scipy.sparse.linalg.cg(
+            lambda v: jnp.dot(
+                matrix, v, precision=lax.DotAlgorithmPreset.TF32_TF32_F32
+            ),
+            x,
+            maxiter=3,
+        )
+        return solved @ p["v"]
+
+    params = {"w": jnp.eye(8) / 8, "v": jnp.ones((8, 4))}
+    mask = masks.ones_like(params)
+    mask["v"] = mask["v"].at[4:].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones(8))
+    assert any("while" in name or "solve" in name for name in small.info.opaque)
+
+
+def test_a_parameter_of_the_users_primitive_may_be_called_precision():
+    rounding = Primitive("rounding")
+    rounding.def_impl(lambda x, *, precision: jnp.round(x, precision))
+    rounding.def_abstract_eval(lambda x, *, precision: x)
+    mlir.register_lowering(
+        rounding,
+        mlir.lower_fun(
+            lambda x, *, precision: jnp.round(x, precision), multiple_results=False
+        ),
+    )
+    fn = lambda p, x: rounding.bind(x @ p["w"], precision=2)
+    params = {"w": jnp.ones((4, 8))}
+    small = compact.compact(fn, params, masks.ones_like(params), jnp.ones((2, 4)))
+    assert small.info.opaque == ("rounding at ''",)
 
 
 def test_the_precision_of_convolutions_is_that_of_the_caller():

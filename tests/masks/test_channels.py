@@ -227,6 +227,14 @@ def test_what_is_no_groups_or_scores_gets_a_sentence():
     assert sum(kept(mask)) == 2
 
 
+def test_scores_that_only_float64_holds_are_ranked():
+    groups = graph.channels(network, PARAMS, X)
+    wide = jax.tree.map(lambda s: np.asarray(s, np.float64) * 1e300, score(COLUMNS))
+    expected = masks.select_channels(groups, score(COLUMNS), 0.5)
+    found = masks.select_channels(groups, wide, 0.5)
+    assert jax.tree.all(jax.tree.map(jnp.array_equal, found, expected))
+
+
 def test_scores_under_jit_get_a_sentence():
     groups = graph.channels(network, PARAMS, X)
     with pytest.raises(ValueError, match="which jit can't trace. Call it"):

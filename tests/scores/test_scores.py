@@ -103,8 +103,12 @@ def test_taylor_is_snip_with_a_sign():
 
 
 def test_invalid_arguments_of_scores_get_a_sentence():
-    with pytest.raises(TypeError, match="key is a int. Pass jax.random.key"):
+    with pytest.raises(
+        TypeError, match="key is 0, not a random key. Pass jax.random.key"
+    ):
         scores.random(0, PARAMS)
+    with pytest.raises(TypeError, match=r"an array of keys of shape \(2,\). Pass one"):
+        scores.random(jax.random.split(jax.random.key(0)), PARAMS)
     with pytest.raises(TypeError, match="apply_fn returned a tuple, where an array"):
         scores.synflow(
             lambda p, x: (x, None), {"w": jnp.ones((2, 2))}, jnp.ones((1, 2))

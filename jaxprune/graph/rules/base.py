@@ -84,7 +84,8 @@ class Rule(NamedTuple):
 def bind(eqn: Eqn, operands: Sequence[Any], **changed: Any) -> Sequence[Any]:
     """Run the primitive of an equation, with some parameters changed.
 
-    A product without a precision has that of `jax.default_matmul_precision` at this call.
+    A product without a precision uses that of `jax.default_matmul_precision` at this call;
+    products inside loops that are not followed keep the one at which they were traced.
     """
     params = {**eqn.params, **changed}
     if eqn.primitive.name in PRODUCTS:
