@@ -29,8 +29,8 @@ def precise(program: Program) -> Program:
         >>> import jax.numpy as jnp
         >>> from jaxprune.graph import trace
         >>> program = trace(lambda p, x: x @ p, jnp.ones((2, 2)), jnp.ones((2, 2)))
-        >>> precise(program).eqns[0].params["precision"][0]
-        <Precision.HIGHEST: 2>
+        >>> precise(program).eqns[0].params["precision"][0].name
+        'HIGHEST'
     """
     eqns = [
         eqn._replace(params=_raised(eqn.primitive.name, eqn.params))
