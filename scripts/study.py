@@ -107,6 +107,10 @@ def run(
         train_examples=train_examples,
     )
     mesh_shape = None if mesh is None else _mesh_shape(mesh)
+    if cpus != 1 and executor == "local":
+        raise ValueError(
+            f"--cpus is for --executor ray; got --cpus {cpus}. Leave it out."
+        )
     run_cells = executors.local
     if executor == "ray":
         if mesh_shape is not None:

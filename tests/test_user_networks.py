@@ -503,6 +503,14 @@ def test_linen_boxes_are_no_part_of_a_name():
     assert set(tree.names(params)) == {"bias", "kernel"}
 
 
+def test_a_path_that_could_not_be_loaded_is_refused(tmp_path):
+    """Orbax reads some characters as a pattern."""
+    for name in ("run[lr=0.1]", "run*", "a?", "a\\b"):
+        with pytest.raises(ValueError, match="which Orbax reads as a pattern"):
+            checkpoint.save(tmp_path / name, {"w": jnp.ones(2)})
+        assert not (tmp_path / name).exists()
+
+
 def test_two_leaves_of_one_name_are_refused(tmp_path):
     params = {"a/b": jnp.ones((2, 2)), "a": {"b": jnp.ones((2, 2))}}
     with pytest.raises(ValueError, match="two leaves are named 'a/b'"):

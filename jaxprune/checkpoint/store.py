@@ -157,7 +157,8 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
 
     Raises:
         ValueError: if a checkpoint, or something else, is there (to replace it, delete the
-            folder first), if there are no leaves, or if two leaves have one name.
+            folder first), if the path has a character that Orbax reads as a pattern, if
+            there are no leaves, or if two leaves have one name.
         TypeError: if a leaf is not an array, a number or a string.
         OSError: if it can't be written; then there is nothing at `path`.
 
@@ -169,6 +170,11 @@ def save(path: str | os.PathLike, arrays: PyTree) -> None:
         {'w': Array([1., 1.], dtype=float32)}
     """
     place = Path(_absolute(path))
+    if set(str(place)) & set("[]*?\\"):
+        raise ValueError(
+            f"the path {place} has one of the characters [ ] * ? \\, which Orbax reads as a "
+            "pattern, so that it could not be loaded. Pass another path."
+        )
     _clear_destination(place)
     # Fail now if nothing can be written there: Orbax would wait for minutes at exit.
     place.parent.mkdir(parents=True, exist_ok=True)

@@ -4,10 +4,13 @@ A channel is removed if no path leads from it to an output, or none from the inp
 the second case it emits a constant, which is added further on.
 """
 
+import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -16,8 +19,8 @@ from jaxprune.compact import constants
 from jaxprune.compact.constants import Carried
 from jaxprune.compact.fold import fold
 from jaxprune.compact.rewrite import cut
-from jaxprune.compact.small import SmallFunction
-from jaxprune.compact.verify import verify
+from jaxprune.compact.small import SmallFunction, same_program
+from jaxprune.compact.verify import agree, verify
 from jaxprune.graph import Keep
 from jaxprune.types import Mask, Params
 
@@ -54,6 +57,17 @@ class Info(NamedTuple):
     inlined: tuple[str, ...]
     collapse: masks.Collapse | None
 
+    def __repr__(self) -> str:
+        """List what is not the same for every leaf."""
+        lines = [
+            f"{self.left:,} of {self.dense:,} numbers are left; the mask keeps "
+            f"{self.kept:,}, and {self.carried:,} are carried",
+            *(f"not followed: {name}" for name in self.opaque),
+            *(f"derivative lost: {name}" for name in self.inlined),
+            *([] if self.collapse is None else [self.collapse.message]),
+        ]
+        return "\n  ".join(["Info:", *lines])
+
 
 class Compacted(NamedTuple):
     """A smaller function.
@@ -68,6 +82,10 @@ class Compacted(NamedTuple):
     fn: Callable[..., Any]
     params: Params
     info: Info
+
+    def __repr__(self) -> str:
+        """Describe what is left."""
+        return f"Compacted: {self.info!r}"
 
 
 class _Plan(NamedTuple):
@@ -98,6 +116,8 @@ def compact(
     the highest precision (to 2.4e-4 of the largest output in float32, 0.05 in 16 bits), and
     is never larger than the dense function. Jit it; it can be differentiated (`info.inlined`
     names derivatives of `custom_vjp` that are lost), trained further and pickled.
+
+    Scans are unrolled, up to 20,000 operations in all, so that long ones compile slowly.
 
     Other numbers of examples along the first axis of the arguments are accepted if the
     function treats examples one by one and does not use their number; compact it with two
@@ -131,7 +151,6 @@ def compact(
         TypeError: if a leaf of `params` is not an array.
 
     Example:
-        >>> import jax.numpy as jnp
         >>> fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
         >>> params = {"w": jnp.ones((4, 8)), "b": jnp.ones((1, 8)), "v": jnp.ones((8, 2))}
         >>> mask = masks.ones_like(params)
@@ -144,7 +163,7 @@ def compact(
         Unger Bragagnolo and Barbano, Simplify: A Python library for optimizing pruned
         neural networks, SoftwareX 2022, carries constants in the same way.
     """
-    mask = _check(params, mask, inputs)
+    mask = _check(params, mask, args, inputs)
     leaves = jax.tree.leaves(_masked(params, mask))
     host_leaves = [_on_host(leaf) for leaf in leaves]
     mask_leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
@@ -190,6 +209,13 @@ def compact(
     structure = jax.tree.structure(params)
     small_params = jax.device_put(jax.tree.unflatten(structure, best.small))
     verify(small_fn, leaves, small_params, args)
+    one = _one_example(args)
+    if one is not None and _is_another(small_fn, one):
+        options = {"inputs": inputs, "fold_batch_norm": fold_batch_norm}
+        with contextlib.suppress(ValueError):  # one example alone can't be compacted
+            again = compact(fn, params, mask, *one, **options)
+            if jax.tree.all(jax.tree.map(agree, again.params, small_params)):
+                small_fn = dataclasses.replace(small_fn, of_one=again.fn)
     info = _describe(program, everything, best, mask_leaves)
     live = jax.tree.unflatten(structure, info.live)
     return Compacted(small_fn, small_params, info._replace(live=live))
@@ -203,7 +229,7 @@ def _on_host(array: Any) -> Any:
     return array if tree.is_key(array) else np.asarray(array)
 
 
-def _check(params: Params, mask: Mask, inputs: str) -> Mask:
+def _check(params: Params, mask: Mask, args: Any, inputs: str) -> Mask:
     tree.check_option("inputs", inputs, ("keep", "gather"))
     tree.check_arrays(params)
     if any(
@@ -211,7 +237,7 @@ def _check(params: Params, mask: Mask, inputs: str) -> Mask:
     ):
         raise TypeError("compact needs the numbers of params and mask. Pass arrays.")
     mask = tree.check_mirrors(mask, params)
-    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, mask))):
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves((params, mask, args))):
         raise ValueError(
             "compact decides by the mask what shapes are left, which jit can't trace. Call "
             "it outside, and jit the function that it returns."
@@ -236,6 +262,32 @@ def _fewest(first: _Plan, plan: Callable[[Callable[[int], bool]], _Plan]) -> _Pl
     if is_map:
         plans.append(plan(lambda i: i not in is_map))
     return min(plans, key=_Plan.numbers)
+
+
+def _one_example(args: Any) -> Any:
+    """Return the first of several examples; None if there is one, or no axis of them."""
+    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(args)]
+    if not shapes or any(not shape or shape[0] < 2 for shape in shapes):
+        return None
+    return jax.tree.map(
+        lambda leaf: (
+            jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
+            if isinstance(leaf, jax.ShapeDtypeStruct)
+            else leaf[:1]
+        ),
+        args,
+    )
+
+
+def _is_another(small_fn: SmallFunction, args: Any) -> bool:
+    """Return whether a function that treats examples one by one traces otherwise."""
+    if small_fn.batch is None:
+        return False
+    try:
+        other = graph.trace(small_fn.fn, small_fn.params, *args)
+    except Exception:  # anything that the user's function raises at this size
+        return False
+    return not same_program(small_fn.program, other, small_fn.batch)
 
 
 def _batch_axes(

@@ -34,6 +34,8 @@ class SmallFunction:
             first axis of the arguments must have the size of the example.
         products: products that are computed in another way, by equation.
         vectors: shapes of the parameters of these products, by name.
+        of_one: the same for one example, where that is another program: `jnp.matmul` drops
+            an axis of one.
     """
 
     fn: Callable[..., Any]
@@ -47,15 +49,18 @@ class SmallFunction:
     batch: frozenset[tuple[int, int]] | None
     products: Mapping[int, Callable[..., Any]] = dataclasses.field(default_factory=dict)
     vectors: Mapping[str, tuple[int, ...]] = dataclasses.field(default_factory=dict)
+    of_one: "SmallFunction | None" = None
 
     def __call__(self, params: Params, *args: Any) -> Any:
         """Run the smaller function."""
+        if self.of_one is not None and _has_one_example(args):
+            return self.of_one(params, *args)
         leaves = self._check_params(params)
         program, keep = self.at(args)
         values: dict[int, Any] = dict(zip(program.params, leaves, strict=True))
         values.update(zip(program.args, jax.tree.leaves(args), strict=True))
-        for value, positions in self._gathered():
-            values[value] = values[value][positions]
+        for value in program.args:  # keys are never cut
+            values[value] = cut(values[value], keep[value])
         values.update(self._constants(program, keep))
         job = Run(program, self.program, keep, values, self.carried, self.products)
         values = run_job(job)
@@ -97,17 +102,6 @@ class SmallFunction:
         """Return the arrays besides the parameters: closed-over ones and carried ones."""
         carried = [constant.array for constant in self.carried.values()]
         return [*map(jnp.asarray, self.constants.values()), *carried]
-
-    def _gathered(self) -> list[tuple[int, Any]]:
-        """Return the arguments of which only some positions are read."""
-        result = []
-        for value in self.program.args:
-            shape, keep = self.program.shape(value), self.keep[value]
-            if any(positions is not None for positions in keep):
-                pairs = zip(shape, keep, strict=True)
-                index = np.ix_(*(np.arange(n) if k is None else k for n, k in pairs))
-                result.append((value, index))
-        return result
 
     def _check_params(self, params: Params) -> list[Any]:
         leaves = jax.tree.leaves(params)
@@ -166,6 +160,10 @@ class SmallFunction:
         return program, _transfer(self.program, self.keep, program, self.batch)
 
 
+def _has_one_example(args: Any) -> bool:
+    return all(jnp.shape(leaf)[:1] == (1,) for leaf in jax.tree.leaves(args))
+
+
 def _same_constants(first: Mapping[int, Any], second: Mapping[int, Any]) -> bool:
     """Return whether two traces of a function close over the same numbers."""
 
@@ -204,7 +202,7 @@ def _same_eqn(first: graph.Eqn, second: graph.Eqn) -> bool:
     )  # fmt: skip
 
 
-def _same_program(
+def same_program(
     first: graph.Program, second: graph.Program, batch: frozenset[tuple[int, int]]
 ) -> bool:
     """Return whether two traces differ in the number of examples alone."""
@@ -230,7 +228,7 @@ def _transfer(
     batch: frozenset[tuple[int, int]],
 ) -> Sequence[Keep]:
     """Return what a program keeps that differs from another in the number of examples."""
-    if not _same_program(program, other, batch):
+    if not same_program(program, other, batch):
         raise ValueError(
             "the function computes something else with another number of examples, such as "
             "x / x.shape[0]. Compact it with arguments of these shapes."

@@ -189,7 +189,9 @@ def sparse(compacted: Any, kernels: Iterable[str]) -> Fastest:
     vectors = {**fn.vectors, **{name: leaves[name].shape for name in names}}
     products = {**fn.products, **gathers}
     return Fastest(
-        dataclasses.replace(fn, products=products, vectors=vectors), params, names
+        dataclasses.replace(fn, products=products, vectors=vectors, of_one=None),
+        params,
+        names,
     )
 
 

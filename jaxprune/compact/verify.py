@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.extend import core
 
-from jaxprune import graph
+from jaxprune import graph, tree
 from jaxprune.compact.rewrite import cut, run
 from jaxprune.compact.small import SmallFunction
 from jaxprune.graph import Keep
@@ -30,7 +30,10 @@ def verify(
     expected = _outputs(small_fn.fn, params, *full_args)
     results = _outputs(small_fn.__call__, small_params, *full_args)
     for a, b in zip(expected, results, strict=True):
-        if not _agree(a, b):
+        if not agree(a, b):
+            if not _is_finite(a):
+                like = jax.tree.unflatten(structure, leaves)
+                tree.check_finite(like, "mend them first.", what="params")
             if not _is_finite(a) and _is_finite(b):
                 raise ValueError(
                     "the masked function returns numbers that are not finite on random "
@@ -71,7 +74,10 @@ def _is_finite(array: Any) -> bool:
     )
 
 
-def _agree(first: Any, second: Any) -> bool:
+def agree(first: Any, second: Any) -> bool:
+    """Return whether two arrays are equal but for rounding."""
+    if tree.is_key(first):
+        first, second = jax.random.key_data(first), jax.random.key_data(second)
     a, b = np.asarray(first), np.asarray(second)
     if a.shape != b.shape:
         return False
@@ -99,6 +105,6 @@ def _first_difference(
     small = run(program, keep, small, small_fn.carried)
     for eqn in program.eqns:
         for v in eqn.outs:
-            if v in small and not _agree(cut(values[v], keep[v]), small[v]):
+            if v in small and not agree(cut(values[v], keep[v]), small[v]):
                 return f"{eqn.primitive.name} at '{eqn.where}'"
     return "its outputs"

@@ -15,7 +15,7 @@ def between(
     ins: Sequence[rel.Keep],
     outs: Sequence[rel.Keep],
     *,
-    rules: Mapping[str, Rule] = RULES,
+    rules: Mapping[str, Rule] | None = None,
 ) -> list[rel.Keep] | None:
     """Return what a sub-program keeps if its inputs and outputs keep given positions.
 
@@ -26,13 +26,13 @@ def between(
         program: the sub-program.
         ins: of each input (parameters, then arguments), the positions that are kept.
         outs: of each output, the positions that are kept.
-        rules: the rule of each primitive.
+        rules: the rule of each primitive; by default `RULES`.
 
     Returns:
         Of each value, the positions that are kept; None if the sub-program needs more of its
         inputs or outputs.
     """
-    relations = relate(program, rules_of(program, rules))
+    relations = relate(program, rules_of(program, rules or RULES))
     shapes = relations.shapes
     values = [*program.params, *program.args, *program.outs]
     given = [*ins, *outs]

@@ -11,6 +11,7 @@ from jaxprune.graph import relations as rel
 from jaxprune.graph.precision import precise
 from jaxprune.graph.rules import RULES, Rule, Site, State, bind, rule_of
 from jaxprune.graph.trace import Eqn, Program
+from jaxprune.tree import is_key
 
 # A predicate of this many entries or fewer is evaluated if it depends on constants alone.
 _MOST_KNOWN = 1 << 24
@@ -101,7 +102,7 @@ def live(
     masks: Sequence[Any],
     *,
     carry: Callable[[int], bool] = lambda i: True,
-    rules: Mapping[str, Rule] = RULES,
+    rules: Mapping[str, Rule] | None = None,
 ) -> Liveness:
     """Follow kept weights from the arguments to the outputs, and back.
 
@@ -109,7 +110,7 @@ def live(
         program: of `trace`.
         masks: bool arrays, one for each leaf of the parameters.
         carry: whether constants are carried behind equation number i.
-        rules: the rule of each primitive.
+        rules: the rule of each primitive; by default `RULES`.
 
     Returns:
         What varies, may be nonzero and is needed.
@@ -133,7 +134,7 @@ def live(
             )
     known = _known(program)
     data = depends_on(program, program.args)
-    chosen = rules_of(program, rules)
+    chosen = rules_of(program, rules or RULES)
     sites = [
         site_of(
             program,
@@ -222,6 +223,8 @@ def _known(program: Program) -> Callable[[int], Any]:
         eqn = eqns[made_by[value]]
         operands = [known(v) for v in eqn.ins]
         if any(operand is None for operand in operands):
+            return None
+        if any(is_key(program.avals[v]) for v in eqn.outs):  # NumPy has no keys
             return None
         with jax.ensure_compile_time_eval():
             results = bind(eqn, operands)

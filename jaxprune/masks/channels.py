@@ -107,6 +107,11 @@ def select_channels(
     def share(removed: int) -> float:
         return _cost(groups, cost, keep(removed)) / whole
 
+    if not order.size:
+        raise ValueError(
+            f"kinds is {kinds!r}, which leaves nothing to remove. Pass some of "
+            f"{', '.join(dict.fromkeys(kind.what for kind in groups.kinds))}."
+        )
     if share(len(order)) > density:
         raise ValueError(
             f"density {density} of the {cost} can't be reached: removing groups of the kinds "
@@ -163,6 +168,11 @@ def _check_scores(groups: Groups, scores: Scores, reduce: str | None) -> list[An
             )
         if isinstance(leaf, jax.ShapeDtypeStruct):
             raise TypeError(f"scores are a shape at '{name}'. Pass arrays.")
+        if is_kernel and not tree.is_floating(leaf):
+            raise TypeError(
+                f"scores are {leaf.dtype} at '{name}', where floats are expected. Pass the "
+                "result of a scoring function, not a mask."
+            )
         leaves.append(np.asarray(leaf, np.float64) if is_kernel else None)
     is_kernel = jax.tree.unflatten(groups.structure, list(groups.kernels))
     tree.check_finite(scores, "check how they were computed.", is_kernel)

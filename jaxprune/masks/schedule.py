@@ -34,7 +34,7 @@ def check_density(density: Fraction) -> float:
     if not 0.0 < value <= 1.0:
         raise ValueError(
             "density is the fraction of prunable weights to keep, in (0, 1]; got "
-            f"{density}. For a sparsity of s, pass 1 - s."
+            f"{density!r}. For a sparsity of s, pass 1 - s; for p percent, p / 100."
         )
     return value
 

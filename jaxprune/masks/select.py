@@ -164,6 +164,11 @@ def _check_enough(
     if any(leaf is None or isinstance(leaf, Tracer) for leaf in alive):
         return
     left = count(list(alive), [True] * len(alive))
+    if left == 0:
+        raise ValueError(
+            "the mask keeps no weight, and pruned weights stay pruned. Pass no mask to let "
+            "weights grow back."
+        )
     if keep > left:
         where = f"'{names[0]}'" if len(names) == 1 else f"{len(names)} leaves together"
         raise ValueError(

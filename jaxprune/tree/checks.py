@@ -163,6 +163,10 @@ def check_arrays(params: PyTree, what: str = "params") -> None:
         TypeError: params has a str at 'activation', where an array is expected. ...
     """
     for name, leaf in zip(names(params), jax.tree.leaves(params), strict=True):
+        if callable(leaf) and not name:
+            raise TypeError(
+                f"{what} is a function. The function comes first, then {what}."
+            )
         if not (hasattr(leaf, "shape") and hasattr(leaf, "dtype")):
             raise TypeError(
                 f"{what} has a {type(leaf).__name__} at '{name}', where an array is "

@@ -225,6 +225,63 @@ def test_gathered_inputs():
     )
 
 
+def test_gathered_inputs_at_another_number_of_examples():
+    params = {"w": jnp.ones((4, 3))}
+    mask = {"w": jnp.ones((4, 3), bool).at[0].set(False)}
+    fn = lambda p, x: x @ p["w"]
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)), inputs="gather")
+    for number in (1, 2, 8):
+        x = jnp.arange(4.0 * number).reshape(number, 4)
+        expected = fn(masks.apply(params, mask), x)
+        np.testing.assert_allclose(small.fn(small.params, x), expected)
+
+
+def test_one_example_where_a_product_drops_its_axis():
+    """`jnp.matmul` of a batch of one is another program."""
+
+    def fn(p: Any, x: Any) -> Any:
+        h = jax.nn.relu(x @ p["w"] + p["b"])
+        return jax.nn.softmax(h @ h.swapaxes(-1, -2)) @ h @ p["v"] / x.shape[1]
+
+    rng = np.random.default_rng(0)
+    sizes = {"w": (4, 6), "b": (6,), "v": (6, 2)}
+    params = {n: jnp.asarray(rng.standard_normal(size)) for n, size in sizes.items()}
+    mask = masks.ones_like(params)
+    mask["w"] = mask["w"].at[:, :3].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 3, 4)))
+    for number in (1, 5):
+        x = jnp.asarray(rng.standard_normal((number, 3, 4)))
+        expected = fn(masks.apply(params, mask), x)
+        np.testing.assert_allclose(
+            jax.jit(small.fn)(small.params, x), expected, rtol=1e-9
+        )
+
+
+def test_random_numbers_of_a_fixed_key_and_keys_that_are_returned():
+    def fn(p: Any, x: Any) -> Any:
+        key = jax.random.key(0)
+        kept = jax.random.bernoulli(key, 0.5, (2, 8))
+        return jnp.where(kept, x @ p["w"], 0.0) @ p["v"], key
+
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    mask = masks.ones_like(params)
+    mask["w"] = mask["w"].at[:, 5:].set(False)
+    small = compact.compact(fn, params, mask, jnp.ones((2, 4)))
+    assert any("random_bits" in name for name in small.info.opaque)
+    expected, key = fn(masks.apply(params, mask), jnp.ones((2, 4)))
+    result, same = small.fn(small.params, jnp.ones((2, 4)))
+    np.testing.assert_allclose(result, expected)
+    assert same == key
+
+
+def test_a_compacted_function_prints_its_sizes():
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    fn = lambda p, x: x @ p["w"] @ p["v"]
+    small = compact.compact(fn, params, masks.ones_like(params), jnp.ones((2, 4)))
+    assert "48 of 48 numbers are left" in str(small)
+    assert len(str(small).splitlines()) == 2
+
+
 def test_a_network_that_is_cut_is_a_constant_with_a_warning():
     network = ZOO["mlp"](jax.random.key(0))
     params, mask = drawn(network, 1.0, 0)
@@ -315,6 +372,12 @@ def test_invalid_arguments_are_refused():
     fn = lambda p, x: x @ p["w"]
     params, x = {"w": jnp.ones((4, 3))}, jnp.ones((2, 4))
     mask = masks.ones_like(params)
+    with pytest.raises(ValueError, match="by the mask what shapes are left, which jit"):
+        jax.jit(lambda x: compact.compact(fn, params, mask, x).params)(x)
+    with pytest.raises(TypeError, match="params is a function. The function comes fir"):
+        tree.check_arrays(fn)  # of compact(params, fn, mask, x)
+    with pytest.raises(ValueError, match=r"params are not finite at 'w' \(12 of 12"):
+        compact.compact(fn, {"w": jnp.full((4, 3), jnp.nan)}, mask, x)
     with pytest.raises(ValueError, match="mask has no leaf at 'w'"):
         compact.compact(fn, params, {"v": mask["w"]}, x)
     with pytest.raises(ValueError, match="which jit can't trace. Call it outside"):

@@ -186,7 +186,7 @@ def test_half_the_multiply_accumulates_of_a_trained_network_are_removed_by_taylo
         (
             score(COLUMNS),
             {"kinds": []},
-            "gets down to 1. Raise the density, prune more kinds",
+            "kinds is \\[\\], which leaves nothing to remove. Pass some of neurons",
         ),
         (
             score(COLUMNS),
@@ -223,6 +223,12 @@ def test_what_is_no_groups_or_scores_gets_a_sentence():
         masks.select_channels(groups, jax.eval_shape(lambda: PARAMS), 0.5)
     with pytest.raises(ValueError, match="density is the fraction .* got True"):
         masks.select_channels(groups, score(COLUMNS), True)
+    with pytest.raises(TypeError, match="scores are bool at 'v', where floats are exp"):
+        masks.select_channels(groups, masks.ones_like(PARAMS), 0.5)
+    with pytest.raises(
+        ValueError, match=r"kinds is \[\], which leaves nothing to remov"
+    ):
+        masks.select_channels(groups, score(COLUMNS), 0.5, kinds=[])
     mask = masks.select_channels(groups, score(COLUMNS), 0.5, multiple_of=np.int64(2))
     assert sum(kept(mask)) == 2
 
