@@ -115,9 +115,9 @@ def compact(
     names it. The result is checked on random inputs before it is returned, with products of
     the highest precision (to 2.4e-4 of the largest output in float32, 0.05 in 16 bits), and
     is never larger than the dense function. Jit it; it can be differentiated (`info.inlined`
-    names derivatives of `custom_vjp` that are lost), trained further and pickled.
-
-    Scans are unrolled, up to 20,000 operations in all, so that long ones compile slowly.
+    names calls whose own `custom_vjp` is replaced by JAX's derivative), trained further
+    (BatchNorm keeps its statistics) and pickled. Scans are unrolled, up to 20,000 operations
+    in all, so that long ones compile slowly.
 
     Other numbers of examples along the first axis of the arguments are accepted if the
     function treats examples one by one and does not use their number; compact it with two
@@ -131,13 +131,14 @@ def compact(
     statistics that the function closes over are cut with their channels.
 
     Args:
-        fn: `fn(params, *args)`, any function that JAX can trace, in inference form.
+        fn: `fn(params, *args)`, any function that JAX can trace, in inference form: without
+            Dropout, and with the running statistics of BatchNorm.
         params: its parameters; the mask is applied here.
         mask: True keeps.
-        args: example arguments, or `jax.ShapeDtypeStruct`. Integers, such as tokens, should
-            be examples.
-        inputs: "keep" reads the arguments as they are; "gather" takes the positions that
-            matter first.
+        args: example arguments, or `jax.ShapeDtypeStruct`. Pass real examples of
+            integers, such as tokens: the check runs on them.
+        inputs: "keep" multiplies whole arguments; "gather" first takes the entries whose
+            weights are kept, so that the first kernel gets smaller too.
         fold_batch_norm: fold what scales and shifts each channel behind a product, such as
             BatchNorm in inference form, into its kernel and the last bias. Leaves that are no
             longer read, such as scales, are left empty. Outputs differ by rounding.

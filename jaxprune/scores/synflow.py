@@ -28,7 +28,8 @@ def synflow(
 
     R is computed with every parameter replaced by its absolute value. Leave nonlinear
     normalization out of `apply_fn`: BatchNorm with statistics of real data stops the flow
-    (`models.flow` makes norm layers the identity). In float32, the order of the last few
+    (`models.flow` makes the norm layers of a `Model` the identity; for other libraries, build
+    the network with the identity in their place). In float32, the order of the last few
     percent of the weights is decided by rounding: on VGG-16 at a density of 0.01 after
     100 rounds, masks in float32 and float64 share 85 to 91 % of their weights.
 
