@@ -95,9 +95,8 @@ NETWORKS = {"conv2": conv2, "vit": vit}
 
 def load() -> tuple[Data, Data]:
     """Return training and test images of digits."""
-    from sklearn.datasets import (
-        load_digits,
-    )  # scripts/bench, which uses Block, does not need it
+    # Imported here, since scripts/bench uses Block without scikit-learn.
+    from sklearn.datasets import load_digits
 
     x, y = load_digits(return_X_y=True)
     x = jnp.asarray(x, jnp.float32).reshape(-1, 8, 8, 1) / 16

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
 
@@ -19,7 +18,8 @@ from jaxprune.compact import constants
 from jaxprune.compact.constants import Carried
 from jaxprune.compact.fold import fold
 from jaxprune.compact.rewrite import cut
-from jaxprune.compact.small import SmallFunction, same_program
+from jaxprune.compact.small import SmallFunction, has_one_example, same_program
+from jaxprune.compact.store import with_examples
 from jaxprune.compact.verify import agree, verify
 from jaxprune.graph import Keep
 from jaxprune.types import Mask, Params
@@ -152,6 +152,7 @@ def compact(
         TypeError: if a leaf of `params` is not an array.
 
     Example:
+        >>> import jax.numpy as jnp
         >>> fn = lambda p, x: jax.nn.relu(x @ p["w"] + p["b"]) @ p["v"]
         >>> params = {"w": jnp.ones((4, 8)), "b": jnp.ones((1, 8)), "v": jnp.ones((8, 2))}
         >>> mask = masks.ones_like(params)
@@ -210,8 +211,8 @@ def compact(
     structure = jax.tree.structure(params)
     small_params = jax.device_put(jax.tree.unflatten(structure, best.small))
     verify(small_fn, leaves, small_params, args)
-    one = _one_example(args)
-    if one is not None and _is_another(small_fn, one):
+    if _is_another_of_one(small_fn):
+        one = jax.tree.map(_first_example, args)
         options = {"inputs": inputs, "fold_batch_norm": fold_batch_norm}
         with contextlib.suppress(ValueError):  # one example alone can't be compacted
             again = compact(fn, params, mask, *one, **options)
@@ -265,45 +266,38 @@ def _fewest(first: _Plan, plan: Callable[[Callable[[int], bool]], _Plan]) -> _Pl
     return min(plans, key=_Plan.numbers)
 
 
-def _one_example(args: Any) -> Any:
-    """Return the first of several examples; None if there is one, or no axis of them."""
-    shapes = [jnp.shape(leaf) for leaf in jax.tree.leaves(args)]
-    if not shapes or any(not shape or shape[0] < 2 for shape in shapes):
-        return None
-    return jax.tree.map(
-        lambda leaf: (
-            jax.ShapeDtypeStruct((1, *leaf.shape[1:]), leaf.dtype)
-            if isinstance(leaf, jax.ShapeDtypeStruct)
-            else leaf[:1]
-        ),
-        args,
+def _first_example(leaf: Any) -> Any:
+    is_shape = isinstance(leaf, jax.ShapeDtypeStruct)
+    return with_examples(leaf, 1) if is_shape else leaf[:1]
+
+
+def _is_another_of_one(small_fn: SmallFunction) -> bool:
+    """Return whether a function of several examples traces otherwise for one."""
+    sizes = [leaf.shape[:1] for leaf in jax.tree.leaves(small_fn.args)]
+    if small_fn.batch is None or not sizes or () in sizes or min(sizes) < (2,):
+        return False
+    other = _trace_of(1, small_fn.fn, small_fn.params, small_fn.args)
+    return other is not None and not same_program(
+        small_fn.program, other, small_fn.batch
     )
-
-
-def _is_another(small_fn: SmallFunction, args: Any) -> bool:
-    """Return whether a function that treats examples one by one traces otherwise."""
-    if small_fn.batch is None:
-        return False
-    try:
-        other = graph.trace(small_fn.fn, small_fn.params, *args)
-    except Exception:  # anything that the user's function raises at this size
-        return False
-    return not same_program(small_fn.program, other, small_fn.batch)
 
 
 def _batch_axes(
     fn: Callable[..., Any], params: Params, args: Any, program: graph.Program
 ) -> frozenset[tuple[int, int]] | None:
     """Return the axes that have another size with another number of examples."""
-    if all(leaf.shape[:1] == (1,) for leaf in jax.tree.leaves(args)):
-        two = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((2, *leaf.shape[1:]), leaf.dtype), args
-        )
-        try:
-            program = graph.trace(fn, params, *two)
-        except Exception:  # anything that the user's function raises at this size
-            return None
-    return graph.batch_axes(program)
+    two = _trace_of(2, fn, params, args) if has_one_example(args) else program
+    return None if two is None else graph.batch_axes(two)
+
+
+def _trace_of(
+    number: int, fn: Callable[..., Any], params: Params, args: Any
+) -> graph.Program | None:
+    """Trace a function of this many examples; None if it does not take so many."""
+    try:
+        return graph.trace(fn, params, *with_examples(args, number))
+    except Exception:  # anything that the user's function raises at this size
+        return None
 
 
 def _describe(

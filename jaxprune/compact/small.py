@@ -53,7 +53,7 @@ class SmallFunction:
 
     def __call__(self, params: Params, *args: Any) -> Any:
         """Run the smaller function."""
-        if self.of_one is not None and _has_one_example(args):
+        if self.of_one is not None and has_one_example(args):
             return self.of_one(params, *args)
         leaves = self._check_params(params)
         program, keep = self.at(args)
@@ -160,7 +160,8 @@ class SmallFunction:
         return program, _transfer(self.program, self.keep, program, self.batch)
 
 
-def _has_one_example(args: Any) -> bool:
+def has_one_example(args: Any) -> bool:
+    """Return whether the first axis of all arguments is one."""
     return all(jnp.shape(leaf)[:1] == (1,) for leaf in jax.tree.leaves(args))
 
 

@@ -72,13 +72,7 @@ def serialize(
     choices = [fixed]
     if batch and all(leaf.shape for leaf in jax.tree.leaves(fixed)):
         (size,) = export.symbolic_shape("batch")
-        choices.insert(
-            0,
-            jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct((size, *leaf.shape[1:]), leaf.dtype),
-                fixed,
-            ),
-        )
+        choices.insert(0, with_examples(fixed, size))
     failed: Exception | None = None
     for chosen in choices:
         for platforms in (_PLATFORMS, None):
@@ -93,6 +87,13 @@ def serialize(
         f"the function can't be exported: {failed} If these are its parameters and "
         "arguments, save the parameters alone, with checkpoint.save."
     ) from failed
+
+
+def with_examples(args: Any, number: Any) -> Any:
+    """Return the shapes of arguments with another number of examples."""
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape[1:]), leaf.dtype), args
+    )
 
 
 def save(

@@ -101,8 +101,9 @@ def channels(
     program = trace(fn, params, *args)
     rules = RULES if rules is None else rules
     view, used = view_of(program, rules), uses(program)
+    kernels = list(dict.fromkeys(i for use in used for i in use.kernels))
     bound = bound_groups(view)
-    found, seeds = find_kinds(view, used, bound)
+    found, seeds = find_kinds(view, used, kernels, bound)
     refused = _refused(view, found, seeds, rules)
     kinds, kept_seeds = [], []
     for kind in found:
@@ -111,7 +112,6 @@ def channels(
             kept_seeds += seeds[kind.first : kind.first + kind.size]
     owners = view.owners[:, kept_seeds]
     leaves = tuple(_axes(view, owners, _of_value(program, v)) for v in program.params)
-    kernels = list(dict.fromkeys(i for use in used for i in use.kernels))
     fixed = {f"{kind.what} of {kind.leaf}": why for kind, why in refused.items()}
     return Groups(
         tuple(kinds),
@@ -166,7 +166,7 @@ def _axes(view: View, owners: Any, of: Sequence[tuple[int, Any]]) -> Axes:
 
 
 def _axis(rows: Any) -> np.ndarray:
-    """Lay the groups in each row of a sparse matrix out, filled up to the same number."""
+    """Return the groups in each row of a sparse matrix, padded to equal length."""
     sizes = np.diff(rows.indptr)
     result = np.full((len(sizes), max(sizes.max(initial=0), 1)), rows.shape[1])
     place = np.arange(rows.nnz) - np.repeat(rows.indptr[:-1], sizes)

@@ -169,11 +169,10 @@ def _needed_whole(view: View) -> dict[int, str]:
 
 
 def find_kinds(
-    view: View, found: Sequence[Use], bound: Mapping[int, str]
+    view: View, used: Sequence[Use], kernels: Sequence[int], bound: Mapping[int, str]
 ) -> tuple[list[Kind], list[int]]:
     """Return the kinds of groups, and the component that makes each group."""
     program, size = view.program, view.owners.shape[0]
-    kernels = list(dict.fromkeys(i for use in found for i in use.kernels))
     of_leaf = [labels_of(view, v, range(len(program.shape(v)))) for v in program.params]
     is_kernel, is_param = np.zeros((2, size), bool)
     is_param[np.concatenate([np.zeros(0, int), *of_leaf])] = True
@@ -194,7 +193,7 @@ def find_kinds(
             span = slice(taken.indptr[seed], taken.indptr[seed + 1])
             key = taken.indices[span].tobytes(), taken.data[span].tobytes()
             alike.setdefault(key, []).append((int(first[own].min()), int(seed)))
-    roles, writers = _roles(view), _writers(view, found)
+    roles, writers = _roles(view), _writers(view, used)
     sorted_kinds = []
     for group in alike.values():
         own = row(members, min(group)[1])
@@ -279,10 +278,10 @@ def _roles(view: View) -> dict[What, set[int]]:
     }
 
 
-def _writers(view: View, found: Sequence[Use]) -> list[tuple[int, set[int]]]:
+def _writers(view: View, used: Sequence[Use]) -> list[tuple[int, set[int]]]:
     """Return the kernels in the order of their products, with what each computes."""
     result = []
-    for use in found:
+    for use in used:
         eqn = use.eqn
         numbers: Any = eqn.params.get("dimension_numbers")
         for leaf in () if use.is_inside else use.kernels:

@@ -8,7 +8,7 @@ import jax
 import numpy as np
 
 from jaxprune.graph import relations as rel
-from jaxprune.graph.precision import precise
+from jaxprune.graph.precision import precise_eqn
 from jaxprune.graph.rules import RULES, Rule, Site, State, bind, rule_of
 from jaxprune.graph.trace import Eqn, Program
 from jaxprune.tree import is_key
@@ -212,7 +212,7 @@ def readers(program: Program) -> dict[int, list[int]]:
 
 def _known(program: Program) -> Callable[[int], Any]:
     """Return a function of a value: its array if it depends on constants alone, or None."""
-    made_by, eqns = producers(program), precise(program).eqns
+    made_by = producers(program)
 
     @functools.cache
     def known(value: int) -> Any:
@@ -220,14 +220,14 @@ def _known(program: Program) -> Callable[[int], Any]:
             return np.asarray(program.constants[value])
         if value not in made_by or program.avals[value].size > _MOST_KNOWN:
             return None
-        eqn = eqns[made_by[value]]
+        eqn = program.eqns[made_by[value]]
         operands = [known(v) for v in eqn.ins]
         if any(operand is None for operand in operands):
             return None
         if any(is_key(program.avals[v]) for v in eqn.outs):  # NumPy has no keys
             return None
         with jax.ensure_compile_time_eval():
-            results = bind(eqn, operands)
+            results = bind(precise_eqn(eqn), operands)
         return np.asarray(results[eqn.outs.index(value)])
 
     return known

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from jaxprune.graph.trace import PRODUCTS, Program, open_jaxpr
+from jaxprune.graph.trace import PRODUCTS, Eqn, Program, open_jaxpr
 
 _PRODUCTS = (*PRODUCTS, "ragged_dot", "ragged_dot_general")
 _HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)
@@ -32,11 +32,12 @@ def precise(program: Program) -> Program:
         >>> precise(program).eqns[0].params["precision"][0].name
         'HIGHEST'
     """
-    eqns = [
-        eqn._replace(params=_raised(eqn.primitive.name, eqn.params))
-        for eqn in program.eqns
-    ]
-    return dataclasses.replace(program, eqns=eqns)
+    return dataclasses.replace(program, eqns=list(map(precise_eqn, program.eqns)))
+
+
+def precise_eqn(eqn: Eqn) -> Eqn:
+    """Return an equation whose products have the highest precision."""
+    return eqn._replace(params=_raised(eqn.primitive.name, eqn.params))
 
 
 def precise_jaxpr(jaxpr: Any) -> Any:

@@ -107,11 +107,6 @@ def select_channels(
     def share(removed: int) -> float:
         return _cost(groups, cost, keep(removed)) / whole
 
-    if not order.size:
-        raise ValueError(
-            f"kinds is {kinds!r}, which leaves nothing to remove. Pass some of "
-            f"{', '.join(dict.fromkeys(kind.what for kind in groups.kinds))}."
-        )
     if share(len(order)) > density:
         raise ValueError(
             f"density {density} of the {cost} can't be reached: removing groups of the kinds "
@@ -191,6 +186,11 @@ def _chosen(groups: Groups, kinds: Collection[str] | str | None) -> np.ndarray:
     present = list(dict.fromkeys(kind.what for kind in groups.kinds))
     kinds = [kinds] if isinstance(kinds, str) else kinds
     wanted = present if kinds is None else list(kinds)
+    if not wanted:
+        raise ValueError(
+            f"kinds is {kinds!r}, which leaves nothing to remove. Pass some of "
+            f"{', '.join(present)}."
+        )
     for kind in wanted:
         tree.check_option("kind", kind, present)
     return np.repeat(

@@ -190,10 +190,7 @@ class Cell:
                 f"seed must be a whole number from 0 to 2**32 - 1; got {self.seed}. Pass one."
             )
         recipe = self.recipe
-        if rewind_of(self) not in REWINDS:
-            raise ValueError(
-                f"rewind '{recipe.rewind}' is unknown. Pass one of {', '.join(REWINDS)}."
-            )
+        tree.check_option("rewind", rewind_of(self), REWINDS)
         method, rewind = METHODS[self.method], REWINDS[rewind_of(self)]
         least = min(e for e in _lengths(recipe) if e is not None)
         if (

@@ -92,12 +92,12 @@ def measure(
     facts["macs_compacted"] = sum(jax.tree.leaves(macs["compacted"]))
     for side, network in networks.items():
         facts[f"file_{side}"] = _file_size(network)
+    inference, compacted = workbench.inference(model.apply), jax.jit(small.fn)
     for batch in batches:
         x = jax.random.uniform(jax.random.key(0), (batch, *input_shape))
-        inference = workbench.inference(model.apply)
         runs = {
             "masked": _compiled(inference, model.params, model.state, x),
-            "compacted": _compiled(jax.jit(small.fn), small.params, x),
+            "compacted": _compiled(compacted, small.params, x),
         }
         if batch <= MOST_SPARSE:
             few = compact.fastest(small, x, calls=5)
