@@ -2,17 +2,17 @@
 
 from jaxprune.graph.boundary import between
 from jaxprune.graph.channels import Groups, Kind, channels, kept_entries, kept_mask
-from jaxprune.graph.liveness import (
-    Liveness,
-    batch_axes,
+from jaxprune.graph.liveness import Liveness, batch_axes, keep, live, site_of
+from jaxprune.graph.precision import precise, precise_jaxpr
+from jaxprune.graph.program import (
+    PRODUCTS,
+    Eqn,
+    Program,
+    Region,
     depends_on,
-    keep,
-    live,
     producers,
     readers,
-    site_of,
 )
-from jaxprune.graph.precision import precise, precise_jaxpr
 from jaxprune.graph.relations import Keep, small_shape
 from jaxprune.graph.rules import (
     OPAQUE,
@@ -26,15 +26,7 @@ from jaxprune.graph.rules import (
     rule_of,
     small_padding,
 )
-from jaxprune.graph.trace import (
-    PRODUCTS,
-    Eqn,
-    Program,
-    Region,
-    open_jaxpr,
-    trace,
-    trace_jaxpr,
-)
+from jaxprune.graph.trace import open_jaxpr, trace, trace_jaxpr
 from jaxprune.graph.uses import Use, cuts, kernels, macs_of, uses
 
 __all__ = [

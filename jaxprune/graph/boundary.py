@@ -6,8 +6,8 @@ import numpy as np
 
 from jaxprune.graph import relations as rel
 from jaxprune.graph.liveness import relate, rules_of
+from jaxprune.graph.program import Program
 from jaxprune.graph.rules import RULES, Rule
-from jaxprune.graph.trace import Program
 
 
 def between(

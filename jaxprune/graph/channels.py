@@ -20,8 +20,9 @@ from jaxprune.graph.kinds import (
     view_of,
 )
 from jaxprune.graph.liveness import Liveness, keep, live
+from jaxprune.graph.program import PRODUCTS, Program
 from jaxprune.graph.rules import RULES, Rule
-from jaxprune.graph.trace import PRODUCTS, Program, trace
+from jaxprune.graph.trace import trace
 from jaxprune.graph.uses import uses
 from jaxprune.types import Params
 

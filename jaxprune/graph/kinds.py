@@ -9,9 +9,9 @@ import numpy as np
 from scipy.sparse import csr_array
 
 from jaxprune.graph import relations as rel
-from jaxprune.graph.liveness import depends_on, relate, rules_of
+from jaxprune.graph.liveness import relate, rules_of
+from jaxprune.graph.program import PRODUCTS, Program, depends_on
 from jaxprune.graph.rules import Rule
-from jaxprune.graph.trace import PRODUCTS, Program
 from jaxprune.graph.uses import Use
 
 What = Literal[

@@ -9,8 +9,8 @@ import numpy as np
 
 from jaxprune.graph import relations as rel
 from jaxprune.graph.precision import precise_eqn
+from jaxprune.graph.program import Eqn, Program, depends_on, producers
 from jaxprune.graph.rules import RULES, Rule, Site, State, bind, rule_of
-from jaxprune.graph.trace import Eqn, Program
 from jaxprune.tree import is_key
 
 # A predicate of this many entries or fewer is evaluated if it depends on constants alone.
@@ -147,67 +147,6 @@ def live(
     states = _forward(program, masks, sites, chosen)
     needs = _backward(program, states, sites, chosen)
     return Liveness(states, needs, sites, chosen)
-
-
-def depends_on(program: Program, values: Collection[int]) -> set[int]:
-    """Return the values that are computed from some values, and these.
-
-    Args:
-        program: of `trace`.
-        values: numbers of values.
-
-    Returns:
-        Numbers of values.
-
-    Example:
-        >>> from jaxprune.graph import trace
-        >>> program = trace(lambda p, x: x * p, np.ones(2), np.ones(2))
-        >>> program.outs[0] in depends_on(program, program.args)
-        True
-    """
-    reached = set(values)
-    for eqn in program.eqns:
-        if reached.intersection(eqn.ins):
-            reached.update(eqn.outs)
-    return reached
-
-
-def producers(program: Program) -> dict[int, int]:
-    """Return the equation that computes each value.
-
-    Args:
-        program: of `trace`.
-
-    Returns:
-        The number of the equation, by value; constants and inputs have none.
-
-    Example:
-        >>> from jaxprune.graph import trace
-        >>> list(producers(trace(lambda p, x: x * p, np.ones(2), np.ones(2))).values())
-        [0]
-    """
-    return {out: i for i, eqn in enumerate(program.eqns) for out in eqn.outs}
-
-
-def readers(program: Program) -> dict[int, list[int]]:
-    """Return the equations that read each value.
-
-    Args:
-        program: of `trace`.
-
-    Returns:
-        Numbers of equations, by value; -1 if the program returns the value.
-
-    Example:
-        >>> from jaxprune.graph import trace
-        >>> dict(sorted(readers(trace(lambda p, x: x * p, np.ones(2), np.ones(2))).items()))
-        {0: [0], 1: [0], 2: [-1]}
-    """
-    found: dict[int, list[int]] = {v: [-1] for v in program.outs}
-    for i, eqn in enumerate(program.eqns):
-        for v in eqn.ins:
-            found.setdefault(v, []).append(i)
-    return found
 
 
 def _known(program: Program) -> Callable[[int], Any]:

@@ -10,7 +10,8 @@ from typing import Any
 import jax
 from jax.extend import core
 
-from jaxprune.graph.trace import PRODUCTS, Eqn, Program, open_jaxpr
+from jaxprune.graph.program import PRODUCTS, Eqn, Program
+from jaxprune.graph.trace import open_jaxpr
 
 _PRODUCTS = (*PRODUCTS, "ragged_dot", "ragged_dot_general")
 _HIGHEST = (jax.lax.Precision.HIGHEST, jax.lax.Precision.HIGHEST)

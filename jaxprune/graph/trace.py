@@ -1,20 +1,18 @@
-"""A traced function as flat data: equations over numbered values."""
+"""From a function to a flat program."""
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.extend import core
 
 from jaxprune import tree
+from jaxprune.graph.program import Eqn, Program, Region
+from jaxprune.graph.variance import fuse_variances
 from jaxprune.types import Params
 
 # A scan is unrolled up to this many equations; a longer one is one opaque equation.
 _MOST_UNROLLED = 20_000
-
-# Matrix products and convolutions.
-PRODUCTS = ("dot_general", "conv_general_dilated")
 
 # Equations that only call a jaxpr, and the parameter that holds it.
 _CALLS = {
@@ -27,78 +25,6 @@ _CALLS = {
     "checkpoint": "jaxpr",
     "custom_lin": "call_jaxpr",
 }
-
-
-class Eqn(NamedTuple):
-    """One operation.
-
-    Attributes:
-        primitive: the JAX primitive.
-        params: its parameters.
-        ins: numbers of the values that it reads.
-        outs: numbers of the values that it computes.
-        where: the name stack of the user's code, for messages.
-    """
-
-    primitive: Any
-    params: Mapping[str, Any]
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    where: str
-
-
-class Region(NamedTuple):
-    """A range of equations that was one call with more to it than its equations.
-
-    Attributes:
-        kind: "custom_jvp" or "custom_vjp", whose call has its own derivative, or "platform",
-            of which the equations are the default branch.
-        start: first equation.
-        stop: one past the last equation.
-        ins: values that the call reads.
-        outs: values that the call returns.
-        call: the parameters of the call.
-        where: the name stack of the user's code.
-    """
-
-    kind: Literal["custom_jvp", "custom_vjp", "platform"]
-    start: int
-    stop: int
-    ins: tuple[int, ...]
-    outs: tuple[int, ...]
-    call: Mapping[str, Any]
-    where: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """A traced function.
-
-    Attributes:
-        eqns: the equations, in order.
-        avals: shape and dtype of each value.
-        constants: arrays that the function closes over, and literals, by value.
-        params: values of the leaves of the parameters, then of no others.
-        args: values of the leaves of the other arguments.
-        outs: values that the function returns.
-        regions: calls with their own derivative or a choice by platform; outer ones first.
-        names: names of the leaves of the parameters.
-        scanned: values that a scan reads slice by slice, along their first axis.
-    """
-
-    eqns: Sequence[Eqn]
-    avals: Sequence[Any]
-    constants: Mapping[int, Any]
-    params: Sequence[int]
-    args: Sequence[int]
-    outs: Sequence[int]
-    regions: Sequence[Region]
-    names: Sequence[str]
-    scanned: frozenset[int] = frozenset()
-
-    def shape(self, value: int) -> tuple[Any, ...]:
-        """Return the shape of a value."""
-        return tuple(self.avals[value].shape)
 
 
 class _Builder(NamedTuple):
@@ -114,7 +40,7 @@ def trace(fn: Callable[..., Any], params: Params, *args: Any) -> Program:
 
     Calls are inlined, scans are unrolled, and equations that no output depends on are left
     out. A call with its own derivative, or with one branch per platform, is inlined too and
-    recorded as a region.
+    recorded as a region. A centered variance is one equation.
 
     Args:
         fn: any function that `jax.make_jaxpr` can trace.
@@ -176,7 +102,7 @@ def trace_jaxpr(
         names,
         frozenset(builder.scanned),
     )
-    return _without_dead_code(program)
+    return fuse_variances(program)
 
 
 def open_jaxpr(closed: Any) -> tuple[Any, Sequence[Any]]:
@@ -313,30 +239,3 @@ def _call(
     ]
     jaxpr, consts = open_jaxpr(jax.make_jaxpr(fn)(*shapes))
     return _inline(builder, jaxpr, consts, operands, where)[0]
-
-
-def _without_dead_code(program: Program) -> Program:
-    """Leave out the equations that no output depends on."""
-    needed = set(program.outs)
-    by_stop: dict[int, list[Region]] = {}
-    for region in reversed(program.regions):  # inner ones before outer ones
-        by_stop.setdefault(region.stop, []).append(region)
-    keep = [False] * len(program.eqns)
-    for i in reversed(range(len(program.eqns))):
-        for region in reversed(by_stop.get(i + 1, [])):
-            if needed.intersection(region.outs):  # a call returns all or nothing
-                needed.update(region.outs)
-        eqn = program.eqns[i]
-        if needed.intersection(eqn.outs):
-            keep[i] = True
-            needed.update(eqn.ins)
-    position = [0]
-    for is_kept in keep:
-        position.append(position[-1] + is_kept)
-    regions = [
-        region._replace(start=position[region.start], stop=position[region.stop])
-        for region in program.regions
-        if needed.intersection(region.outs)
-    ]
-    eqns = [eqn for eqn, is_kept in zip(program.eqns, keep, strict=True) if is_kept]
-    return dataclasses.replace(program, eqns=eqns, regions=regions)

@@ -7,16 +7,9 @@ from typing import Any, NamedTuple
 import jax
 
 from jaxprune.graph.liveness import Liveness
+from jaxprune.graph.program import PRODUCTS, Eqn, Program
 from jaxprune.graph.rules.elementwise import ELEMENTWISE
-from jaxprune.graph.trace import (
-    PRODUCTS,
-    Eqn,
-    Program,
-    open_jaxpr,
-    scan_parts,
-    trace,
-    trace_jaxpr,
-)
+from jaxprune.graph.trace import open_jaxpr, scan_parts, trace, trace_jaxpr
 from jaxprune.types import Params, Prunable
 
 _ELEMENTWISE = ("add", "add_any", "sub", "mul", "div")

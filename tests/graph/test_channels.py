@@ -41,8 +41,8 @@ KINDS = {
     ],
     "cross": [(4, "query-key dimensions"), (4, "value dimensions")],
     "mixer": [(7, "neurons"), (9, "neurons")],
-    # A centred variance makes something of a removed feature, so the stem is fixed.
-    "convnext": [(12, "neurons")],
+    # The centered variance of the LayerNorm counts a removed feature as the square of the mean.
+    "convnext": [(6, "residual features"), (12, "neurons")],
     "option_a": [(4, "residual features"), (8, "channels"), (4, "residual features")],
     "shared": [(6, "neurons")],
     "indexed": [(6, "neurons")],
@@ -125,7 +125,21 @@ def test_what_is_fixed_is_named_with_the_reason():
     fixed = groups_of("convnext").fixed
     assert fixed["stem, axis 2"] == "an argument of the function"
     assert fixed["out, axis 1"] == "an output of the function"
-    assert "sub at '' makes something else" in fixed["residual features of stem"]
+
+
+def test_a_channel_that_would_not_be_zero_if_removed_is_fixed():
+    def fn(p: Any, x: Any) -> Any:
+        h = x @ p["w"]
+        with jax.named_scope("kurtosis"):
+            centered = h - h.mean(-1, keepdims=True)
+            return (h / (centered**4).sum(-1, keepdims=True)) @ p["v"]
+
+    params = {"w": jnp.ones((4, 8)), "v": jnp.ones((8, 2))}
+    with users_settings():
+        groups = graph.channels(fn, params, jnp.ones((2, 4)))
+    assert groups.kinds == ()
+    reason = groups.fixed["neurons of w"]
+    assert reason == "sub at 'kurtosis' makes something else of it than zero"
 
 
 def test_a_channel_that_an_operation_needs_whole_is_fixed():

@@ -8,13 +8,13 @@ reads is kept, whole, and compaction reports it. To follow another primitive, pa
 from collections.abc import Mapping
 
 from jaxprune.graph import products
+from jaxprune.graph.program import PRODUCTS, Eqn
 from jaxprune.graph.rules.along import ALONG, OPAQUE
 from jaxprune.graph.rules.base import Rule, Site, Small, State, bind
 from jaxprune.graph.rules.elementwise import ELEMENTWISE, elementwise
 from jaxprune.graph.rules.indexed import INDEXED
 from jaxprune.graph.rules.moves import MOVES
 from jaxprune.graph.rules.sums import SUMS, small_padding
-from jaxprune.graph.trace import PRODUCTS, Eqn
 
 __all__ = [
     "OPAQUE",

@@ -7,8 +7,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxprune.graph.program import PRODUCTS, Eqn
 from jaxprune.graph.relations import Keep, Relations
-from jaxprune.graph.trace import PRODUCTS, Eqn
 
 ALL = slice(None)
 

@@ -1,11 +1,14 @@
 """Matrix products, convolutions and reductions."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from jaxprune.graph import products
+from jaxprune.graph.program import Eqn
 from jaxprune.graph.relations import Keep, Relations, factors, nodes, pin, tie
 from jaxprune.graph.rules.base import (
     ALL,
@@ -17,9 +20,9 @@ from jaxprune.graph.rules.base import (
     as_is,
     bind,
     positions,
+    unfit,
 )
 from jaxprune.graph.rules.moves import relate_moves
-from jaxprune.graph.trace import Eqn
 
 
 def _product_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
@@ -178,6 +181,61 @@ def _relate_sum(site: Site, relations: Relations, i: int) -> None:
         )
 
 
+def _along_mean(site: Site, array: Bools) -> Bools:
+    """Bring an array of the shape of the mean in line with the axes of `x`."""
+    shape = [1] * len(site.ins[0])
+    for axis, extent in zip(site.eqn.params["dimensions"], site.ins[1], strict=True):
+        shape[axis] = extent
+    return np.reshape(array, shape)
+
+
+def _centered_forward(site: Site, states: Sequence[State]) -> Sequence[State]:
+    axes, (x, mean) = tuple(site.eqn.params["axes"]), states
+    varies = x.varies | _along_mean(site, mean.varies)
+    nonzero = x.nonzero | _along_mean(site, mean.nonzero)
+    return [State(varies.any(axes), nonzero.any(axes))]
+
+
+def _centered_backward(
+    site: Site, states: Sequence[State], needs: Sequence[Bools]
+) -> Sequence[Bools]:
+    need = _spread(needs[0], site.eqn.params["axes"], site.ins[0])
+    of_mean = unfit(need, _along_mean(site, np.zeros(site.ins[1])).shape)
+    return [need & states[0].nonzero, of_mean.reshape(site.ins[1])]
+
+
+def _relate_centered(site: Site, relations: Relations, i: int) -> None:
+    (x, mean), (out,) = site.eqn.ins, site.eqn.outs
+    axes = site.eqn.params["axes"]
+    relations.mixed += [nodes(relations, x, axis) for axis in axes]
+    left = [axis for axis in range(len(site.ins[0])) if axis not in axes]
+    for place, axis in enumerate(left):
+        tie(relations, nodes(relations, x, axis), nodes(relations, out, place))
+    for own, axis in enumerate(site.eqn.params["dimensions"]):
+        if site.ins[1][own] == site.ins[0][axis]:
+            tie(relations, nodes(relations, mean, own), nodes(relations, x, axis))
+        else:
+            pin(relations, i, nodes(relations, mean, own))
+    if not site.ins[1]:
+        pin(relations, i, nodes(relations, mean, 0))
+
+
+def _rewrite_centered(
+    site: Site, operands: Sequence[Any], small: Small
+) -> Sequence[Any]:
+    del small
+    (x, mean), axes = operands, site.eqn.params["axes"]
+    (total,) = bind(site.eqn, operands)
+    dropped = math.prod(site.ins[0][a] for a in axes) - math.prod(
+        x.shape[a] for a in axes
+    )
+    if not dropped:
+        return [total]
+    nothing = jnp.zeros([1 if a in axes else n for a, n in enumerate(x.shape)], x.dtype)
+    (of_zero,) = bind(site.eqn, [nothing, mean])
+    return [total + jnp.asarray(dropped, x.dtype) * of_zero]
+
+
 def _reduce_backward(
     site: Site, states: Sequence[State], needs: Sequence[Bools]
 ) -> Sequence[Bools]:
@@ -190,6 +248,9 @@ def _reduce_backward(
 
 # A reduction that keeps what it reduces: the result of removing an entry is another one.
 _REDUCE = Rule(_reduce_forward, _reduce_backward, relate_moves(_reduce_axes), as_is)
+_CENTERED = Rule(
+    _centered_forward, _centered_backward, _relate_centered, _rewrite_centered
+)
 _SUM = Rule(_reduce_forward, _sum_backward, _relate_sum, as_is, sums=True)
 _DOT = Rule(_product_forward, _product_backward, _relate_dot, as_is, sums=True)
 _CONV = Rule(
@@ -201,6 +262,7 @@ SUMS: Mapping[str, Rule] = {
     "dot_general": _DOT,
     "conv_general_dilated": _CONV,
     "reduce_sum": _SUM,
+    "reduce_centered_squares": _CENTERED,
     **dict.fromkeys(
         (
             "reduce_max",
