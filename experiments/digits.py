@@ -28,6 +28,7 @@ RECIPES = {
         ),
         rewind="early",
         rewind_epochs=1.0,
+        memory="network",
     )
 }
 

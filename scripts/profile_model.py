@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jaxprune import masks, models, profiling, prune, scores, tree
-from jaxprune.study import gain, provenance
+from jaxprune.study import compaction, provenance
 from jaxprune.types import Mask, Params, RandomKey, Scores
 
 ModelName = Annotated[
@@ -95,7 +95,7 @@ def profile(
     console.print(_layer_table(network, mask, input_shape))
     machine = provenance.describe()
     with console.status("measuring the masked and the compacted network, interleaved"):
-        measured = gain.measure(network, mask, input_shape, batches=batch)()
+        measured = compaction.compare(network, mask, input_shape, batches=batch).facts
     device = profiling.describe()
     console.print(_size_table(measured))
     console.print(

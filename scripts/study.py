@@ -27,7 +27,7 @@ from rich.progress import (
 
 from experiments import STUDIES
 from jaxprune import data, tree
-from jaxprune.study import cluster, config, executors, records, runner, stages
+from jaxprune.study import cluster, config, records, runner, stages
 from jaxprune.study.records import Record
 
 StudyName = Annotated[
@@ -79,9 +79,9 @@ def run(
         runs_dir: folder of the results; the same folder resumes.
         data_dir: folder of prepared TFDS data sets; by default that of TFDS.
         cache_dir: folder of decoded data sets.
-        executor: where stages run: in this process, or on the Ray cluster at RAY_ADDRESS
-            (if unset, one is started on this machine).
-        cpus: CPUs per stage on a Ray cluster without GPUs.
+        executor: where stages run: in this process, or in workers on the Ray cluster at
+            RAY_ADDRESS (if unset, one is started on this machine).
+        cpus: CPUs per worker on a Ray cluster without GPUs.
         mesh: devices that share the work of a stage, such as data=8 or data=4,model=2.
         plan: run nothing; print cells, stages and savings, time a few training steps and
             print how long the study takes.
@@ -111,15 +111,11 @@ def run(
         raise ValueError(
             f"--cpus is for --executor ray; got --cpus {cpus}. Leave it out."
         )
-    run_cells = executors.local
-    if executor == "ray":
-        if mesh_shape is not None:
-            raise ValueError(
-                "--mesh uses the devices of this process, and --executor ray runs stages in "
-                "other processes, with one GPU each. Leave out one of them."
-            )
-        address = os.environ.get("RAY_ADDRESS")
-        run_cells = cluster.executor(cpus, _cli.environment(), address)
+    if executor == "ray" and mesh_shape is not None:
+        raise ValueError(
+            "--mesh uses the devices of this process, and --executor ray runs stages in "
+            "other processes, with one GPU each. Leave out one of them."
+        )
     for note in study.notes:
         console.print(note, highlight=False, markup=False)
     planned = runner.plan(study, folder)
@@ -142,7 +138,10 @@ def run(
         runner.check(planned, dataset_files, mesh_shape)
         _print_plan(study, planned, dataset_files)
         return
-    _run(study, runs_dir, dataset_files, planned, run_cells, mesh_shape)
+    with _progress_bar() as bar:
+        if executor == "ray":
+            _run_on_ray(study, runs_dir, dataset_files, bar, cpus)
+        _run(study, runs_dir, dataset_files, bar, mesh_shape)
     try:
         _report(name, folder, tables=1)
     except ImportError as error:
@@ -216,14 +215,7 @@ def _print_plan(
     )
 
 
-def _run(
-    study: config.Study,
-    runs_dir: Path,
-    dataset_files: data.DatasetFiles,
-    planned: runner.Plan,
-    executor: executors.Executor,
-    mesh_shape: tuple[int, int] | None,
-) -> None:
+def _progress_bar() -> Progress:
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -233,26 +225,60 @@ def _run(
         TextColumn("left:"),
         TimeRemainingColumn(compact=True, elapsed_when_finished=False),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
-        task = bar.add_task("starting", total=round(planned.epochs))
+    return Progress(*columns, console=console, disable=not console.is_terminal)
 
-        def show(now: runner.Progress) -> None:
-            epoch = f" epoch {now.epoch}" if now.history else ""
-            bar.update(
-                task,
-                completed=now.done_epochs,
-                description=f"[{now.cell}/{now.cells}] {now.label}: {now.stage}{epoch}",
-            )
 
-        finished = runner.run(
-            study, runs_dir, dataset_files, show, executor, mesh_shape
+def _run_on_ray(
+    study: config.Study,
+    runs_dir: Path,
+    dataset_files: data.DatasetFiles,
+    bar: Progress,
+    cpus: int,
+) -> None:
+    folder = runs_dir / study.name
+    left = runner.plan(study, folder).epochs
+    task = bar.add_task("workers on Ray", total=round(left))
+
+    def on_wait() -> None:
+        bar.update(task, completed=left - runner.plan(study, folder).epochs)
+
+    cluster.run(
+        study,
+        runs_dir,
+        dataset_files,
+        cpus=cpus,
+        environment=_cli.environment(),
+        address=os.environ.get("RAY_ADDRESS"),
+        on_wait=on_wait if console.is_terminal else lambda: None,
+    )
+    bar.remove_task(task)
+
+
+def _run(
+    study: config.Study,
+    runs_dir: Path,
+    dataset_files: data.DatasetFiles,
+    bar: Progress,
+    mesh_shape: tuple[int, int] | None,
+) -> None:
+    """Train all cells, then measure them; print a line for each cell when it is trained."""
+    left = runner.plan(study, runs_dir / study.name).epochs
+    task = bar.add_task("starting", total=round(left))
+
+    def show(now: runner.Progress) -> None:
+        epoch = f" epoch {now.epoch}" if now.history else ""
+        text = f"[{now.cell}/{now.cells}] {now.label}: {now.stage.kind}{epoch}"
+        bar.update(task, completed=now.done_epochs, description=text)
+
+    trained = runner.train(study, runs_dir, dataset_files, show, mesh_shape)
+    for number, record in enumerate(trained, start=1):
+        console.print(
+            f"[{number}/{len(study.cells)}] {_summary(record)}",
+            highlight=False,
+            markup=False,
         )
-        for number, record in enumerate(finished, start=1):
-            console.print(
-                f"[{number}/{len(study.cells)}] {_summary(record)}",
-                highlight=False,
-                markup=False,
-            )
+    for _ in runner.measure(study, runs_dir, dataset_files, show):
+        pass
 
 
 def _summary(record: Record) -> str:
@@ -268,9 +294,10 @@ def _summary(record: Record) -> str:
         if record.accuracy is None
         else f"{record.accuracy:.2f} %"
     )
+    not_measured = ", not measured yet" if record.status == "trained" else ""
     return (
         f"{label}: {result} at density {record.density:.4f}{collapsed} "
-        f"({record.seconds:.1f} s)"
+        f"({record.seconds:.1f} s{not_measured})"
     )
 
 
@@ -286,13 +313,14 @@ def status(
     """
     folder = _folder(name, recipe, runs_dir)
     listed = records.read_study(folder)["cells"]
-    finished = {record.id: record for record in records.read_all(folder)}
+    by_id = {record.id: record for record in records.read_all(folder)}
     for cell in listed:
-        record = finished.get(cell["id"])
-        line = "not finished" if record is None else _summary(record)
+        record = by_id.get(cell["id"])
+        line = "not trained" if record is None else _summary(record)
         console.print(
             f"{cell['id']}: {line}", highlight=False, soft_wrap=True, markup=False
         )
+    finished = [r for r in by_id.values() if r.status != "trained"]
     console.print(
         f"{len(finished)} of {len(listed)} cells are finished.", highlight=False
     )

@@ -5,7 +5,7 @@ import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from jaxprune import data, tree
 from jaxprune.train import Training
@@ -119,6 +119,8 @@ class Recipe:
         level_epochs: length of each level of IMP.
         grasp_epochs: length of the training after GraSP. All three are those of
             `training` where they are None.
+        memory: "cell" measures the memory of every masked and compacted network in fresh
+            processes, "network" only that of the dense network: masks do not change it.
         epochs_scale: the factor that `reduced` applied to all epochs.
     """
 
@@ -137,6 +139,7 @@ class Recipe:
     dense_epochs: float | None = None
     level_epochs: float | None = None
     grasp_epochs: float | None = None
+    memory: Literal["cell", "network"] = "cell"
     epochs_scale: float = 1.0
 
 
@@ -191,6 +194,7 @@ class Cell:
             )
         recipe = self.recipe
         tree.check_option("rewind", rewind_of(self), REWINDS)
+        tree.check_option("memory", recipe.memory, ("cell", "network"))
         method, rewind = METHODS[self.method], REWINDS[rewind_of(self)]
         least = min(e for e in _lengths(recipe) if e is not None)
         if (

@@ -1,10 +1,9 @@
-"""One process at a time for each stage, cell and common file of a runs folder.
+"""One process at a time for each stage, cell and shared file of a runs folder.
 
-runs/<study>/locks/<name>.lock   held by the process that makes it
-runs/<study>/locks/<name>.owner  that process, for people
+runs/<study>/locks/<name>.lock   locked by the process that makes it
+runs/<study>/locks/<name>.owner  that process, for messages
 
-The system gives up a lock with the process that held it, however that ended, so that no
-lock is ever stale. Of the processes of one run on several hosts the first holds it for all.
+The system releases the locks of a process that ends in any way, so that none is ever stale.
 """
 
 import contextlib
@@ -13,57 +12,51 @@ import json
 import os
 import platform
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import filelock
-import jax
 
-from jaxprune import sharding
 from jaxprune.study.files import RunsError
 
 
 class BusyError(Exception):
-    """Another process holds a lock; its text says which."""
+    """Another process has a lock; the text names it."""
 
 
-def _told(owner: Path) -> str:
+def _describe(owner: Path) -> str:
     try:
-        read = json.loads(owner.read_text())
-        return f"process {read['pid']} on {read['host']}"
+        process = json.loads(owner.read_text())
+        return f"process {process['pid']} on {process['host']}"
     except (OSError, ValueError, KeyError, TypeError):  # it came or went just now
         return "another process"
 
 
-def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
-    """Take a lock.
+@contextlib.contextmanager
+def held(folder: Path, name: str, *, wait: bool = True) -> Iterator[None]:
+    """Keep other processes out.
 
     Args:
         folder: `runs/<study>`.
         name: of what changes.
-        wait: for the process that holds it; several hosts always do.
-
-    Returns:
-        What gives it back, however often it is called.
+        wait: whether to wait for the process that has the lock.
 
     Raises:
-        BusyError: if another process holds it, and `wait` is not set.
+        BusyError: if another process has it, and `wait` is not set.
         OSError: if the folder can't be written.
         RunsError: if its disk has no locks.
     """
-    if not sharding.is_first_process():
-        return lambda: None
     place = folder / "locks"
     owner = place / f"{name}.owner"
-    # Not the fallback, a file that outlives its process.
+    # The fallback would be a file that outlives its process.
     lock = filelock.FileLock(place / f"{name}.lock", fallback_to_soft=False)
     place.mkdir(parents=True, exist_ok=True)
     try:
         try:
             lock.acquire(timeout=0)
         except filelock.Timeout as error:
-            busy = f"{_told(owner)} makes {name}"
-            if not (wait or jax.process_count() > 1):
+            busy = f"{_describe(owner)} makes {name}"
+            if not wait:
                 raise BusyError(busy) from error
             warnings.warn(f"waiting: {busy}", stacklevel=1)
             lock.acquire()
@@ -75,28 +68,11 @@ def take(folder: Path, name: str, *, wait: bool = True) -> Callable[[], None]:
             "processes may spoil each other's work. Mount it with them, or pass "
             "a folder on another disk with --runs-dir."
         ) from error
-    with contextlib.suppress(OSError):  # who has a lock need not be known
+    with contextlib.suppress(OSError):  # the message can do without it
         owner.write_text(json.dumps({"pid": os.getpid(), "host": platform.node()}))
-
-    def release() -> None:
-        if lock.is_locked:
-            with contextlib.suppress(OSError):
-                owner.unlink()
-            lock.release()
-
-    return release
-
-
-@contextlib.contextmanager
-def held(folder: Path, name: str) -> Iterator[None]:
-    """Keep other processes out, waiting for the one that is in.
-
-    Args:
-        folder: `runs/<study>`.
-        name: of what changes.
-    """
-    release = take(folder, name)
     try:
         yield
     finally:
-        release()
+        with contextlib.suppress(OSError):
+            owner.unlink()
+        lock.release()

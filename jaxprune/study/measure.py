@@ -1,7 +1,6 @@
 """The stages that measure something: masks, accuracy, time and memory."""
 
 import dataclasses
-from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -9,21 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxprune import data, masks, profiling, train, tree
-from jaxprune.study import gain, workbench
+from jaxprune.study import compaction, settings, workbench
+from jaxprune.study.workbench import Arrays, Bench, Output
 
-PROFILE_BATCH = 256  # images a call, as in the published study
+BATCH = compaction.BATCHES[-1]  # images per call, as in the published study
 
 
-def inspect(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    """Say what the mask leaves, which no training changes."""
-    del at
-    model, mask = workbench.model(settings, inputs), workbench.mask_of(inputs)
+def inspect(own: settings.Inspect, arrays: Arrays, bench: Bench) -> Output:
+    """Count what the mask leaves, which training does not change."""
+    del bench
+    model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
     fn = lambda params, x: model.apply(params, model.state, x)[0]
-    image = jax.ShapeDtypeStruct((1, *settings["input_shape"]), jnp.float32)
-    dense = profiling.macs(fn, inputs["params"], image)
-    health = masks.health(fn, inputs["params"], mask, image)
+    image = jax.ShapeDtypeStruct((1, *own.network.input_shape), jnp.float32)
+    dense = profiling.macs(fn, model.params, image)
+    health = masks.health(fn, model.params, mask, image)
     macs, kept = tree.by_name(dense), tree.by_name(mask)
     layers = [
         {
@@ -43,19 +41,17 @@ def inspect(
         "macs_dense": sum(jax.tree.leaves(dense)),
         "macs_kept": sum(jax.tree.leaves(profiling.kept_macs(dense, mask))),
     }
-    return workbench.Output({}, facts)
+    return Output({}, facts)
 
 
-def evaluate(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
+def evaluate(own: settings.Evaluate, arrays: Arrays, bench: Bench) -> Output:
     """Evaluate on the test set, and bin the kept weights of each layer."""
-    model, mask = workbench.model(settings, inputs), workbench.mask_of(inputs)
+    model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
     params = masks.apply(model.params, mask)
     model = dataclasses.replace(model, params=params)
-    found = train.evaluate(model, workbench.test_set(at))
-    if not np.isfinite(found.loss):  # finite weights may still overflow on new images
-        return workbench.Output({}, {"diverged": True})
+    result = train.evaluate(model, workbench.test_set(bench))
+    if not np.isfinite(result.loss):  # finite weights may still overflow on new images
+        return Output({}, {"diverged": True})
     prunable = tree.by_name(tree.prunable(mask))
     weights = tree.by_name(params)
     histograms = {
@@ -63,11 +59,11 @@ def evaluate(
         for name, kept in tree.by_name(mask).items()
         if prunable[name]
     }
-    return workbench.Output({}, {**found._asdict(), "histograms": histograms})
+    return Output({}, {**result._asdict(), "histograms": histograms})
 
 
 def _histogram(weights: np.ndarray) -> dict[str, list]:
-    """Bin the kept weights symmetrically about 0; zeros are no bin of their own here."""
+    """Bin the kept weights symmetrically about 0."""
     if weights.size == 0:
         return {"edges": [], "counts": []}
     most = float(np.abs(weights).max()) or 1.0
@@ -76,89 +72,83 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def profile(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    """Time the call and a pass with its data feed; memory comes from a process of its own."""
-    network, state = workbench.network(settings), inputs["state"]
-    params = masks.apply(inputs["params"], workbench.mask_of(inputs))
-    test = workbench.test_set(at)
-    host, preprocessing = np.asarray(test.images), test.preprocessing
-    chosen = test.images[jnp.arange(PROFILE_BATCH) % len(host)]
-    first = data.preprocess(chosen, preprocessing)
-    call = workbench.inference(network.apply)
-    alone = profiling.latency(call, params, state, first)
-
-    def fed_pass() -> list[Any]:
-        return [
-            call(
-                params,
-                state,
-                data.preprocess(
-                    jnp.asarray(host[i : i + PROFILE_BATCH]), preprocessing
-                ),
-            )
-            for i in range(0, len(host), PROFILE_BATCH)
-        ]
-
-    fed = float(np.median(profiling.seconds(fed_pass, calls=3, warmup=1)))
-    memory = profiling.start_measure(call, params, state, first)
-    latency = {
-        "batch": PROFILE_BATCH,
-        "call_p50_s": alone.p50,
-        "call_p95_s": alone.p95,
-        "call_images_per_s": PROFILE_BATCH / alone.p50,
-        "pass_s": fed,
-        "pass_images": len(host),
-        "pass_images_per_s": len(host) / fed,
-    }
-    return workbench.Output(
-        {}, {"latency": latency}, lambda: {"memory": memory()._asdict()}
+def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
+    """Time the masked network, a pass with its data feed, and the compacted network."""
+    built, state = workbench.build(own.network), arrays["state"]
+    mask, test = workbench.mask_of(arrays), workbench.test_set(bench)
+    result = compaction.compare(
+        workbench.model(own.network, arrays),
+        mask,
+        own.network.input_shape,
+        inference=built.inference,
+        memory=own.memory,
     )
+    params, host = masks.apply(arrays["params"], mask), np.asarray(test.images)
+
+    def pass_with_feed() -> list[Any]:
+        parts = [host[i : i + BATCH] for i in range(0, len(host), BATCH)]
+        images = (data.preprocess(jnp.asarray(p), test.preprocessing) for p in parts)
+        return [built.inference(params, state, x) for x in images]
+
+    seconds = float(np.median(profiling.seconds(pass_with_feed, calls=3, warmup=1)))
+    call = result.facts[f"masked_{BATCH}_p50_s"]
+    latency = {
+        "batch": BATCH,
+        "call_p50_s": call,
+        "call_p95_s": result.facts[f"masked_{BATCH}_p95_s"],
+        "call_images_per_s": BATCH / call,
+        "pass_s": seconds,
+        "pass_images": len(host),
+        "pass_images_per_s": len(host) / seconds,
+    }
+    memory = {} if result.masked is None else {"memory": result.masked._asdict()}
+    return Output({}, {"latency": latency, "compaction": result.facts, **memory})
 
 
-def compacted(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    """Set the masked network beside the smaller one that computes the same."""
-    del at
-    model = workbench.model(settings, inputs)
-    wait = gain.measure(model, workbench.mask_of(inputs), settings["input_shape"])
-    return workbench.Output({}, {}, lambda: {"compaction": wait()})
+def memory(own: settings.Memory, arrays: Arrays, bench: Bench) -> Output:
+    """Measure the memory of the network in a fresh process; masks do not change it."""
+    del bench
+    x = jnp.ones((BATCH, *own.network.input_shape))
+    call = workbench.build(own.network).inference
+    used = profiling.measure(call, arrays["params"], arrays["state"], x)
+    return Output({}, {"memory": used._asdict()})
 
 
 class EpochTime(NamedTuple):
-    """Seconds an epoch of training takes, timed on `timed` of its `steps` steps."""
+    """The time of an epoch of training.
+
+    Attributes:
+        seconds: of an epoch.
+        timed: number of steps that were timed.
+        steps: number of steps of an epoch.
+    """
 
     seconds: float
     timed: int
     steps: int
 
 
-def epoch_time(
-    settings: workbench.Settings, at: workbench.Bench, most: int | None = None
-) -> EpochTime:
+def epoch_time(own: settings.Train, bench: Bench, most: int | None = None) -> EpochTime:
     """Time the training of a dense network, compilation left out.
 
     Args:
-        settings: of a stage that trains.
-        at: what it works with.
-        most: steps to time; None for a whole epoch.
+        own: settings of a stage that trains.
+        bench: where the data set is.
+        most: number of steps to time; None for a whole epoch.
 
     Returns:
-        Seconds an epoch.
+        Seconds per epoch.
     """
-    network, image_set = workbench.network(settings), workbench.train_set(settings, at)
-    training = workbench.training(settings)
-    model = network.init(workbench.key_for(settings, "initialize"))
+    image_set, training = workbench.train_set(own.images, bench), own.training
+    model = workbench.build(own.network).init(workbench.key_for(own.seed, "initialize"))
     steps = data.steps_per_epoch(image_set.images.shape[0], training.batch_size)
     total = round(training.epochs * steps)
     timed = min(steps, total, most or steps)
 
-    def train_a_bit() -> Any:
-        key, mask = workbench.key_for(settings, "train"), masks.ones_like(model.params)
+    def train_some_steps() -> Any:
+        key, mask = workbench.key_for(own.seed, "train"), masks.ones_like(model.params)
         start = total - timed
         return train.fit(model, mask, image_set, training, key, start=start).model
 
-    (taken,) = profiling.seconds(train_a_bit, calls=1, warmup=1)
+    (taken,) = profiling.seconds(train_some_steps, calls=1, warmup=1)
     return EpochTime(taken * steps / timed, timed, steps)

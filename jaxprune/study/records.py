@@ -3,7 +3,7 @@
 runs/<study>/study.json             format, notes, and the cells in order
 runs/<study>/<cell id>/config.json  the cell
 runs/<study>/<cell id>/mask.npz     its mask, by leaf name
-runs/<study>/<cell id>/record.json  what was measured; its existence means finished
+runs/<study>/<cell id>/record.json  what was measured
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from jaxprune.disk import CorruptFileError
 from jaxprune.study import files
 from jaxprune.study.files import RunsError as RunsError
 
-FORMAT = 3  # with version 0.2.0, names of methods, stages and settings changed
+FORMAT = 4  # records name their stages since then
 
 # What the report names of the versions and the machine.
 MADE = ("kind", "devices", "processor", "cores", "ram_gb", "jax", "flax", "jaxprune")
@@ -28,10 +28,16 @@ MADE = ("kind", "devices", "processor", "cores", "ram_gb", "jax", "flax", "jaxpr
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
-    """One prunable leaf. Weights outside `edges` do not exist; zeros are counted apart.
+    """One prunable leaf.
 
-    size, kept, effective: weights in all, kept, and on a live path; macs: dense, per
-    picture; edges, counts: histogram of the kept weights after training.
+    Attributes:
+        name: of the leaf.
+        size: number of weights.
+        kept: weights that the mask keeps.
+        effective: weights that are kept and on a path from input to output.
+        macs: multiply-accumulates of the dense layer, per image.
+        edges: of the bins of the histogram of the kept weights, after training.
+        counts: of weights in each bin.
     """
 
     name: str
@@ -45,22 +51,41 @@ class Layer:
 
 @dataclasses.dataclass(frozen=True)
 class Record:
-    """All that was measured of one cell.
+    """All that was measured of one cell; what was not measured is None or empty.
 
-    cell: its config; title: of its method; status: "finished" or "diverged"; epochs,
-    seconds: spent on it, shared beginnings included; made: versions, device, commit and
-    time; density: reached, kept / prunable; macs_dense, macs_kept: per picture, all layers
-    and biases; accuracy: on the test set in percent; loss: there, in nats; latency, memory:
-    see profiling; training_memory: the most of it between epochs of the last training;
-    connectivity: error in percent at points between two trainings, and the barrier in
-    points; compaction: see study.gain; mask_sha256: of the file beside the record. What was
-    not measured is None or empty, as in a diverged cell whatever comes after.
+    Attributes:
+        id: of the cell.
+        cell: its config.
+        title: of its method.
+        status: "trained", "finished" (measured too) or "diverged".
+        stages: ids of its stages.
+        layers: its prunable leaves.
+        epochs: that it trained for, shared stages included.
+        seconds: that its stages took, shared ones included.
+        history: loss and accuracy of each epoch of the last training.
+        made: versions, device, commit and time.
+        density: kept / prunable.
+        effective_density: on a path from input to output / prunable.
+        collapse: what is cut, if no path is left.
+        macs_dense: multiply-accumulates per image, all layers and biases.
+        macs_kept: those that the mask leaves.
+        accuracy: on the test set, in percent.
+        loss: on the test set, in nats.
+        latency: of the masked network; see study.measure.
+        memory: of the masked network; see profiling.Memory. Where the recipe measures
+            memory once per network, of the dense one.
+        training_memory: the most of it between epochs of the last training.
+        connectivity: error in percent at points between two trainings, and the barrier in
+            points.
+        compaction: see study.compaction.
+        mask_sha256: of the file beside the record.
     """
 
     id: str
     cell: Mapping[str, Any]
     title: str
     status: str
+    stages: Sequence[str]
     layers: Sequence[Layer]
     epochs: float
     seconds: float
@@ -84,8 +109,16 @@ class Record:
 
 
 def write(folder: Path, record: Record) -> None:
-    """Write a record; from then on its cell is finished."""
+    """Write the record of a cell; it is the last of its files."""
     files.write_json(folder / "record.json", dataclasses.asdict(record))
+
+
+def is_finished(folder: Path) -> bool:
+    """Return whether the cell in a folder is trained and measured, or has diverged."""
+    try:
+        return read(folder / "record.json").status != "trained"
+    except (CorruptFileError, RunsError, OSError):
+        return False
 
 
 def read(path: Path) -> Record:
@@ -95,10 +128,10 @@ def read(path: Path) -> Record:
         CorruptFileError: if it is not what was written.
         RunsError: if another version wrote it.
     """
-    held = files.read_json(path)
+    fields = files.read_json(path)
     try:
-        layers = [Layer(**layer) for layer in held["layers"]]
-        return Record(**{**held, "layers": layers})
+        layers = [Layer(**layer) for layer in fields["layers"]]
+        return Record(**{**fields, "layers": layers})
     except (TypeError, KeyError) as error:
         raise RunsError(
             f"{path} is the record of another version ({error}). Read it with that one, or "
@@ -107,7 +140,7 @@ def read(path: Path) -> Record:
 
 
 def check_files(folder: Path, record: Record) -> None:
-    """Compare what lies beside a record with what was written.
+    """Compare the files beside a record with what was written.
 
     Args:
         folder: of the cell.
@@ -121,20 +154,20 @@ def check_files(folder: Path, record: Record) -> None:
         raise CorruptFileError(config, "it is not the cell of the record")
     found = disk.checksum(mask) if mask.exists() else None
     if found != record.mask_sha256:
-        raise CorruptFileError(mask, "its checksum is another")
+        raise CorruptFileError(mask, "its checksum differs")
 
 
 _NAME = re.compile(r"\w[\w.+-]*")  # of cells: no separator, and no dot in front
 
 
 def _format(path: Path) -> Any:
-    """Tell the format; older files have no checksum."""
+    """Return the format; older files have no checksum."""
     try:
-        held = json.loads(path.read_bytes())
+        value = json.loads(path.read_bytes())
     except ValueError:
-        held = None
-    if isinstance(held, dict) and "checksum" not in held and "format" in held:
-        return held["format"]
+        value = None
+    if isinstance(value, dict) and "checksum" not in value and "format" in value:
+        return value["format"]
     return files.read_json(path)["format"]
 
 
@@ -148,7 +181,7 @@ def read_study(folder: Path) -> dict[str, Any]:
     path = folder / "study.json"
     if not path.exists():
         raise RunsError(
-            f"{folder} holds no study. Run it first, or pass the folder with --runs-dir."
+            f"{folder} has no study. Run it first, or pass the folder with --runs-dir."
         )
     found = _format(path)
     if found != FORMAT:
@@ -156,14 +189,14 @@ def read_study(folder: Path) -> dict[str, Any]:
             f"{folder} was written in format {found}; this version reads format "
             f"{FORMAT}. Pass another folder with --runs-dir, or delete this one."
         )
-    held = files.read_json(path)
-    for cell in held["cells"]:
+    study = files.read_json(path)
+    for cell in study["cells"]:
         if not _NAME.fullmatch(cell["id"]):
             raise RunsError(
                 f"{path} lists the cell {cell['id']!r}, which is no name of a folder in it. "
                 "Delete that file and run the study again."
             )
-    return held
+    return study
 
 
 def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
@@ -173,14 +206,14 @@ def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _on_disk(folder: Path) -> list[dict[str, Any]]:
-    """List the cells whose folders are there, where the list is lost."""
-    found = []
+    """List the cells that have a folder, in case the list is lost."""
+    cells = []
     for path in sorted(folder.glob("*/config.json")):
         if ".corrupt" in path.parent.name:
             continue
         with contextlib.suppress(CorruptFileError):
-            found.append({"id": path.parent.name, "cell": files.read_json(path)})
-    return found
+            cells.append({"id": path.parent.name, "cell": files.read_json(path)})
+    return cells
 
 
 def _rank(method: str, methods: Sequence[str]) -> int:
@@ -194,7 +227,7 @@ def open_runs(
     notes: Sequence[str],
     methods: Sequence[str] = (),
 ) -> None:
-    """Make or take up the folder of a study; cells of earlier runs stay listed.
+    """Create the folder of a study or add to it; cells of earlier runs stay listed.
 
     Args:
         folder: `runs/<study>`.
@@ -210,12 +243,12 @@ def open_runs(
     """
     path = folder / "study.json"
     folder.mkdir(parents=True, exist_ok=True)
-    held = read_study(folder)["cells"] if path.exists() else _on_disk(folder)
+    before = read_study(folder)["cells"] if path.exists() else _on_disk(folder)
     known = {cell["id"] for cell in cells}
     recipes = [_recipe(cell["cell"]) for cell in cells]
     # Other recipes and sizes stay on disk, but must not be averaged with these.
     earlier = [
-        c for c in held if c["id"] not in known and _recipe(c["cell"]) in recipes
+        c for c in before if c["id"] not in known and _recipe(c["cell"]) in recipes
     ]
     listed = sorted(
         [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
@@ -225,7 +258,7 @@ def open_runs(
 
 
 def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
-    """Count the finished cells of a folder that a run of these cells lists no longer.
+    """Count the finished cells of a folder that a run of these cells no longer lists.
 
     Args:
         folder: `runs/<study>`; need not exist.
@@ -239,19 +272,19 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
         listed = read_study(folder)["cells"] if (folder / "study.json").exists() else []
     except CorruptFileError:  # a run regenerates it
         return 0
-    held = [c for c in listed if _recipe(c["cell"]) not in recipes]
-    return sum((folder / cell["id"] / "record.json").exists() for cell in held)
+    others = [c for c in listed if _recipe(c["cell"]) not in recipes]
+    return sum((folder / cell["id"] / "record.json").exists() for cell in others)
 
 
 def read_all(folder: Path) -> list[Record]:
-    """Read the finished cells of a study, in the study's order.
+    """Read the trained and finished cells of a study, in the study's order.
 
-    Damaged ones are named in a warning and left out, as if they were not finished.
+    Corrupt ones are left out with a warning.
 
     Raises:
         RunsError: if there is no study, or another version wrote it.
     """
-    found = []
+    results = []
     for cell in read_study(folder)["cells"]:
         place = folder / cell["id"]
         try:
@@ -259,8 +292,8 @@ def read_all(folder: Path) -> list[Record]:
             check_files(place, record)
         except FileNotFoundError:
             continue
-        except CorruptFileError as damage:
-            warnings.warn(f"a cell is left out: {damage}", stacklevel=1)
+        except CorruptFileError as error:
+            warnings.warn(f"a cell is left out: {error}", stacklevel=1)
             continue
-        found.append(record)
-    return found
+        results.append(record)
+    return results

@@ -1,20 +1,22 @@
-"""Running a study: every stage once, every cell recorded, resumable at any moment."""
+"""Running a study: phase 1 trains, phase 2 measures alone; resumable at any moment."""
 
-import functools
-from collections import OrderedDict
+import dataclasses
+import platform
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from jaxprune import data, disk, profiling, sharding
+import jax
+
+from jaxprune import checkpoint, data, disk, masks, profiling, sharding
 from jaxprune.disk import CorruptFileError
 from jaxprune.study import (
-    cells,
     config,
-    executors,
     files,
     locks,
-    measure,
+    measure as measuring,
+    provenance,
     records,
     stages,
     store,
@@ -22,23 +24,30 @@ from jaxprune.study import (
     workbench,
 )
 from jaxprune.study.config import Cell, Study
-from jaxprune.study.records import Record
-from jaxprune.study.stages import Stage
+from jaxprune.study.files import RunsError
+from jaxprune.study.locks import BusyError
+from jaxprune.study.records import Layer, Record
+from jaxprune.study.stages import KINDS, Stage
 
 
 class Progress(NamedTuple):
-    """Where a run is: cell number `cell` of `cells`, in stage `stage`.
+    """Where a run is.
 
-    label: of the cell; epoch: of this stage, of `epochs`; done_epochs: trained in this
-    run so far; history: the epoch's loss and accuracy, or None when a stage begins.
+    Attributes:
+        cell: number of the cell, from 1.
+        cells: number of cells.
+        label: title, compression and seed of the cell.
+        stage: that starts or runs; with `history` None it starts.
+        epoch: of this stage.
+        done_epochs: that this run has trained so far.
+        history: loss and accuracy of the epoch.
     """
 
     cell: int
     cells: int
     label: str
-    stage: str
-    epoch: float
-    epochs: float
+    stage: Stage
+    epoch: int
     done_epochs: float
     history: Mapping[str, float] | None
 
@@ -46,11 +55,15 @@ class Progress(NamedTuple):
 class Plan(NamedTuple):
     """What running a study takes.
 
-    stages: each once, in order; finished: ids of those that are on disk; epochs: of
-    training left to do; unshared: epochs if every cell ran by itself; shared: saved since
-    beginnings are shared; cells_done: ids of the cells with a record; unlisted: how many
-    finished cells of the folder have other settings, so that no table may average them with
-    these: they stay on disk and are no longer listed.
+    Attributes:
+        stages: each once, in order.
+        finished: ids of those that are on disk.
+        epochs: of training left to do.
+        unshared: epochs if every cell ran by itself.
+        shared: epochs that are saved because cells share their first stages.
+        cells_done: ids of the finished cells.
+        unlisted: number of finished cells of the folder with other settings, which no table
+            may average with these: they stay on disk and are no longer listed.
     """
 
     stages: Sequence[Stage]
@@ -74,11 +87,11 @@ def plan(study: Study, folder: Path) -> Plan:
     """
     chains = [stages.chain(cell) for cell in study.cells]
     unique = {stage.id: stage for chain in chains for stage in chain}
-    done = frozenset(name for name in unique if store.is_finished(folder, name))
+    done = frozenset(i for i, s in unique.items() if store.is_finished(folder, s))
     recorded = frozenset(
         config.cell_id(cell)
         for cell in study.cells
-        if (folder / config.cell_id(cell) / "record.json").exists()
+        if records.is_finished(folder / config.cell_id(cell))
     )
     unshared = sum(stages.epochs(stage) for chain in chains for stage in chain)
     once = sum(stages.epochs(stage) for stage in unique.values())
@@ -89,45 +102,54 @@ def plan(study: Study, folder: Path) -> Plan:
     return Plan(tuple(unique.values()), done, left, unshared, saved, recorded, unlisted)
 
 
-def epoch_time(study: Study, found: data.DatasetFiles) -> measure.EpochTime:
-    """Time an epoch of training on this machine; on a CPU some steps stand for it.
+def epoch_time(study: Study, dataset_files: data.DatasetFiles) -> measuring.EpochTime:
+    """Time an epoch of training on this machine; on a CPU, some steps of it.
 
     Args:
-        study: its first cell is taken: all are as large, and a mask saves no time.
-        found: where the data set lies.
+        study: its first cell is timed: all are as large, and a mask saves no time.
+        dataset_files: where the data set is.
 
     Returns:
-        Seconds an epoch.
+        Seconds per epoch.
     """
     training = next(s for s in stages.chain(study.cells[0]) if s.kind == "train")
     most = 20 if profiling.describe()["platform"] == "cpu" else None
-    bench = workbench.Bench(found, lambda history: None)
-    work.steps(training.settings, bench)
-    return measure.epoch_time(training.settings, bench, most)
+    bench = workbench.Bench(dataset_files)
+    work.count_steps(training.settings, bench)
+    return measuring.epoch_time(training.settings, bench, most)
 
 
 def check(
-    planned: Plan, found: data.DatasetFiles, mesh: tuple[int, int] | None = None
+    planned: Plan,
+    dataset_files: data.DatasetFiles,
+    mesh: tuple[int, int] | None = None,
 ) -> None:
     """Refuse what would fail only after hours, such as a stage with no step to train.
 
     Args:
         planned: what there is to do.
-        found: where the data set lies.
+        dataset_files: where the data set is.
         mesh: devices that share the work of each stage.
 
     Raises:
         ValueError: if a stage has nothing to do, or asks for more images than there are;
-            or if there are not that many devices, or they do not divide a batch.
+            or if there are not that many devices, or they do not divide a batch; or if
+            this is one of several hosts.
     """
+    if jax.process_count() > 1:
+        raise ValueError(
+            f"a study runs on one host, and this one is {jax.process_count()} processes of "
+            "jax.distributed. Start them without it: they share the work through the runs "
+            "folder. For levels of IMP on several hosts, call checkpoint.levels."
+        )
     parts = 1
     if mesh is not None:
         parts = sharding.make_mesh(data=mesh[0], model=mesh[1]).shape["data"]
-    bench = workbench.Bench(found, lambda history: None)
+    bench = workbench.Bench(dataset_files)
     for stage in planned.stages:
         if stages.epochs(stage) and stage.id not in planned.finished:
-            work.steps(stage.settings, bench)
-            size = stage.settings["training"]["batch_size"]
+            work.count_steps(stage.settings, bench)
+            size = stage.settings.training.batch_size
             if size % parts:
                 raise ValueError(
                     f"batches of {size} can't be split into {parts} equal parts. Pass a "
@@ -136,81 +158,272 @@ def check(
 
 
 def label(cell: Cell) -> str:
-    """Name a cell for people."""
+    """Return the title, compression and seed of a cell."""
     title = config.METHODS[cell.method].title
     return f"{title} c={cell.compression:g} seed {cell.seed}"
-
-
-def _open(folder: Path, study: Study, listed: Sequence[Mapping[str, Any]]) -> None:
-    """Make or take up the folder, one process at a time."""
-    names = list(config.METHODS)
-    with locks.held(folder, "study"):
-        try:
-            records.open_runs(folder, study.name, listed, study.notes, names)
-        except CorruptFileError as damage:
-            disk.quarantine(damage.path)
-            records.open_runs(folder, study.name, listed, study.notes, names)
 
 
 def run(
     study: Study,
     runs_dir: Path,
-    found: data.DatasetFiles,
+    dataset_files: data.DatasetFiles,
     progress: Callable[[Progress], None] = lambda progress: None,
-    executor: executors.Executor = executors.local,
     mesh: tuple[int, int] | None = None,
 ) -> Iterator[Record]:
-    """Run the cells of a study that have no record yet.
+    """Run the cells of a study that are not finished: `train`, then `measure`.
 
-    Several processes may run one study in one folder: each stage is made once, by
-    whichever comes first. Corrupt files are quarantined with a warning, and regenerated.
+    Several processes may run one study in one folder: each stage is run once, by the first
+    that comes to it, and one process of a machine measures at a time. Corrupt files are
+    quarantined with a warning, and regenerated. A run that was killed at any moment resumes.
 
     Args:
         study: its cells.
         runs_dir: folder of all studies.
-        found: where the data set lies.
-        progress: called when a stage begins and after every epoch.
-        executor: where cells run.
+        dataset_files: where the data set is.
+        progress: called when a stage starts and after every epoch.
         mesh: devices that share the work of each stage, as the two arguments of
             `sharding.make_mesh`; None for one. They sum in another order, so that the last
             bit may differ.
 
     Yields:
-        The record of every cell, also of those finished before, as they are finished: in
-        the study's order, unless another process has a part in them.
+        The record of every cell in order, also of those finished before.
+
+    Raises:
+        RunsError: if the runs folder can't be used.
+        ValueError: if a stage has no step to train, or there are not that many devices.
+    """
+    for _ in train(study, runs_dir, dataset_files, progress, mesh):
+        pass
+    yield from measure(study, runs_dir, dataset_files, progress)
+
+
+def train(
+    study: Study,
+    runs_dir: Path,
+    dataset_files: data.DatasetFiles,
+    progress: Callable[[Progress], None] = lambda progress: None,
+    mesh: tuple[int, int] | None = None,
+) -> Iterator[Record]:
+    """Train, prune and evaluate the networks of a study.
+
+    A cell that needs a stage which another process runs right now comes later.
+
+    Args:
+        study: its cells.
+        runs_dir: folder of all studies.
+        dataset_files: where the data set is.
+        progress: called when a stage starts and after every epoch.
+        mesh: devices that share the work of each stage.
+
+    Yields:
+        The record of every cell, with the status "trained" if it is not measured yet.
 
     Raises:
         RunsError: if the runs folder can't be used.
         ValueError: if a stage has no step to train, or there are not that many devices.
     """
     folder = Path(runs_dir).absolute() / study.name
-    check(plan(study, folder), found, mesh)
-    ids = [config.cell_id(cell) for cell in study.cells]
-    listed = [
-        {"id": name, "cell": config.as_json(cell)}
-        for name, cell in zip(ids, study.cells, strict=True)
-    ]
-    with files.disk_errors(folder), sharding.fail_together():
-        if sharding.is_first_process():
-            _open(folder, study, listed)
-    spent: dict[str, float] = {}  # epochs, by stage
+    check(plan(study, folder), dataset_files, mesh)
+    with files.disk_errors(folder):
+        _open(folder, study)
+    teller = _Teller(study.cells, progress, {})
+    place = store.Store(folder, dataset_files, teller.tell, mesh, OrderedDict())
+    left, refused = deque(study.cells), 0
+    while left:
+        teller.cell = cell = left.popleft()
+        record = _recorded(folder, cell)
+        try:
+            if record is None:
+                # If all that are left are busy, wait for this one.
+                wait = refused > len(left)
+                results = _results(place, cell, is_timed=False, wait=wait)
+                record = _write(place, cell, results)
+        except BusyError:
+            left.append(cell)
+            refused += 1
+            continue
+        refused = 0
+        yield record
+
+
+def measure(
+    study: Study,
+    runs_dir: Path,
+    dataset_files: data.DatasetFiles,
+    progress: Callable[[Progress], None] = lambda progress: None,
+) -> Iterator[Record]:
+    """Measure time and memory of the networks of a study, one after another.
+
+    Args:
+        study: its cells.
+        runs_dir: folder of all studies.
+        dataset_files: where the data set is.
+        progress: called when a stage starts.
+
+    Yields:
+        The record of every cell in order; a network that is not trained yet is trained.
+
+    Raises:
+        RunsError: if the runs folder can't be used.
+    """
+    folder = Path(runs_dir).absolute() / study.name
+    teller = _Teller(study.cells, progress, {})
+    place = store.Store(folder, dataset_files, teller.tell, None, OrderedDict())
+    for teller.cell in study.cells:
+        record = _recorded(folder, teller.cell)
+        if record is None:
+            with locks.held(folder, f"measuring-on-{platform.node()}"):
+                record = _recorded(folder, teller.cell)  # another process was faster
+                if record is None:
+                    results = _results(place, teller.cell, is_timed=True)
+                    record = _write(place, teller.cell, results)
+        yield record
+
+
+@dataclasses.dataclass
+class _Teller:
+    """Turns what a stage tells into the progress of a study."""
+
+    cells: Sequence[Cell]
+    progress: Callable[[Progress], None]
+    epochs: dict[str, int]  # by stage, trained in this run
+    cell: Cell | None = None
 
     def tell(
-        cell: Cell, stage: Stage, epoch: float, history: Mapping[str, float] | None
+        self, stage: Stage, epoch: int, history: Mapping[str, float] | None
     ) -> None:
-        spent[stage.id] = epoch
-        progress(
-            Progress(
-                cell=ids.index(config.cell_id(cell)) + 1,
-                cells=len(ids),
-                label=label(cell),
-                stage=stage.kind,
-                epoch=epoch,
-                epochs=stages.epochs(stage),
-                done_epochs=sum(spent.values()),
-                history=history,
-            )
+        cell = self.cell or self.cells[0]
+        self.epochs[stage.id] = epoch
+        number, done = self.cells.index(cell) + 1, sum(self.epochs.values())
+        self.progress(
+            Progress(number, len(self.cells), label(cell), stage, epoch, done, history)
         )
 
-    kept = store.Store(folder, found, OrderedDict(), mesh)
-    yield from executor(study.cells, functools.partial(cells.begin, kept), tell)
+
+def _open(folder: Path, study: Study) -> None:
+    """Create the folder or add to it, one process at a time."""
+    names = list(config.METHODS)
+    listed = [
+        {"id": config.cell_id(cell), "cell": config.as_json(cell)}
+        for cell in study.cells
+    ]
+    with locks.held(folder, "study"):
+        try:
+            records.open_runs(folder, study.name, listed, study.notes, names)
+        except CorruptFileError as error:
+            disk.quarantine(error.path)
+            records.open_runs(folder, study.name, listed, study.notes, names)
+
+
+def _results(
+    place: store.Store, cell: Cell, *, is_timed: bool, wait: bool = True
+) -> dict[str, store.Result]:
+    """Return the results of all stages of a cell, by id, up to one that diverged."""
+    results: dict[str, store.Result] = {}
+    for stage in stages.chain(cell):
+        if KINDS[stage.kind].is_timed and not is_timed:
+            break
+        result = results[stage.id] = store.result(place, stage, wait=wait)
+        if result.facts.get("diverged"):
+            break
+    return results
+
+
+def _read_whole(place: Path, cell: Cell) -> Record | None:
+    """Read a record; None if it is not there, or something in its folder is corrupt."""
+    try:
+        record = records.read(place / "record.json")
+        if record.cell != config.as_json(cell):
+            raise RunsError(
+                f"{place} belongs to another cell than its name says. Delete that "
+                "folder and run again; finished stages are not repeated."
+            )
+        records.check_files(place, record)
+    except (CorruptFileError, FileNotFoundError):
+        return None
+    return record
+
+
+def _recorded(folder: Path, cell: Cell) -> Record | None:
+    """Read the record of a finished cell; quarantine what is corrupt of it."""
+    place = folder / config.cell_id(cell)
+    record = _read_whole(place, cell)
+    if record is None and (place / "record.json").exists():
+        with files.disk_errors(folder), locks.held(folder, place.name):
+            record = _read_whole(place, cell)  # another process may have written it
+            if record is None and (place / "record.json").exists():
+                checkpoint.quarantine(place)
+    return None if record is None or record.status == "trained" else record
+
+
+def _write(
+    place: store.Store, cell: Cell, results: Mapping[str, store.Result]
+) -> Record:
+    """Write the mask and the record of a cell."""
+    folder = place.folder / config.cell_id(cell)
+    record = _record(cell, results)
+    with files.disk_errors(folder), locks.held(place.folder, folder.name):
+        other = _read_whole(folder, cell)
+        if other is not None and (record.status, other.status) != (
+            "finished",
+            "trained",
+        ):
+            return other  # another process was faster
+        folder.mkdir(parents=True, exist_ok=True)
+        files.write_json(folder / "config.json", config.as_json(cell))
+        pruned = [s for s in stages.chain(cell) if "mask" in _made(results, s)]
+        if pruned:
+            masks.save(folder / "mask.npz", store.arrays(place, pruned[-1])["mask"])
+            sealed = disk.checksum(folder / "mask.npz")
+            record = dataclasses.replace(record, mask_sha256=sealed)
+        records.write(folder, record)
+    return records.read(folder / "record.json")
+
+
+def _made(results: Mapping[str, store.Result], stage: Stage) -> Sequence[str]:
+    return results[stage.id].arrays if stage.id in results else ()
+
+
+# Facts that go into the record as they are; a diverged cell lacks later ones.
+_FACTS = (
+    "density",
+    "effective_density",
+    "collapse",
+    "macs_dense",
+    "macs_kept",
+    "history",
+    "accuracy",
+    "loss",
+    "latency",
+    "memory",
+    "training_memory",
+    "compaction",
+    "connectivity",
+)
+
+
+def _record(cell: Cell, results: Mapping[str, store.Result]) -> Record:
+    chain = stages.chain(cell)
+    facts = {
+        name: fact for result in results.values() for name, fact in result.facts.items()
+    }
+    status = "finished" if len(results) == len(chain) else "trained"
+    if facts.get("diverged"):
+        status = "diverged"
+    histograms = facts.get("histograms", {})
+    empty = {"edges": [], "counts": []}
+    return Record(
+        id=config.cell_id(cell),
+        cell=config.as_json(cell),
+        title=config.METHODS[cell.method].title,
+        status=status,
+        stages=list(results),
+        layers=[
+            Layer(**layer, **histograms.get(layer["name"], empty))
+            for layer in facts.get("layers", ())
+        ],
+        epochs=sum(map(stages.epochs, chain)),
+        seconds=sum(result.seconds for result in results.values()),
+        made=provenance.describe(),
+        **{name: facts[name] for name in _FACTS if name in facts},
+    )

@@ -1,44 +1,109 @@
-"""The stages of a cell, named by content.
+"""The kinds of stages, and the stages of a cell, named by content.
 
-A stage sees its own settings and those of the stages before it, and nothing else; its
-id hashes just these. So cells that begin alike share stages, and no result is ever
-taken for another's.
+A stage depends on its settings and on the arrays of the stage before it, and on nothing else;
+its id hashes just these. So cells with the same first stages share them, and no result is
+taken for another.
 """
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 from jaxprune import scores
-from jaxprune.study import config
+from jaxprune.study import config, measure, settings, work
 from jaxprune.study.config import Cell
 from jaxprune.train import Training
+
+
+class Kind(NamedTuple):
+    """A kind of stage.
+
+    Attributes:
+        settings: type of its settings.
+        run: `run(settings, arrays, bench) -> workbench.Output`, with the arrays of the stages
+            before it.
+        facts: names of the facts of a finished stage, unless the network diverged.
+        makes_arrays: whether other stages can start from it.
+        is_timed: whether it runs alone on the machine, after all training.
+        uses_mesh: whether several devices can share its work.
+    """
+
+    settings: type
+    run: Callable[..., Any]
+    facts: frozenset[str] = frozenset()
+    makes_arrays: bool = True
+    is_timed: bool = False
+    uses_mesh: bool = True
+
+
+KINDS: Mapping[str, Kind] = {
+    "initialize": Kind(settings.Initialize, work.initialize, uses_mesh=False),
+    "train": Kind(
+        settings.Train, work.train_stage, frozenset({"history", "training_memory"})
+    ),
+    "score": Kind(settings.Score, work.score),
+    "select": Kind(settings.Select, work.select),
+    "prune": Kind(settings.Prune, work.prune_rounds, frozenset({"densities"})),
+    "level": Kind(settings.Level, work.level),
+    "inspect": Kind(
+        settings.Inspect,
+        measure.inspect,
+        frozenset(
+            {"density", "effective_density", "layers", "macs_dense", "macs_kept"}
+        ),
+        makes_arrays=False,
+        uses_mesh=False,
+    ),
+    "evaluate": Kind(
+        settings.Evaluate,
+        measure.evaluate,
+        frozenset({"accuracy", "loss", "histograms"}),
+        makes_arrays=False,
+    ),
+    "connect": Kind(
+        settings.Connect, work.connect, frozenset({"connectivity"}), makes_arrays=False
+    ),
+    "measure": Kind(
+        settings.Measure,
+        measure.measure,
+        frozenset({"latency", "compaction"}),
+        makes_arrays=False,
+        is_timed=True,
+        uses_mesh=False,
+    ),
+    "memory": Kind(
+        settings.Memory,
+        measure.memory,
+        frozenset({"memory"}),
+        makes_arrays=False,
+        is_timed=True,
+        uses_mesh=False,
+    ),
+}
 
 
 class Stage(NamedTuple):
     """One step of a cell.
 
-    kind: a key of work.RUN; own: its own settings; settings: those of all stages up to
-    it; id: hash of kind, own settings and the parent's id; parent: id of the latest stage
-    before that made arrays.
+    Attributes:
+        kind: a key of KINDS.
+        settings: all that it depends on besides the arrays of `parent`.
+        id: the kind and a hash of settings and parent; the name of its folder.
+        parent: the stage whose arrays it starts from.
     """
 
     kind: str
-    own: Mapping[str, Any]
-    settings: Mapping[str, Any]
+    settings: Any
     id: str
-    parent: str | None
+    parent: "Stage | None"
 
 
-# Stages that make no arrays, so that nothing comes from them: what is trained after
-# "inspect" is shared with a chain that goes on without it.
-MEASURING = ("inspect", "evaluate", "connect", "profile", "compact")
-
-_Step: TypeAlias = tuple[str, dict[str, Any]]
+# The settings of a stage, by the name of its kind.
+_Step: TypeAlias = tuple[str, Any]
 
 
 def chain(cell: Cell) -> list[Stage]:
-    """List the stages of a cell in order.
+    """List the stages of a cell in order; those that are timed come last.
 
     Args:
         cell: the cell.
@@ -46,83 +111,111 @@ def chain(cell: Cell) -> list[Stage]:
     Returns:
         Its stages; equal beginnings of two cells have equal ids.
     """
+    stages: list[Stage] = []
+    parent = None
+    for kind, own in _steps(cell):
+        stage = _stage(kind, own, parent)
+        stages.append(stage)
+        if KINDS[kind].makes_arrays:
+            parent = stage
+    if cell.recipe.memory == "network" and stages[-1].kind == "measure":
+        stages.append(_stage("memory", settings.Memory(_network(cell)), stages[0]))
+    return stages
+
+
+def _stage(kind: str, own: Any, parent: Stage | None) -> Stage:
+    identity = {
+        "kind": kind,
+        "settings": config.as_json(own),
+        "parent": parent and parent.id,
+    }
+    return Stage(kind, own, f"{kind}-{config.content_id(identity)}", parent)
+
+
+def identity(stage: Stage) -> dict[str, Any]:
+    """Return what `stage.json` must say of a stage."""
+    return {
+        "kind": stage.kind,
+        "settings": config.as_json(stage.settings),
+        "parent": stage.parent and stage.parent.id,
+    }
+
+
+def _network(cell: Cell) -> settings.Network:
+    return settings.Network(
+        cell.model, cell.input_shape, cell.num_classes, cell.batch_norm, cell.width
+    )
+
+
+def _steps(cell: Cell) -> list[_Step]:
+    """Return the kinds and settings of the stages of a cell."""
     recipe, method = cell.recipe, config.METHODS[cell.method]
     rewind = config.REWINDS[config.rewind_of(cell)]
-    dataset = {
-        "dataset": cell.dataset,
-        "data_version": cell.data_version,
-        "train_examples": cell.train_examples,
-    }
-    network = {
-        "model": cell.model,
-        "input_shape": list(cell.input_shape),
-        "num_classes": cell.num_classes,
-        "batch_norm": cell.batch_norm,
-        "width": cell.width,
-        "seed": cell.seed,
-    }
-    ranking = {"ties": recipe.ties, "density": config.density(cell)}
+    network, seed = _network(cell), cell.seed
+    images = settings.Images(cell.dataset, cell.data_version, cell.train_examples)
+    start = recipe.rewind_epochs if rewind.continues else 0
 
-    def training(epochs: float | None, **own: Any) -> _Step:
-        held = recipe.training
+    def training(epochs: float | None, **options: Any) -> settings.Train:
+        schedule = recipe.training
         if epochs is not None:
-            held = dataclasses.replace(held, epochs=epochs)
-        if "start" in own and rewind.constant:
-            held = _at_last_rate(held)
-        own = {"rewind_epochs": None, "start": 0, **own}
-        return "train", {**dataset, **own, "training": config.as_json(held)}
+            schedule = dataclasses.replace(schedule, epochs=epochs)
+        if "start" in options and rewind.constant:
+            schedule = _at_last_rate(schedule)
+        return settings.Train(network, seed, images, schedule, **options)
 
-    plan: list[_Step] = [("initialize", network)]
+    steps: list[_Step] = [("initialize", settings.Initialize(network, seed))]
     if method.pretrained:
         # The rewind point is kept for every dense network, so that magnitude and IMP share
         # it.
         rewind_epochs = recipe.rewind_epochs if rewind.continues else None
-        epochs = (
-            recipe.level_epochs if config.is_iterative(cell) else recipe.dense_epochs
-        )
-        plan.append(training(epochs, rewind_epochs=rewind_epochs))
+        is_iterative = config.is_iterative(cell)
+        epochs = recipe.level_epochs if is_iterative else recipe.dense_epochs
+        steps.append(("train", training(epochs, rewind_epochs=rewind_epochs)))
+    options: dict[str, Any] = {}
+    last_epochs = recipe.grasp_epochs if method.score == "grasp" else None
     if config.is_iterative(cell):
-        start = recipe.rewind_epochs if rewind.continues else 0
-        restart = {"rewind": rewind.weights, "regrow": recipe.regrow}
+        options = {"start": start, "keeps_pruned": recipe.regrow}
         for level, density in enumerate(config.level_densities(cell)):
             if level:
-                plan.append(training(recipe.level_epochs, start=start))
-            own = {**ranking, "level": level, "density": density, **restart}
-            plan.append(("level", own))
-        plan += [("inspect", {}), training(None, start=start)]
+                steps.append(("train", training(recipe.level_epochs, **options)))
+            level_settings = settings.Level(
+                network,
+                seed,
+                level,
+                density,
+                recipe.ties,
+                rewind.weights,
+                recipe.regrow,
+            )
+            steps.append(("level", level_settings))
     elif method.score:
-        scoring = {"score": method.score, **_scoring(cell, method.score, dataset)}
+        scoring, density = _scoring(cell, images), config.density(cell)
         rounds = recipe.synflow_rounds if method.score == "synflow" else 1
         if rounds == 1:
-            plan += [("score", scoring), ("select", ranking)]
+            steps.append(("score", scoring))
+            steps.append(("select", settings.Select(density, recipe.ties)))
         else:
-            rounded = {"rounds": rounds, "regrow": recipe.regrow}
-            plan.append(("prune", {**scoring, **ranking, **rounded}))
-        epochs = recipe.grasp_epochs if method.score == "grasp" else None
-        plan += [("inspect", {}), training(epochs)]
-    else:
-        plan.append(("inspect", {}))
+            pruning = settings.Prune(
+                scoring, density, recipe.ties, rounds, recipe.regrow
+            )
+            steps.append(("prune", pruning))
+    steps.append(("inspect", settings.Inspect(network)))
+    if method.score:
+        steps.append(("train", training(last_epochs, **options)))
     if method.points:
-        _, again = training(None, start=recipe.rewind_epochs)
-        plan.append(("connect", {**again, "points": method.points}))
-    else:
-        plan += [("evaluate", dict(dataset)), ("profile", dict(dataset))]
-        plan.append(("compact", {}))
-
-    stages: list[Stage] = []
-    settings: dict[str, Any] = {}
-    parent = None
-    for kind, own in plan:
-        settings = {**settings, **own}
-        name = config.content_id({"kind": kind, "settings": own, "parent": parent})
-        stages.append(Stage(kind, own, settings, f"{kind}-{name}", parent))
-        if kind not in MEASURING:
-            parent = stages[-1].id
-    return stages
+        again = training(None, start=recipe.rewind_epochs)
+        fields = {f.name: getattr(again, f.name) for f in dataclasses.fields(again)}
+        return [*steps, ("connect", settings.Connect(**fields, points=method.points))]
+    measuring = settings.Measure(network, images, memory=recipe.memory == "cell")
+    return [
+        *steps,
+        ("evaluate", settings.Evaluate(network, images)),
+        ("measure", measuring),
+    ]
 
 
 def _at_last_rate(training: Training) -> Training:
-    """Go on at the learning rate that the schedule ends with."""
+    """Return a schedule that continues at the learning rate that another one ends with."""
     drops = len(training.drop_epochs) if training.schedule == "steps" else 0
     rate = training.learning_rate * training.drop_factor**drops
     return dataclasses.replace(
@@ -134,25 +227,26 @@ def _at_last_rate(training: Training) -> Training:
     )
 
 
-def _scoring(cell: Cell, score: str, dataset: dict[str, Any]) -> dict[str, Any]:
-    """Name the settings that a score depends on, and no others."""
-    recipe = cell.recipe
-    needs = scores.SCORERS[score].needs
+def _scoring(cell: Cell, images: settings.Images) -> settings.Score:
+    """Return the settings that a score depends on, and no others."""
+    recipe, method = cell.recipe, config.METHODS[cell.method].score
+    network, needs = _network(cell), scores.SCORERS[method].needs
     if needs == "inputs":
-        return {"norm_flow": recipe.norm_flow, "rescale": recipe.synflow_rescale}
-    if needs == "batches":
-        temperature = recipe.grasp_temperature if score == "grasp" else 1.0
-        number = {
-            "score_examples": recipe.score_examples,
-            "temperature": temperature,
-            "train_mode": score in recipe.train_mode_scores,
-        }
-        return {**dataset, **number}
-    return {}
+        flow = recipe.norm_flow, recipe.synflow_rescale
+        return settings.ScoreFlow(network, cell.seed, method, *flow)
+    if needs != "batches":
+        return settings.Score(network, cell.seed, method)
+    return settings.ScoreData(
+        network,
+        cell.seed,
+        method,
+        images,
+        examples=recipe.score_examples,
+        temperature=recipe.grasp_temperature if method == "grasp" else 1.0,
+        train_mode=method in recipe.train_mode_scores,
+    )
 
 
 def epochs(stage: Stage) -> float:
-    """Count the epochs of training in a stage."""
-    if stage.kind not in ("train", "connect"):
-        return 0
-    return stage.own["training"]["epochs"] - stage.own["start"]
+    """Return the number of epochs of training in a stage."""
+    return stage.settings.epochs if stage.kind in ("train", "connect") else 0

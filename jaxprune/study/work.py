@@ -21,102 +21,79 @@ from jaxprune import (
     train,
     tree,
 )
-from jaxprune.study import measure, workbench
-from jaxprune.study.stages import Stage
+from jaxprune.study import settings, workbench
+from jaxprune.study.workbench import Arrays, Bench, Output
 
 
-def run(
-    stage: Stage, inputs: Mapping[str, Any], at: workbench.Bench
-) -> workbench.Output:
-    """Do what a stage does.
-
-    Args:
-        stage: which one.
-        inputs: arrays of the stages before it, the latest of each name.
-        at: what it works with.
-
-    Returns:
-        Its arrays and facts.
-    """
-    return RUN[stage.kind](stage.settings, inputs, at)
-
-
-def _initial(settings: workbench.Settings) -> dict[str, Any]:
-    key = workbench.key_for(settings, "initialize")
-    model = workbench.network(settings).init(key)
+def _initial(own: settings.Initialize | settings.Level) -> dict[str, Any]:
+    key = workbench.key_for(own.seed, "initialize")
+    model = workbench.build(own.network).init(key)
     return {"params": model.params, "state": model.state}
 
 
-def _initialise(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    del inputs, at
-    return workbench.Output(_initial(settings), {})
+def initialize(own: settings.Initialize, arrays: Arrays, bench: Bench) -> Output:
+    """Draw the initial weights."""
+    del arrays, bench
+    return Output(_initial(own), {})
 
 
 def _fit(
-    settings: workbench.Settings,
-    start: Mapping[str, Any],
-    mask: Any,
-    at: workbench.Bench,
-    noise: str = "train",
+    own: settings.Train, arrays: Arrays, mask: Any, bench: Bench, noise: str = "train"
 ) -> train.FitResult:
-    """Train as the settings say; `noise` names the order of the data and augmentation."""
-    image_set = workbench.train_set(settings, at)
-    training = workbench.training(settings)
-    steps = data.steps_per_epoch(image_set.images.shape[0], training.batch_size)
-    rewind = settings["rewind_epochs"]
+    """Train; `noise` names the key of the order of the data and of augmentation."""
+    image_set = workbench.train_set(own.images, bench)
+    steps = data.steps_per_epoch(image_set.images.shape[0], own.training.batch_size)
+    rewind = own.rewind_epochs
     return train.fit(
-        workbench.model(settings, start),
+        workbench.model(own.network, arrays),
         mask,
         image_set,
-        training,
-        workbench.key_for(settings, noise),
-        start=round(settings["start"] * steps),
+        own.training,
+        workbench.key_for(own.seed, noise),
+        start=round(own.start * steps),
         rewind_iteration=None if rewind is None else round(rewind * steps),
-        on_epoch=at.on_epoch,
+        on_epoch=bench.on_epoch,
     )
 
 
-def steps(settings: workbench.Settings, at: workbench.Bench) -> int:
+def count_steps(own: settings.Train, bench: Bench) -> int:
     """Count the steps that a stage trains for.
 
     Raises:
         ValueError: if there are none.
     """
-    examples = workbench.train_set(settings, at).images.shape[0]
-    training = workbench.training(settings)
+    examples, training = (
+        workbench.train_set(own.images, bench).images.shape[0],
+        own.training,
+    )
     per_epoch = data.steps_per_epoch(examples, training.batch_size)
-    start = round(settings["start"] * per_epoch)
-    found = round(training.epochs * per_epoch) - start
-    if found < 1:
+    steps = round(training.epochs * per_epoch) - round(own.start * per_epoch)
+    if steps < 1:
         raise ValueError(
-            f"training to epoch {training.epochs:g} from {settings['start']:g} has no step "
+            f"training to epoch {training.epochs:g} from {own.start:g} has no step "
             f"with {examples} images in batches of {training.batch_size}. Train for more "
             "epochs, on more images, or in smaller batches."
         )
-    return found
+    return steps
 
 
-def _train(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    params = inputs["params"]
-    mask = workbench.mask_of(inputs)
+def train_stage(own: settings.Train, arrays: Arrays, bench: Bench) -> Output:
+    """Train the weights that the mask keeps, and sample the memory after each epoch."""
+    mask = workbench.mask_of(arrays)
     samples: list[profiling.MemorySample] = []
 
     def on_epoch(history: Mapping[str, float]) -> None:
         samples.append(profiling.sample_memory())
-        at.on_epoch(history)
+        bench.on_epoch(history)
 
-    fitted = _fit(settings, inputs, mask, at._replace(on_epoch=on_epoch))
+    fitted = _fit(own, arrays, mask, bench._replace(on_epoch=on_epoch))
     trained = fitted.model.params
-    if settings.get("regrow"):  # pruned weights keep the values they compete with
-        trained = jax.tree.map(jnp.where, mask, trained, params)
-    arrays = {"params": trained, "state": fitted.model.state}
+    if own.keeps_pruned:
+        trained = jax.tree.map(jnp.where, mask, trained, arrays["params"])
+    results = {"params": trained, "state": fitted.model.state}
     if fitted.rewind_point is not None:
         rewind_point = fitted.rewind_point
-        arrays["rewind_point"] = {
+        results["rewind_point"] = {
             "params": rewind_point.params,
             "state": rewind_point.state,
         }
@@ -125,55 +102,53 @@ def _train(
         "diverged": fitted.diverged,
         "training_memory": profiling.maximum(samples),
     }
-    return workbench.Output(arrays, facts)
+    return Output(results, facts)
 
 
 def _finite(history: list[dict[str, float]]) -> list[dict[str, float | None]]:
-    """Write a loss that is not finite as None, which JSON knows."""
+    """Write a loss that is not finite as None, which JSON can hold."""
     return [
         {name: value if np.isfinite(value) else None for name, value in epoch.items()}
         for epoch in history
     ]
 
 
-def _score(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    return workbench.Output({"scores": _scorer(settings, inputs, at)(None)}, {})
+def score(own: settings.Score, arrays: Arrays, bench: Bench) -> Output:
+    """Score the weights once."""
+    return Output({"scores": _scorer(own, arrays, bench)(None)}, {})
 
 
-def _scorer(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> Callable[[Any], Any]:
-    """Bind everything but the mask."""
-    params, model = inputs["params"], workbench.model(settings, inputs)
-    name = settings["score"]
-    needs = scores.SCORERS[name].needs
-    if needs == "key":
-        drawn = scores.random(workbench.key_for(settings, "score"), params)
-        return lambda mask: drawn
-    if needs == "nothing":
-        return lambda mask: scores.magnitude(params, mask=mask)
-    if needs == "inputs":
-        ones = jnp.ones((1, *settings["input_shape"]))
-        flow = models.flow(model, batch_norm=settings["norm_flow"])
-        rescale = settings["rescale"]
+def _scorer(own: settings.Score, arrays: Arrays, bench: Bench) -> Callable[[Any], Any]:
+    """Return the scoring function of a mask."""
+    params, model = arrays["params"], workbench.model(own.network, arrays)
+    if isinstance(own, settings.ScoreFlow):
+        ones = jnp.ones((1, *own.network.input_shape))
+        flow, rescale = models.flow(model, batch_norm=own.batch_norm), own.rescale
         return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
-    image_set = workbench.train_set(settings, at)
-    key, augment_key = jax.random.split(workbench.key_for(settings, "examples"))
-    chosen = data.sample_examples(
-        key, image_set.images.shape[0], settings["score_examples"]
-    )
+    if isinstance(own, settings.ScoreData):
+        batch = _batch(own, bench)
+        loss_fn = train.loss_function(
+            model, train=own.train_mode, temperature=own.temperature
+        )
+        return lambda mask: _data_scores(loss_fn, params, batch, mask, own.method)
+    if scores.SCORERS[own.method].needs == "key":
+        random_scores = scores.random(workbench.key_for(own.seed, "score"), params)
+        return lambda mask: random_scores
+    return lambda mask: scores.magnitude(params, mask=mask)
+
+
+def _batch(own: settings.ScoreData, bench: Bench) -> Any:
+    """Return the images to score with, preprocessed, and their labels."""
+    image_set = workbench.train_set(own.images, bench)
+    key, augment_key = jax.random.split(workbench.key_for(own.seed, "examples"))
+    chosen = data.sample_examples(key, image_set.images.shape[0], own.examples)
     batch = (
         data.preprocess(image_set.images[chosen], image_set.preprocessing, augment_key),
         image_set.labels[chosen],
     )
-    if at.mesh is not None and len(chosen) % at.mesh.shape["data"] == 0:
-        batch = sharding.shard_batch(batch, at.mesh)
-    loss_fn = train.loss_function(
-        model, train=settings["train_mode"], temperature=settings["temperature"]
-    )
-    return lambda mask: _data_scores(loss_fn, params, batch, mask, name)
+    if bench.mesh is not None and len(chosen) % bench.mesh.shape["data"] == 0:
+        batch = sharding.shard_batch(batch, bench.mesh)
+    return batch
 
 
 def _checked(scored: Any) -> Any:
@@ -186,109 +161,76 @@ def _flow_scores(params: Any, ones: Any, mask: Any, flow: Any, rescale: bool) ->
     return scores.synflow(flow, params, ones, mask=mask, rescale=rescale)
 
 
-@functools.partial(jax.jit, static_argnames="name")
-def _data_scores(loss_fn: Any, params: Any, batch: Any, mask: Any, name: str) -> Any:
-    return scores.SCORERS[name].score(loss_fn, params, [batch], mask=mask)
+@functools.partial(jax.jit, static_argnames="method")
+def _data_scores(loss_fn: Any, params: Any, batch: Any, mask: Any, method: str) -> Any:
+    return scores.SCORERS[method].score(loss_fn, params, [batch], mask=mask)
 
 
-def _select(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    del at
-    mask = masks.select(inputs["scores"], settings["density"], ties=settings["ties"])
-    return workbench.Output({"mask": mask}, {})
+def select(own: settings.Select, arrays: Arrays, bench: Bench) -> Output:
+    """Keep the weights of the highest scores."""
+    del bench
+    return Output(
+        {"mask": masks.select(arrays["scores"], own.density, ties=own.ties)}, {}
+    )
 
 
-def _prune(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    scorer = _scorer(settings, inputs, at)
+def prune_rounds(own: settings.Prune, arrays: Arrays, bench: Bench) -> Output:
+    """Score and select in rounds."""
+    scorer = _scorer(own.scoring, arrays, bench)
     mask, info = prune.prune(
         lambda params, *, mask: scorer(mask),
-        inputs["params"],
-        settings["density"],
-        rounds=settings["rounds"],
-        ties=settings["ties"],
-        regrow=settings["regrow"],
+        arrays["params"],
+        own.density,
+        rounds=own.rounds,
+        ties=own.ties,
+        regrow=own.regrow,
     )
-    return workbench.Output({"mask": mask}, {"densities": info.densities})
+    return Output({"mask": mask}, {"densities": info.densities})
 
 
-def _level(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
+def level(own: settings.Level, arrays: Arrays, bench: Bench) -> Output:
     """Prune the trained weights, and rewind: `imp.step` after the stage that trained."""
-    del at
-    trained = {name: inputs[name] for name in ("params", "state")}
-    mask = workbench.mask_of(inputs)
+    del bench
+    trained = {name: arrays[name] for name in ("params", "state")}
     restarts = {
-        "init": lambda: _initial(settings),
-        "early": lambda: inputs["rewind_point"],
+        "init": lambda: _initial(own),
+        "early": lambda: arrays["rewind_point"],
         "weights_kept": lambda: trained,
     }
     state = imp.State(
-        jnp.int32(settings["level"]),
-        restarts[settings["rewind"]](),
-        {"params": mask, "state": masks.ones_like(inputs["state"])},
-        workbench.key_for(settings, "score"),
+        jnp.int32(own.level),
+        restarts[own.rewind](),
+        {
+            "params": workbench.mask_of(arrays),
+            "state": masks.ones_like(arrays["state"]),
+        },
+        workbench.key_for(own.seed, "score"),
     )
     state, _ = imp.step(
         state,
         lambda params, mask, key, level: imp.TrainResult(
-            trained, rewind_point=inputs.get("rewind_point")
+            trained, rewind_point=arrays.get("rewind_point")
         ),
-        settings["density"],
-        rewind=settings["rewind"],
-        regrow=settings["regrow"],
-        ties=settings["ties"],
+        own.density,
+        rewind=own.rewind,
+        regrow=own.regrow,
+        ties=own.ties,
     )
-    return workbench.Output({**state.params, "mask": state.mask["params"]}, {})
+    return Output({**state.params, "mask": state.mask["params"]}, {})
 
 
-def _connect(
-    settings: workbench.Settings, inputs: Mapping, at: workbench.Bench
-) -> workbench.Output:
-    """Train the same weights again with other noise, and look between the two networks."""
-    mask = workbench.mask_of(inputs)
-    again = _fit(settings, inputs["rewind_point"], mask, at, noise="noise")
+def connect(own: settings.Connect, arrays: Arrays, bench: Bench) -> Output:
+    """Train from the rewind point with other noise; measure between the two networks."""
+    mask = workbench.mask_of(arrays)
+    again = _fit(own, arrays["rewind_point"], mask, bench, noise="noise")
     if again.diverged:
-        return workbench.Output({}, {"diverged": True})
-    first = workbench.model(settings, inputs)
+        return Output({}, {"diverged": True})
+    first = workbench.model(own.network, arrays)
     errors = train.errors_between(
         dataclasses.replace(first, params=masks.apply(first.params, mask)),
         again.model,
-        workbench.test_set(at),
-        points=settings["points"],
+        workbench.test_set(bench),
+        points=own.points,
     )
-    found = {"errors": errors, "barrier": train.error_barrier(errors)}
-    return workbench.Output({}, {"connectivity": found})
-
-
-RUN: Mapping[
-    str,
-    Callable[
-        [workbench.Settings, Mapping[str, Any], workbench.Bench], workbench.Output
-    ],
-] = {
-    "initialize": _initialise,
-    "train": _train,
-    "score": _score,
-    "select": _select,
-    "prune": _prune,
-    "level": _level,
-    "connect": _connect,
-    "inspect": measure.inspect,
-    "evaluate": measure.evaluate,
-    "profile": measure.profile,
-    "compact": measure.compacted,
-}
-
-# What a finished stage has noted, unless its network diverged.
-FACTS: Mapping[str, set[str]] = {
-    "train": {"history", "training_memory"},
-    "inspect": {"density", "effective_density", "layers", "macs_dense", "macs_kept"},
-    "evaluate": {"accuracy", "loss", "histograms"},
-    "connect": {"connectivity"},
-    "profile": {"latency", "memory"},
-    "compact": {"compaction"},
-}
+    connectivity = {"errors": errors, "barrier": train.error_barrier(errors)}
+    return Output({}, {"connectivity": connectivity})

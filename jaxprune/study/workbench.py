@@ -1,4 +1,4 @@
-"""What stages share: their settings, keys, networks and images."""
+"""What stages share: keys, networks and images."""
 
 import functools
 from collections.abc import Callable, Mapping
@@ -9,120 +9,106 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxprune import data, masks, models, sharding, train
+from jaxprune.study import settings
 from jaxprune.types import Mask, RandomKey
 
-# The settings of a stage and of all stages before it, as its id hashes them.
-Settings: TypeAlias = Mapping[str, Any]
+# The arrays of all stages up to one, the newest of each name: params, state, mask, scores,
+# rewind_point.
+Arrays: TypeAlias = Mapping[str, Any]
 
 
 class Output(NamedTuple):
-    """What a stage makes: arrays, which later stages see, and facts, which are JSON.
+    """What a stage makes.
 
     Attributes:
-        late: waits for facts that another process is still gathering, or None.
+        arrays: trees of arrays that later stages see.
+        facts: JSON values that go into the record.
     """
 
     arrays: dict[str, Any]
     facts: dict[str, Any]
-    late: Callable[[], dict[str, Any]] | None = None
 
 
 class Bench(NamedTuple):
-    """What a stage works with, and no id depends on.
+    """What a stage works with, besides what its id depends on.
 
-    found: where the data set lies; on_epoch: called after every epoch of training; mesh:
-    devices that share the work, or None for one.
+    Attributes:
+        dataset_files: where the data set is.
+        on_epoch: called after every epoch of training.
+        mesh: devices that share the work, None for one.
     """
 
-    found: data.DatasetFiles
-    on_epoch: Callable[[Mapping[str, float]], None]
+    dataset_files: data.DatasetFiles
+    on_epoch: Callable[[Mapping[str, float]], None] = lambda history: None
     mesh: Mesh | None = None
 
 
-def key_for(settings: Settings, purpose: str) -> RandomKey:
-    """Give each purpose its own key of the seed, so that none is used twice."""
+def key_for(seed: int, purpose: str) -> RandomKey:
+    """Return the key of a seed for one purpose, so that none is used twice."""
     purposes = ("initialize", "train", "score", "examples", "inputs", "noise")
-    return jax.random.fold_in(jax.random.key(settings["seed"]), purposes.index(purpose))
+    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
 
 
-class Network(NamedTuple):
+def model(network: settings.Network, arrays: Arrays) -> models.Model:
+    """Return a network with the arrays of the stages before."""
+    return models.Model(arrays["params"], arrays["state"], build(network).apply)
+
+
+class Built(NamedTuple):
     """A network without arrays.
 
     Attributes:
         init: `init(key) -> Model`, jitted; one function for each network, so that it compiles
             once.
         apply: the forward pass.
+        inference: `inference(params, state, x) -> logits`, jitted; cells share its programs.
     """
 
     init: Callable[[RandomKey], models.Model]
     apply: models.Apply
-
-
-def model(settings: Settings, inputs: Mapping[str, Any]) -> models.Model:
-    """Return the network that the settings name, with the arrays of the stages before."""
-    apply = network(settings).apply
-    return models.Model(inputs["params"], inputs["state"], apply)
-
-
-def network(settings: Settings) -> Network:
-    """Return the network that the settings name."""
-    return _built(
-        settings["model"],
-        tuple(settings["input_shape"]),
-        settings["num_classes"],
-        settings["batch_norm"],
-        settings["width"],
-    )
+    inference: Any
 
 
 @functools.lru_cache(maxsize=8)
-def _built(
-    name: str, input_shape: tuple, num_classes: int, batch_norm: bool, width: float
-) -> Network:
+def build(network: settings.Network) -> Built:
+    """Return the functions of a network."""
     create = functools.partial(
         models.create,
-        name,
-        input_shape=input_shape,
-        num_classes=num_classes,
-        batch_norm=batch_norm,
-        width=width,
+        network.model,
+        input_shape=network.input_shape,
+        num_classes=network.num_classes,
+        batch_norm=network.batch_norm,
+        width=network.width,
     )
     init = jax.jit(lambda key: create(key=key))
-    return Network(init, jax.eval_shape(init, jax.random.key(0)).apply)
+    apply = jax.eval_shape(init, jax.random.key(0)).apply
+    inference = jax.jit(lambda params, state, x: apply(params, state, x)[0])
+    return Built(init, apply, inference)
 
 
-@functools.lru_cache(maxsize=8)
-def inference(apply: models.Apply) -> Any:
-    """Return the jitted forward pass, one for each network, so that cells share it."""
-    return jax.jit(lambda params, state, x: apply(params, state, x)[0])
-
-
-def training(settings: Settings) -> train.Training:
-    """Read back the recipe of a stage that trains."""
-    held = settings["training"]
-    return train.Training(**{**held, "drop_epochs": tuple(held["drop_epochs"])})
-
-
-def mask_of(inputs: Mapping[str, Any]) -> Mask:
+def mask_of(arrays: Arrays) -> Mask:
     """Return the mask; of a network that nothing has pruned, all True."""
-    return inputs.get("mask") or masks.ones_like(inputs["params"])
+    return arrays.get("mask") or masks.ones_like(arrays["params"])
 
 
-def train_set(settings: Settings, bench: Bench) -> train.ImageSet:
-    """Put the training set on the device, or as many images as the settings say."""
-    return _image_set(bench.found, "train", settings["train_examples"], bench.mesh)
+def train_set(images: settings.Images, bench: Bench) -> train.ImageSet:
+    """Put the training set on the device, or as many images as the settings ask for."""
+    return _image_set(bench.dataset_files, "train", images.examples, bench.mesh)
 
 
 def test_set(bench: Bench) -> train.ImageSet:
     """Put the test set on the device."""
-    return _image_set(bench.found, "test", None, bench.mesh)
+    return _image_set(bench.dataset_files, "test", None, bench.mesh)
 
 
 @functools.lru_cache(maxsize=2)
 def _image_set(
-    found: data.DatasetFiles, split: str, examples: int | None, mesh: Mesh | None
+    dataset_files: data.DatasetFiles,
+    split: str,
+    examples: int | None,
+    mesh: Mesh | None,
 ) -> train.ImageSet:
-    source, dataset = data.DATASETS[found.name], _loaded(found)
+    source, dataset = data.DATASETS[dataset_files.name], _loaded(dataset_files)
     preprocessing = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
     images, labels = (
         (dataset.train_images, dataset.train_labels)
@@ -131,8 +117,8 @@ def _image_set(
     )
     if examples is not None and examples > len(images):
         raise ValueError(
-            f"train_examples is {examples}, but {found.name} has {len(images)} training "
-            "images. Pass fewer, or leave it out for all."
+            f"train_examples is {examples}, but {dataset_files.name} has {len(images)} "
+            "training images. Pass fewer, or leave it out for all."
         )
     images, labels = images[:examples], labels[:examples]
     if mesh is not None:
@@ -141,5 +127,5 @@ def _image_set(
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(found: data.DatasetFiles) -> data.Dataset:
-    return data.load(found)
+def _loaded(dataset_files: data.DatasetFiles) -> data.Dataset:
+    return data.load(dataset_files)

@@ -24,6 +24,7 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
                  "data_version": "v", "model": "<b>m</b>", "width": 1.0},
         "title": method.upper(),
         "status": "finished",
+        "stages": [],
         "layers": [Layer("fc/kernel", 10, 5, 4, 10, [-1.0, 0.0, 1.0], [2, 3])],
         "epochs": 1.0,
         "seconds": 2.0,

@@ -3,7 +3,6 @@
 import collections
 import errno
 import shutil
-import signal
 import threading
 import time
 from pathlib import Path
@@ -204,7 +203,7 @@ def test_a_stage_of_other_settings_under_the_same_name_is_refused(runs):
     (folder / config.cell_id(CELLS[0]) / "record.json").unlink()
     path = newest(folder, "initialize") / "stage.json"
     stage = files.read_json(path)
-    settings = {**stage["settings"], "width": 9.0}
+    settings = {**stage["settings"], "seed": 9}
     files.write_json(path, {**stage, "settings": settings})
     with pytest.raises(records.RunsError, match="other settings than its name says"):
         list(runner.run(study(*CELLS), runs, DIGITS))
@@ -266,23 +265,6 @@ def test_several_processes_run_every_stage_once(tmp_path, finished):
     assert run_twice() == []
     assert len(list(folder.glob("*.corrupt*"))) == 1
     assert results(folder) == results(finished / "tiny")
-
-
-def test_a_write_is_completed_before_signals_take_effect(tmp_path):
-    def write() -> None:
-        with files.defer_signals():
-            for _ in range(3):
-                signal.raise_signal(signal.SIGINT)
-            (tmp_path / "written").write_text("complete")
-
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    try:
-        with pytest.raises(KeyboardInterrupt):
-            write()
-        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    finally:
-        signal.signal(signal.SIGINT, before)
-    assert (tmp_path / "written").read_text() == "complete"
 
 
 def test_a_disk_without_locks_is_refused(tmp_path, monkeypatch):

@@ -46,6 +46,7 @@ def test_ids_and_defaults_are_pinned():
         "dense_epochs": None,
         "level_epochs": None,
         "grasp_epochs": None,
+        "memory": "network",
         "epochs_scale": 1.0,
     }
     last = digits.study(DIGITS).cells[-1]
@@ -53,24 +54,24 @@ def test_ids_and_defaults_are_pinned():
     assert [stage.id for stage in stages.chain(last)] == PINNED["stages"]
 
 
-# Ids of version 0.2.0.
+# Ids of format 4.
 PINNED = {
-    "cell": "imp4-c2-s0-ecc76a95",
+    "cell": "imp4-c2-s0-22e0c756",
     "stages": [
-        "initialize-7bf2facae5c50cdd",
-        "train-7a4b802d55b4147f",
-        "level-77ee26dc290e5253",
-        "train-ef58f0cdfe8d8067",
-        "level-f03cab2208e627b6",
-        "train-a75b62fed4879bc2",
-        "level-9167e0e9095f5a58",
-        "train-a0134d0260d91ec3",
-        "level-e8b88f6f08d5b0fd",
-        "inspect-1592621b38fe47dc",
-        "train-0854163a0a370703",
-        "evaluate-4d6dddaffabe109d",
-        "profile-dac28c8e0a6c597a",
-        "compact-aeab81a28c87b642",
+        "initialize-a9cb43833925ff67",
+        "train-656a5381bf9f1397",
+        "level-76680d2bef2a868b",
+        "train-4ba0683782c5b976",
+        "level-a92da9aa1a6e6209",
+        "train-96237594051597f2",
+        "level-47eea38ede1036db",
+        "train-924ae6dd1d4a630f",
+        "level-825a6682d57dd9fc",
+        "inspect-e95e08dba97d8ea4",
+        "train-7c0f0981a5e68128",
+        "evaluate-26b079d7810fa17c",
+        "measure-62df1374ba1f4e52",
+        "memory-00d783afc541a11d",
     ],
 }
 
@@ -352,11 +353,11 @@ def test_fine_tuning_continues_at_the_last_learning_rate():
         ][-1]
         for name in ("imp_late", "imp_rate", "imp_finetune")
     }
-    assert {stage.own["start"] for stage in last.values()} == {0.5}
-    assert last["imp_rate"].own["training"] == last["imp_late"].own["training"]
-    tuned = last["imp_finetune"].own["training"]
-    assert (tuned["schedule"], tuned["warmup_epochs"]) == ("constant", 0.0)
-    assert tuned["learning_rate"] == pytest.approx(0.001)
+    assert {stage.settings.start for stage in last.values()} == {0.5}
+    assert last["imp_rate"].settings == last["imp_late"].settings
+    tuned = last["imp_finetune"].settings.training
+    assert (tuned.schedule, tuned.warmup_epochs) == ("constant", 0.0)
+    assert tuned.learning_rate == pytest.approx(0.001)
 
 
 def test_levels_that_prune_20_percent_end_at_the_requested_density():
@@ -392,7 +393,7 @@ def test_the_dense_network_shares_its_training_with_magnitude(ran):
     runs, _, _ = ran
     trained = []
     (record,) = runner.run(study(cell("dense", 0.0)), runs, DIGITS, trained.append)
-    assert "train" not in [now.stage for now in trained]
+    assert "train" not in [now.stage.kind for now in trained]
     assert (record.density, record.macs_kept) == (1.0, record.macs_dense)
     assert record.title == "Dense"
 

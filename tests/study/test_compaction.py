@@ -6,7 +6,7 @@ import jax
 import pytest
 
 from jaxprune import masks, models
-from jaxprune.study import gain
+from jaxprune.study import compaction
 
 
 def test_a_network_without_half_its_units_is_counted():
@@ -16,7 +16,7 @@ def test_a_network_without_half_its_units_is_counted():
     )
     mask = masks.ones_like(model.params)
     mask["fc2"]["kernel"] = mask["fc2"]["kernel"].at[150:].set(False)
-    results: Any = gain.measure(model, mask, shape, batches=(1, 2), calls=1)()
+    results: Any = compaction.compare(model, mask, shape, batches=(1, 2), calls=1).facts
     assert results["weights_dense"] == 4 * 300 + 300 * 100 + 1000
     assert results["weights_kept"] == 4 * 300 + 150 * 100 + 1000
     assert results["weights_compacted"] == 4 * 150 + 150 * 100 + 1000
