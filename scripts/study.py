@@ -261,24 +261,26 @@ def _run(
     bar: Progress,
     mesh_shape: tuple[int, int] | None,
 ) -> None:
-    """Train all cells, then measure them; print a line for each cell when it is trained."""
+    """Run the cells; print a line for each when it is trained, or was finished before."""
     left = runner.plan(study, runs_dir / study.name).epochs
     task = bar.add_task("starting", total=round(left))
+    printed: set[str] = set()
+
+    def print_once(record: Record) -> None:
+        if record.id not in printed:
+            printed.add(record.id)
+            text = f"[{len(printed)}/{len(study.cells)}] {_summary(record)}"
+            console.print(text, highlight=False, markup=False)
 
     def show(now: runner.Progress) -> None:
         epoch = f" epoch {now.epoch}" if now.history else ""
         text = f"[{now.cell}/{now.cells}] {now.label}: {now.stage.kind}{epoch}"
         bar.update(task, completed=now.done_epochs, description=text)
+        if now.record is not None:
+            print_once(now.record)
 
-    trained = runner.train(study, runs_dir, dataset_files, show, mesh_shape)
-    for number, record in enumerate(trained, start=1):
-        console.print(
-            f"[{number}/{len(study.cells)}] {_summary(record)}",
-            highlight=False,
-            markup=False,
-        )
-    for _ in runner.measure(study, runs_dir, dataset_files, show):
-        pass
+    for record in runner.run(study, runs_dir, dataset_files, show, mesh_shape):
+        print_once(record)
 
 
 def _summary(record: Record) -> str:
@@ -294,10 +296,9 @@ def _summary(record: Record) -> str:
         if record.accuracy is None
         else f"{record.accuracy:.2f} %"
     )
-    not_measured = ", not measured yet" if record.status == "trained" else ""
     return (
         f"{label}: {result} at density {record.density:.4f}{collapsed} "
-        f"({record.seconds:.1f} s{not_measured})"
+        f"({record.seconds:.1f} s)"
     )
 
 
@@ -317,6 +318,8 @@ def status(
     for cell in listed:
         record = by_id.get(cell["id"])
         line = "not trained" if record is None else _summary(record)
+        if record is not None and record.status == "trained":
+            line += ", not measured yet"
         console.print(
             f"{cell['id']}: {line}", highlight=False, soft_wrap=True, markup=False
         )

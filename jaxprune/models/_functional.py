@@ -46,6 +46,19 @@ class Apply:
     """
 
     graphdef: Any
+    _hash: int = dataclasses.field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        """Compute the hash once: `jit` asks for it in every call."""
+        object.__setattr__(self, "_hash", hash(self.graphdef))
+
+    def __hash__(self) -> int:
+        """Return the hash of the structure."""
+        return self._hash
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle without the hash, which is another one in another process."""
+        return Apply, (self.graphdef,)
 
     def __call__(
         self, params: Params, state: PyTree, x: Any, *, train: bool = False

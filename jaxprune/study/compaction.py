@@ -1,13 +1,15 @@
 """What compaction saves: the masked network compared with the compacted one."""
 
-import dataclasses
+import functools
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import PyTree
 
 from jaxprune import checkpoint, compact, masks, models, profiling, tree
@@ -15,14 +17,6 @@ from jaxprune.types import Mask
 
 BATCHES = (1, 256)  # images per call
 MOST_SPARSE = 64  # images per call; what a sparse layer gathers grows with them
-
-
-class _Network(NamedTuple):
-    """A forward pass, its parameters, and all arrays that it needs."""
-
-    call: Callable[..., Any]
-    params: PyTree
-    arrays: PyTree
 
 
 class Comparison(NamedTuple):
@@ -48,7 +42,6 @@ def compare(
     mask: Mask,
     input_shape: Sequence[int],
     *,
-    inference: Any = None,
     batches: Sequence[int] = BATCHES,
     calls: int = 20,
     memory: bool = True,
@@ -61,8 +54,6 @@ def compare(
         model: the network, with its parameters and statistics.
         mask: True keeps.
         input_shape: height, width and channels of an image.
-        inference: jitted `inference(params, state, x) -> logits` of the network, so that
-            several comparisons share its programs.
         batches: images per call.
         calls: number of calls of each network at each batch size.
         memory: whether to measure the memory of both in fresh processes.
@@ -73,31 +64,39 @@ def compare(
     Raises:
         ValueError: if the compacted network computes something else.
     """
-    model = dataclasses.replace(model, params=masks.apply(model.params, mask))
-    networks, small = _networks(model, mask, input_shape)
-    facts = _sizes(networks, mask, input_shape)
-    inference = inference or jax.jit(lambda p, state, x: model.apply(p, state, x)[0])
+    masked = {"params": masks.apply(model.params, mask), "state": model.state}
+    full_mask = {"params": mask, "state": masks.ones_like(model.state)}
+    forward = inference(model.apply)
+    # Two images, so that any number of them is accepted.
+    example = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    small = compact.compact(forward, masked, full_mask, example)
     compacted = jax.jit(small.fn)
-    for batch in batches:
-        x = jax.random.uniform(jax.random.key(0), (batch, *input_shape))
+    facts = _sizes(forward, masked, mask, small, input_shape)
+    inputs = {
+        batch: jax.random.uniform(jax.random.key(0), (batch, *input_shape))
+        for batch in batches
+    }
+    lowered = [forward.lower(masked, x) for x in inputs.values()]
+    lowered += [compacted.lower(small.params, x) for x in inputs.values()]
+    with futures.ThreadPoolExecutor() as pool:  # compiling is most of the time
+        programs = list(pool.map(lambda program: program.compile(), lowered))
+    for i, (batch, x) in enumerate(inputs.items()):
         runs = {
-            "masked": _compiled(inference, model.params, model.state, x),
-            "compacted": _compiled(compacted, small.params, x),
+            "masked": functools.partial(programs[i], masked, x),
+            "compacted": functools.partial(programs[len(inputs) + i], small.params, x),
         }
         if batch <= MOST_SPARSE:
             few = compact.fastest(small, x, calls=5)
             facts[f"sparse_{batch}_layers"] = len(few.kernels)
             if few.kernels:
-                runs["sparse"] = _compiled(jax.jit(few.fn), few.params, x)
-        masked, *others = (run() for run in runs.values())
-        most = float(jnp.abs(masked).max()) or 1.0
-        for logits in others:
-            difference = float(jnp.abs(masked - logits).max()) / most
-            facts["difference"] = max(difference, facts.get("difference", 0.0))
+                by_weight = jax.jit(few.fn).lower(few.params, x).compile()
+                runs["sparse"] = functools.partial(by_weight, few.params, x)
+        difference = max(facts.get("difference", 0.0), _difference(runs))
         latencies = profiling.interleaved(*runs.values(), calls=calls, warmup=2)
         times = dict(zip(runs, latencies, strict=True))
         if batch <= MOST_SPARSE:
             times.setdefault("sparse", times["compacted"])
+        facts["difference"] = difference
         for side, latency in times.items():
             facts[f"{side}_{batch}_p50_s"] = latency.p50
             facts[f"{side}_{batch}_p95_s"] = latency.p95
@@ -105,75 +104,69 @@ def compare(
         return Comparison(facts, None)
     x = jnp.ones((batches[-1], *input_shape))
     started = {
-        side: profiling.start_measure(network.call, network.params, x)
-        for side, network in networks.items()
+        "masked": profiling.start_measure(forward, masked, x),
+        "compacted": profiling.start_measure(compacted, small.params, x),
     }
     used = {side: wait() for side, wait in started.items()}
     facts |= {f"{side}_peak_mb": result.peak_rss for side, result in used.items()}
     return Comparison(facts, used["masked"])
 
 
-def _networks(
-    model: models.Model, mask: Mask, input_shape: Sequence[int]
-) -> tuple[dict[str, _Network], compact.Compacted]:
-    def forward(params: PyTree, x: Any) -> Any:
-        return model.apply(params, model.state, x)[0]
+@functools.lru_cache(maxsize=8)
+def inference(apply: models.Apply) -> Any:
+    """Return `forward(variables, x) -> logits`, jitted; one function for each network.
 
-    # Two images, so that any number of them is accepted.
-    example = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
-    small = compact.compact(forward, model.params, mask, example)
-    networks = {
-        "masked": _Network(forward, model.params, model),
-        "compacted": _Network(small.fn, small.params, _arrays(small)),
-    }
-    return networks, small
+    So cells share its programs. `variables` are the parameters and the state.
+    """
+    return jax.jit(lambda v, x: apply(v["params"], v["state"], x)[0])
+
+
+def _difference(runs: Mapping[str, Callable[[], Any]]) -> float:
+    """Return the largest difference to the first, as a share of its largest logit."""
+    first, *others = (np.asarray(run()) for run in runs.values())
+    most = float(np.abs(first).max()) or 1.0
+    return max(float(np.abs(first - logits).max()) / most for logits in others)
 
 
 def _sizes(
-    networks: Mapping[str, _Network], mask: Mask, input_shape: Sequence[int]
+    forward: Callable[..., Any],
+    masked: PyTree,
+    mask: Mask,
+    small: compact.Compacted,
+    input_shape: Sequence[int],
 ) -> dict[str, Any]:
     """Count weights, bytes and multiply-accumulates."""
     chosen = tree.by_name(tree.prunable(mask))
     kernels = [name for name, prunable in chosen.items() if prunable]
-    leaves = tree.by_name(mask)
-    small_leaves = tree.by_name(networks["compacted"].params)
-    image = jax.ShapeDtypeStruct((1, *input_shape), jnp.float32)
-    macs = {
-        side: profiling.macs(network.call, network.params, image)
-        for side, network in networks.items()
-    }
-    kept = profiling.kept_macs(macs["masked"], mask)
+    leaves, small_leaves = tree.by_name(mask), tree.by_name(small.params["params"])
+    macs, small_macs = (
+        profiling.macs(
+            lambda params, x, fn=fn, v=v: fn({**v, "params": params}, x),
+            v["params"],
+            jax.ShapeDtypeStruct((1, *input_shape), jnp.float32),
+        )
+        for fn, v in ((forward, masked), (small.fn, small.params))
+    )
+    constants = {str(i): leaf for i, leaf in enumerate(small.fn.arrays()) if leaf.ndim}
+    arrays = {"masked": masked, "compacted": {**small.params, "constants": constants}}
     return {
         "weights_dense": sum(leaves[name].size for name in kernels),
         "weights_kept": sum(int(leaves[name].sum()) for name in kernels),
         "weights_compacted": sum(small_leaves[name].size for name in kernels),
-        "bytes_dense": _bytes(networks["masked"]),
-        "bytes_compacted": _bytes(networks["compacted"]),
+        "bytes_dense": sum(leaf.nbytes for leaf in jax.tree.leaves(arrays["masked"])),
+        "bytes_compacted": sum(
+            leaf.nbytes for leaf in jax.tree.leaves(arrays["compacted"])
+        ),
         "empty_layers": sum(not leaves[name].any() for name in kernels),
-        "macs_dense": sum(jax.tree.leaves(macs["masked"])),
-        "macs_kept": sum(jax.tree.leaves(kept)),
-        "macs_compacted": sum(jax.tree.leaves(macs["compacted"])),
-        **{f"file_{side}": _file_size(network) for side, network in networks.items()},
+        "macs_dense": sum(jax.tree.leaves(macs)),
+        "macs_kept": sum(jax.tree.leaves(profiling.kept_macs(macs, mask))),
+        "macs_compacted": sum(jax.tree.leaves(small_macs)),
+        **{f"file_{side}": _file_size(tree) for side, tree in arrays.items()},
     }
 
 
-def _arrays(small: compact.Compacted) -> PyTree:
-    """Return the parameters and all other arrays of a compacted function."""
-    constants = {str(i): leaf for i, leaf in enumerate(small.fn.arrays()) if leaf.ndim}
-    return {"params": small.params, "constants": constants}
-
-
-def _compiled(jitted: Any, *args: Any) -> Callable[[], Any]:
-    run = jitted.lower(*args).compile()
-    return lambda: run(*args)
-
-
-def _bytes(network: _Network) -> int:
-    return sum(leaf.nbytes for leaf in jax.tree.leaves(network.arrays))
-
-
-def _file_size(network: _Network) -> int:
+def _file_size(arrays: PyTree) -> int:
     with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(f"{folder}/arrays", network.arrays)
+        checkpoint.save(f"{folder}/arrays", arrays)
         files = (path for path in Path(folder).rglob("*") if path.is_file())
         return sum(path.stat().st_size for path in files)

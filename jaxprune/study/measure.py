@@ -74,21 +74,16 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
 
 def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
     """Time the masked network, a pass with its data feed, and the compacted network."""
-    built, state = workbench.build(own.network), arrays["state"]
-    mask, test = workbench.mask_of(arrays), workbench.test_set(bench)
-    result = compaction.compare(
-        workbench.model(own.network, arrays),
-        mask,
-        own.network.input_shape,
-        inference=built.inference,
-        memory=own.memory,
-    )
-    params, host = masks.apply(arrays["params"], mask), np.asarray(test.images)
+    model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
+    test, shape = workbench.test_set(bench), own.network.input_shape
+    result = compaction.compare(model, mask, shape, memory=own.memory)
+    host, forward = np.asarray(test.images), compaction.inference(model.apply)
+    masked = {"params": masks.apply(model.params, mask), "state": model.state}
 
     def pass_with_feed() -> list[Any]:
         parts = [host[i : i + BATCH] for i in range(0, len(host), BATCH)]
         images = (data.preprocess(jnp.asarray(p), test.preprocessing) for p in parts)
-        return [built.inference(params, state, x) for x in images]
+        return [forward(masked, x) for x in images]
 
     seconds = float(np.median(profiling.seconds(pass_with_feed, calls=3, warmup=1)))
     call = result.facts[f"masked_{BATCH}_p50_s"]
@@ -108,9 +103,10 @@ def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
 def memory(own: settings.Memory, arrays: Arrays, bench: Bench) -> Output:
     """Measure the memory of the network in a fresh process; masks do not change it."""
     del bench
+    forward = compaction.inference(workbench.build(own.network).apply)
+    dense = {"params": arrays["params"], "state": arrays["state"]}
     x = jnp.ones((BATCH, *own.network.input_shape))
-    call = workbench.build(own.network).inference
-    used = profiling.measure(call, arrays["params"], arrays["state"], x)
+    used = profiling.measure(forward, dense, x)
     return Output({}, {"memory": used._asdict()})
 
 

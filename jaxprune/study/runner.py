@@ -5,7 +5,7 @@ import platform
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 
@@ -15,7 +15,7 @@ from jaxprune.study import (
     config,
     files,
     locks,
-    measure as measuring,
+    measure,
     provenance,
     records,
     stages,
@@ -37,19 +37,21 @@ class Progress(NamedTuple):
         cell: number of the cell, from 1.
         cells: number of cells.
         label: title, compression and seed of the cell.
-        stage: that starts or runs; with `history` None it starts.
-        epoch: of this stage.
         done_epochs: that this run has trained so far.
+        stage: that starts or runs.
+        epoch: of this stage that has ended; 0 when it starts.
         history: loss and accuracy of the epoch.
+        record: of the cell, when it has been trained; time and memory are still missing.
     """
 
     cell: int
     cells: int
     label: str
+    done_epochs: float
     stage: Stage
     epoch: int
-    done_epochs: float
     history: Mapping[str, float] | None
+    record: Record | None
 
 
 class Plan(NamedTuple):
@@ -102,7 +104,7 @@ def plan(study: Study, folder: Path) -> Plan:
     return Plan(tuple(unique.values()), done, left, unshared, saved, recorded, unlisted)
 
 
-def epoch_time(study: Study, dataset_files: data.DatasetFiles) -> measuring.EpochTime:
+def epoch_time(study: Study, dataset_files: data.DatasetFiles) -> measure.EpochTime:
     """Time an epoch of training on this machine; on a CPU, some steps of it.
 
     Args:
@@ -116,7 +118,7 @@ def epoch_time(study: Study, dataset_files: data.DatasetFiles) -> measuring.Epoc
     most = 20 if profiling.describe()["platform"] == "cpu" else None
     bench = workbench.Bench(dataset_files)
     work.count_steps(training.settings, bench)
-    return measuring.epoch_time(training.settings, bench, most)
+    return measure.epoch_time(training.settings, bench, most)
 
 
 def check(
@@ -170,17 +172,19 @@ def run(
     progress: Callable[[Progress], None] = lambda progress: None,
     mesh: tuple[int, int] | None = None,
 ) -> Iterator[Record]:
-    """Run the cells of a study that are not finished: `train`, then `measure`.
+    """Run the cells of a study that are not finished.
 
-    Several processes may run one study in one folder: each stage is run once, by the first
-    that comes to it, and one process of a machine measures at a time. Corrupt files are
-    quarantined with a warning, and regenerated. A run that was killed at any moment resumes.
+    First all networks are trained and evaluated; then time and memory are measured, one cell
+    after another. Several processes may run one study in one folder: each stage is run once,
+    by the first that comes to it, and one process of a machine measures at a time. Corrupt
+    files are quarantined with a warning, and regenerated. A run that was killed at any moment
+    resumes.
 
     Args:
         study: its cells.
         runs_dir: folder of all studies.
         dataset_files: where the data set is.
-        progress: called when a stage starts and after every epoch.
+        progress: called when a stage starts, after every epoch, and when a cell is trained.
         mesh: devices that share the work of each stage, as the two arguments of
             `sharding.make_mesh`; None for one. They sum in another order, so that the last
             bit may differ.
@@ -192,92 +196,37 @@ def run(
         RunsError: if the runs folder can't be used.
         ValueError: if a stage has no step to train, or there are not that many devices.
     """
-    for _ in train(study, runs_dir, dataset_files, progress, mesh):
-        pass
-    yield from measure(study, runs_dir, dataset_files, progress)
-
-
-def train(
-    study: Study,
-    runs_dir: Path,
-    dataset_files: data.DatasetFiles,
-    progress: Callable[[Progress], None] = lambda progress: None,
-    mesh: tuple[int, int] | None = None,
-) -> Iterator[Record]:
-    """Train, prune and evaluate the networks of a study.
-
-    A cell that needs a stage which another process runs right now comes later.
-
-    Args:
-        study: its cells.
-        runs_dir: folder of all studies.
-        dataset_files: where the data set is.
-        progress: called when a stage starts and after every epoch.
-        mesh: devices that share the work of each stage.
-
-    Yields:
-        The record of every cell, with the status "trained" if it is not measured yet.
-
-    Raises:
-        RunsError: if the runs folder can't be used.
-        ValueError: if a stage has no step to train, or there are not that many devices.
-    """
     folder = Path(runs_dir).absolute() / study.name
     check(plan(study, folder), dataset_files, mesh)
     with files.disk_errors(folder):
         _open(folder, study)
-    teller = _Teller(study.cells, progress, {})
+    teller = _Teller(study.cells, progress, {}, study.cells[0])
     place = store.Store(folder, dataset_files, teller.tell, mesh, OrderedDict())
     left, refused = deque(study.cells), 0
     while left:
         teller.cell = cell = left.popleft()
-        record = _recorded(folder, cell)
         try:
-            if record is None:
-                # If all that are left are busy, wait for this one.
-                wait = refused > len(left)
-                results = _results(place, cell, is_timed=False, wait=wait)
-                record = _write(place, cell, results)
-        except BusyError:
+            # If all that are left are busy, wait for this one.
+            if _recorded(folder, cell) is None:
+                results = _results(
+                    place, cell, is_timed=False, wait=refused > len(left)
+                )
+                teller.tell_record(_write(place, cell, results))
+            refused = 0
+        except BusyError:  # another process runs one of its stages
             left.append(cell)
             refused += 1
-            continue
-        refused = 0
-        yield record
-
-
-def measure(
-    study: Study,
-    runs_dir: Path,
-    dataset_files: data.DatasetFiles,
-    progress: Callable[[Progress], None] = lambda progress: None,
-) -> Iterator[Record]:
-    """Measure time and memory of the networks of a study, one after another.
-
-    Args:
-        study: its cells.
-        runs_dir: folder of all studies.
-        dataset_files: where the data set is.
-        progress: called when a stage starts.
-
-    Yields:
-        The record of every cell in order; a network that is not trained yet is trained.
-
-    Raises:
-        RunsError: if the runs folder can't be used.
-    """
-    folder = Path(runs_dir).absolute() / study.name
-    teller = _Teller(study.cells, progress, {})
-    place = store.Store(folder, dataset_files, teller.tell, None, OrderedDict())
     for teller.cell in study.cells:
-        record = _recorded(folder, teller.cell)
+        yield _recorded(folder, teller.cell) or _measured(place, teller.cell)
+
+
+def _measured(place: store.Store, cell: Cell) -> Record:
+    """Measure a trained cell, while no other process of this machine measures."""
+    with locks.held(place.folder, f"measuring-on-{platform.node()}"):
+        record = _recorded(place.folder, cell)  # another process was faster
         if record is None:
-            with locks.held(folder, f"measuring-on-{platform.node()}"):
-                record = _recorded(folder, teller.cell)  # another process was faster
-                if record is None:
-                    results = _results(place, teller.cell, is_timed=True)
-                    record = _write(place, teller.cell, results)
-        yield record
+            record = _write(place, cell, _results(place, cell, is_timed=True))
+    return record
 
 
 @dataclasses.dataclass
@@ -287,17 +236,21 @@ class _Teller:
     cells: Sequence[Cell]
     progress: Callable[[Progress], None]
     epochs: dict[str, int]  # by stage, trained in this run
-    cell: Cell | None = None
+    cell: Cell
 
     def tell(
         self, stage: Stage, epoch: int, history: Mapping[str, float] | None
     ) -> None:
-        cell = self.cell or self.cells[0]
         self.epochs[stage.id] = epoch
-        number, done = self.cells.index(cell) + 1, sum(self.epochs.values())
-        self.progress(
-            Progress(number, len(self.cells), label(cell), stage, epoch, done, history)
-        )
+        self._tell(stage, epoch, history, None)
+
+    def tell_record(self, record: Record) -> None:
+        self._tell(stages.chain(self.cell)[len(record.stages) - 1], 0, None, record)
+
+    def _tell(self, stage: Stage, *now: Any) -> None:
+        number, done = self.cells.index(self.cell) + 1, sum(self.epochs.values())
+        place = number, len(self.cells), label(self.cell)
+        self.progress(Progress(*place, done, stage, *now))
 
 
 def _open(folder: Path, study: Study) -> None:

@@ -25,7 +25,8 @@ from jaxprune.study.stages import KINDS, Stage
 # tell(stage, epoch, history): a stage starts (epoch 0, None), or an epoch of it has ended.
 Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
 
-IN_MEMORY = 12  # stages: the initial and the dense weights stay, those of old cells go
+# Bytes of arrays that stay in memory: the dense weights stay, those of old cells go.
+IN_MEMORY = 2_000_000_000
 
 
 class Store(NamedTuple):
@@ -36,8 +37,8 @@ class Store(NamedTuple):
         dataset_files: where the data set is.
         tell: called when a stage starts and after each epoch.
         mesh: devices that share the work of a stage, as (data, model), or None for one.
-        arrays: of the latest stages and all before each, by id, on the host, so that the
-            device holds those of one stage only.
+        arrays: of the stages that were used last, with all before each, by id; on the host,
+            so that the device holds those of one stage only.
     """
 
     folder: Path
@@ -173,8 +174,14 @@ def _load(store: Store, stage: Stage, finished: Result) -> dict[str, Any]:
 
 def _remember(store: Store, stage: Stage, trees: dict[str, Any]) -> None:
     store.arrays[stage.id] = sharding.gather_to_host(trees)
-    while len(store.arrays) > IN_MEMORY:
+    while len(store.arrays) > 1 and _size(store.arrays) > IN_MEMORY:
         store.arrays.popitem(last=False)
+
+
+def _size(trees: Any) -> int:
+    """Return the bytes of all arrays; stages share those of the stages before them."""
+    arrays = {id(leaf): leaf.nbytes for leaf in jax.tree.leaves(dict(trees))}
+    return sum(arrays.values())
 
 
 def _run(store: Store, stage: Stage, inputs: dict[str, Any]) -> Result:

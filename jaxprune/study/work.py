@@ -132,7 +132,7 @@ def _scorer(own: settings.Score, arrays: Arrays, bench: Bench) -> Callable[[Any]
         )
         return lambda mask: _data_scores(loss_fn, params, batch, mask, own.method)
     if scores.SCORERS[own.method].needs == "key":
-        random_scores = scores.random(workbench.key_for(own.seed, "score"), params)
+        random_scores = _random_scores(workbench.key_for(own.seed, "score"), params)
         return lambda mask: random_scores
     return lambda mask: scores.magnitude(params, mask=mask)
 
@@ -149,6 +149,9 @@ def _batch(own: settings.ScoreData, bench: Bench) -> Any:
     if bench.mesh is not None and len(chosen) % bench.mesh.shape["data"] == 0:
         batch = sharding.shard_batch(batch, bench.mesh)
     return batch
+
+
+_random_scores = jax.jit(scores.random)  # leaf by leaf, each shape would compile
 
 
 def _checked(scored: Any) -> Any:

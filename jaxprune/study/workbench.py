@@ -61,12 +61,10 @@ class Built(NamedTuple):
         init: `init(key) -> Model`, jitted; one function for each network, so that it compiles
             once.
         apply: the forward pass.
-        inference: `inference(params, state, x) -> logits`, jitted; cells share its programs.
     """
 
     init: Callable[[RandomKey], models.Model]
     apply: models.Apply
-    inference: Any
 
 
 @functools.lru_cache(maxsize=8)
@@ -82,8 +80,7 @@ def build(network: settings.Network) -> Built:
     )
     init = jax.jit(lambda key: create(key=key))
     apply = jax.eval_shape(init, jax.random.key(0)).apply
-    inference = jax.jit(lambda params, state, x: apply(params, state, x)[0])
-    return Built(init, apply, inference)
+    return Built(init, apply)
 
 
 def mask_of(arrays: Arrays) -> Mask:

@@ -15,7 +15,8 @@ from tests.study.tiny_study import DIGITS, cell, study
 
 
 def _print(now: runner.Progress) -> None:
-    print(now.stage.kind, now.epoch, now.stage.id, flush=True)
+    if now.record is None:
+        print(now.stage.kind, now.epoch, now.stage.id, flush=True)
 
 
 def main(folder: str, methods: str, most: str | None = None) -> None:
