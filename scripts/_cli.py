@@ -102,7 +102,7 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
     import tyro
 
     config = (tyro.conf.OmitArgPrefixes,)
-    # Batch systems send SIGTERM before they kill. Both signals let writes complete.
+    # Batch systems send SIGTERM before they kill.
     signal.signal(signal.SIGINT, _stop)
     signal.signal(signal.SIGTERM, _stop)
     try:

@@ -27,7 +27,7 @@ from rich.progress import (
 
 from experiments import STUDIES
 from jaxprune import data, tree
-from jaxprune.study import cluster, config, records, runner, stages
+from jaxprune.study import cluster, config, records, runner, stages, store
 from jaxprune.study.records import Record
 
 StudyName = Annotated[
@@ -235,22 +235,17 @@ def _run_on_ray(
     bar: Progress,
     cpus: int,
 ) -> None:
-    folder = runs_dir / study.name
-    left = runner.plan(study, folder).epochs
-    task = bar.add_task("workers on Ray", total=round(left))
+    planned = runner.plan(study, runs_dir / study.name)
+    trained = [s for s in planned.stages if stages.epochs(s)]
+    task = bar.add_task("workers on Ray", total=round(sum(map(stages.epochs, trained))))
 
     def on_wait() -> None:
-        bar.update(task, completed=left - runner.plan(study, folder).epochs)
+        done = [s for s in trained if store.is_finished(runs_dir / study.name, s)]
+        bar.update(task, completed=sum(map(stages.epochs, done)))
 
-    cluster.run(
-        study,
-        runs_dir,
-        dataset_files,
-        cpus=cpus,
-        environment=_cli.environment(),
-        address=os.environ.get("RAY_ADDRESS"),
-        on_wait=on_wait if console.is_terminal else lambda: None,
-    )
+    address = os.environ.get("RAY_ADDRESS")
+    workers = cluster.Cluster(cpus, _cli.environment(), address)
+    cluster.run(study, runs_dir, dataset_files, workers, on_wait)
     bar.remove_task(task)
 
 
@@ -279,8 +274,11 @@ def _run(
         if now.record is not None:
             print_once(now.record)
 
-    for record in runner.run(study, runs_dir, dataset_files, show, mesh_shape):
+    finished = runner.run(study, runs_dir, dataset_files, show, mesh_shape)
+    for number, record in enumerate(finished, start=1):
         print_once(record)
+        if not console.is_terminal and number % 10 == 0:
+            console.print(f"{number} of {len(study.cells)} cells are measured")
 
 
 def _summary(record: Record) -> str:
@@ -323,9 +321,10 @@ def status(
         console.print(
             f"{cell['id']}: {line}", highlight=False, soft_wrap=True, markup=False
         )
-    finished = [r for r in by_id.values() if r.status != "trained"]
+    measured = sum(record.status != "trained" for record in by_id.values())
+    trained = f"; {len(by_id)} are trained" if len(by_id) > measured else ""
     console.print(
-        f"{len(finished)} of {len(listed)} cells are finished.", highlight=False
+        f"{measured} of {len(listed)} cells are finished{trained}.", highlight=False
     )
 
 

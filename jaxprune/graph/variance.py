@@ -24,8 +24,8 @@ from jaxprune.graph.program import (
 class _CenteredSquares:
     """Stands for a primitive: `ins` are `x` and what is subtracted, without copies of it.
 
-    Its parameters: `axes`, which are summed, and `dimensions`, the axes of `x` along which
-    the mean lies.
+    Its parameters: `axes`, which are summed, `dimensions`, the axes of `x` along which the
+    mean lies, and `dtype`, in which the squares are summed.
     """
 
     name = "reduce_centered_squares"
@@ -35,11 +35,17 @@ class _CenteredSquares:
         return params
 
     def bind(
-        self, x: Any, mean: Any, *, axes: Sequence[int], dimensions: Sequence[int]
+        self,
+        x: Any,
+        mean: Any,
+        *,
+        axes: Sequence[int],
+        dimensions: Sequence[int],
+        dtype: Any,
     ) -> Any:
         shape = [1 if axis in axes else extent for axis, extent in enumerate(x.shape)]
         mean = lax.broadcast_in_dim(mean, shape, dimensions)
-        return jnp.square(x - mean).sum(axes)
+        return jnp.square(x - mean).astype(dtype).sum(axes, dtype=dtype)
 
 
 _CENTERED_SQUARES = _CenteredSquares()
@@ -55,20 +61,24 @@ def fuse_variances(program: Program) -> Program:
         The program. The mean may be anything that depends on the input and is equal along
         the summed axes.
     """
-    made, data = producers(program), depends_on(program, program.args)
+    producer_of, data = producers(program), depends_on(program, program.args)
     eqns = list(program.eqns)
     for i, eqn in enumerate(program.eqns):
-        fused = _fused(program, made, i) if eqn.primitive.name == "reduce_sum" else None
+        fused = (
+            _fused(program, producer_of, i)
+            if eqn.primitive.name == "reduce_sum"
+            else None
+        )
         if fused is not None and fused.ins[1] in data:
             eqns[i] = fused
     return without_dead_code(dataclasses.replace(program, eqns=eqns))
 
 
-def _fused(program: Program, made: Mapping[int, int], i: int) -> Eqn | None:
+def _fused(program: Program, producer_of: Mapping[int, int], i: int) -> Eqn | None:
     """Return what replaces a sum; None if it does not add squares of differences."""
 
-    def maker(value: int, name: str) -> Eqn | None:
-        j = made.get(value)
+    def producer(value: int, name: str) -> Eqn | None:
+        j = producer_of.get(value)
         if j is None or program.eqns[j].primitive.name != name:
             return None
         is_near = all(
@@ -78,24 +88,30 @@ def _fused(program: Program, made: Mapping[int, int], i: int) -> Eqn | None:
 
     eqn, regions = program.eqns[i], program.regions
     axes = tuple(map(int, eqn.params["axes"]))
-    difference = None
-    squares = maker(eqn.ins[0], "square") or maker(eqn.ins[0], "integer_pow")
+    difference, summed = None, eqn.ins[0]
+    converted = producer(
+        summed, "convert_element_type"
+    )  # bfloat16 is summed in float32
+    if converted:
+        summed = converted.ins[0]
+    squares = producer(summed, "square") or producer(summed, "integer_pow")
     if squares and squares.params.get("y", 2) == 2:
-        difference = maker(squares.ins[0], "sub")
-    squares = maker(eqn.ins[0], "mul")
+        difference = producer(squares.ins[0], "sub")
+    squares = producer(summed, "mul")
     if squares and squares.ins[0] == squares.ins[1]:
-        difference = maker(squares.ins[0], "sub")
+        difference = producer(squares.ins[0], "sub")
     if difference is None:
         return None
     shape = program.shape(difference.outs[0])
     for x, mean in (difference.ins, difference.ins[::-1]):
         dimensions = tuple(range(len(program.shape(mean))))
-        copies = maker(mean, "broadcast_in_dim")
+        copies = producer(mean, "broadcast_in_dim")
         if copies and len(copies.ins) == 1:
             dimensions = tuple(copies.params["broadcast_dimensions"])
             mean = copies.ins[0]
         extents = dict(zip(dimensions, program.shape(mean), strict=True))
         if program.shape(x) == shape and all(extents.get(a, 1) == 1 for a in axes):
-            params = {"axes": axes, "dimensions": dimensions}
+            dtype = program.avals[eqn.ins[0]].dtype
+            params = {"axes": axes, "dimensions": dimensions, "dtype": dtype}
             return Eqn(_CENTERED_SQUARES, params, (x, mean), eqn.outs, eqn.where)
     return None

@@ -15,6 +15,7 @@ from jaxprune.report.tables import (
     compare,
     compare_layers,
     flop_ratio,
+    records,
     terminal,
 )
 
@@ -31,6 +32,7 @@ __all__ = [
     "compare_layers",
     "draw",
     "flop_ratio",
+    "records",
     "terminal",
     "write",
 ]

@@ -144,8 +144,11 @@ def _summary(study: dict[str, Any], finished: Sequence[Record]) -> list[str]:
     """Describe what was run and where, and list the cells that diverged or collapsed."""
     machine = finished[-1].made
     minutes = sum(record.seconds for record in finished) / 60
+    unmeasured = sum(record.status == "trained" for record in finished)
+    trained = f" ({unmeasured} not measured yet)" if unmeasured else ""
     lines = [
-        f"{len(finished)} of {len(study['cells'])} cells are finished. A cell is one method "
+        f"{len(finished)} of {len(study['cells'])} cells are trained{trained}. A cell is one "
+        "method "
         f"at one compression c with one seed. Their stages took {minutes:.1f} minutes; a "
         "stage that several cells share is counted for each of them.",
         f"{machine['kind']} ({machine['devices']} device(s), {machine['processor']}, "

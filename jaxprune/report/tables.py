@@ -3,6 +3,7 @@
 import html
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import NamedTuple
 
 import polars as pl
@@ -10,7 +11,7 @@ import rich.table
 from rich import box
 from rich.text import Text
 
-from jaxprune.study.records import Record
+from jaxprune.study.records import Record, read_all
 
 
 class Quantity(NamedTuple):
@@ -151,6 +152,10 @@ TABLES: Mapping[str, Quantity] = {
 }
 
 
+# Those that a recipe can measure once per network.
+_MEMORY = ("cpu_memory", "device_in_use", "device_reserved", "machine_memory")
+
+
 def _times(value: float | None, factor: float) -> float | None:
     return None if value is None else value * factor
 
@@ -226,7 +231,12 @@ def build(records: Sequence[Record], name: str, notes: Sequence[str] = ()) -> Ta
         for c in compressions(records)
     ]
     head = ["c", "density", *columns.values()]
-    return Table(name, quantity.title, head, rows, quantity.caption, notes)
+    caption = quantity.caption
+    if name in _MEMORY and any(
+        record.cell["recipe"].get("memory") == "network" for record in records
+    ):
+        caption += " Measured once, for the dense network: a mask does not change it."
+    return Table(name, quantity.title, head, rows, caption, notes)
 
 
 def compare(
@@ -406,6 +416,21 @@ def _markdown_row(texts: Sequence[str]) -> str:
         html.escape(" ".join(text.split())).replace("|", "\\|") for text in texts
     )
     return "| " + " | ".join(escaped) + " |"
+
+
+def records(folder: Path) -> pl.DataFrame:
+    """Read the records of a study: one row per cell, one column per quantity.
+
+    Args:
+        folder: `runs/<study>`.
+
+    Returns:
+        The columns of `frame`; null where nothing was measured.
+
+    Raises:
+        RunsError: if there is no study, or another version wrote it.
+    """
+    return frame(read_all(folder))
 
 
 def frame(records: Sequence[Record]) -> pl.DataFrame:

@@ -1,5 +1,45 @@
-"""Studies: many cells whose common beginnings run once, resumable at any moment.
+"""Studies: many cells that share their first stages, resumable at any moment.
 
-Import its modules one by one: `records` knows no JAX, so that a report can be made
-where none is installed.
+Import the modules one by one: `records` needs no JAX, so that a report can be made where none
+is installed.
 """
+
+import os
+from typing import Any, NamedTuple
+
+
+class LoadedCell(NamedTuple):
+    """The network of a cell.
+
+    Attributes:
+        model: `models.Model` with the pruned weights; `model.apply(params, state, x)`.
+        params: its weights; pruned ones are 0.
+        state: its BatchNorm statistics.
+        mask: True keeps; all True for a dense network.
+        record: what was measured.
+    """
+
+    model: Any
+    params: Any
+    state: Any
+    mask: Any
+    record: Any
+
+
+def load_cell(folder: str | os.PathLike, cell_id: str) -> LoadedCell:
+    """Load the trained network of a cell, its mask and its record.
+
+    Args:
+        folder: of the study, such as runs/digits.
+        cell_id: of the cell, as in `study.py status` and the names of the folders.
+
+    Returns:
+        The network as it was evaluated.
+
+    Raises:
+        RunsError: if the folder has no such cell, it is not trained, or a stage is missing.
+        CorruptFileError: if a file is not what was written; the same study regenerates it.
+    """
+    from jaxprune.study import loading
+
+    return LoadedCell(*loading.load_cell(folder, cell_id))

@@ -8,10 +8,12 @@ is lost releases its locks, and is started again.
 import contextlib
 import signal
 import socket
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 
 from jaxprune import data
 from jaxprune.study import runner
@@ -21,36 +23,47 @@ from jaxprune.study.files import RunsError
 RETRIES = 3  # of a worker that was lost
 
 
+class Cluster(NamedTuple):
+    """Where workers run.
+
+    Attributes:
+        cpus: CPUs of each worker, without GPUs.
+        environment: variables of the workers.
+        address: of a cluster, such as 10.0.0.1:6379, ray://10.0.0.1:10001 or auto; None
+            starts one on this machine.
+    """
+
+    cpus: int = 1
+    environment: Mapping[str, str] = MappingProxyType({})
+    address: str | None = None
+
+
 def run(
     study: Study,
     runs_dir: Path,
     dataset_files: data.DatasetFiles,
-    *,
-    cpus: int = 1,
-    environment: Mapping[str, str] | None = None,
-    address: str | None = None,
+    cluster: Cluster | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> None:
     """Run a study on a cluster; `runner.run` then reads its records.
 
-    Joins the cluster that this process is connected to, else the one at `address`, else
-    starts one on this machine. There is one worker per GPU, or without GPUs one per `cpus`
+    Joins the cluster that this process is connected to, if there is one, or the one at
+    `cluster.address`. There is one worker per GPU, or without GPUs one per `cluster.cpus`
     CPUs, and no more than cells.
 
     Args:
         study: its cells.
         runs_dir: folder of all studies, on a disk that all machines share.
         dataset_files: where the data set is.
-        cpus: of each worker, without GPUs.
-        environment: variables of the workers.
-        address: of a cluster, such as 10.0.0.1:6379, ray://10.0.0.1:10001 or auto.
-        on_wait: called every second.
+        cluster: where workers run; by default on this machine.
+        on_wait: called every 10 seconds.
 
     Raises:
         ValueError: if `cpus` is not positive or more than a machine has, or Ray is not
             installed.
         RunsError: if no cluster answers, or a worker was lost too often.
     """
+    cpus, environment, address = cluster or Cluster()
     if cpus < 1:
         raise ValueError(
             f"cpus is the number of CPUs of each worker; got {cpus}. Pass 1 or more."
@@ -60,10 +73,10 @@ def run(
         from ray import exceptions
     except ImportError as error:
         raise ValueError(
-            "running on Ray needs Ray, which is not installed. Run: "
+            "--executor ray needs the package ray, which is not installed. Run: "
             "pip install 'jaxprune[scale]'"
         ) from error
-    with _connected(address or "local", environment or {}):
+    with _connected(address or "local", environment):
         number, needs = _workers(cpus)
         work = ray.remote(max_retries=RETRIES, **needs)(_work)
         place = Path(runs_dir).absolute()
@@ -73,7 +86,7 @@ def run(
         ]
         try:
             while waiting:
-                done, waiting = ray.wait(waiting, timeout=1)
+                done, waiting = ray.wait(waiting, timeout=10)
                 ray.get(done)
                 on_wait()
         except exceptions.RayTaskError as error:
@@ -119,11 +132,10 @@ def _connected(address: str, environment: Mapping[str, str]) -> Iterator[None]:
         yield
         return
     try:
-        with _same_signals():
-            _check_answers(address)
-            with warnings.catch_warnings():
-                warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
-                ray.init(address, runtime_env={"env_vars": dict(environment)})
+        _check_answers(address)
+        with _same_signals(), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=r"os\.fork\(\) was called")
+            ray.init(address, runtime_env={"env_vars": dict(environment)})
     except (OSError, ValueError, RuntimeError) as error:
         raise RunsError(
             f"no Ray cluster answers at RAY_ADDRESS={address} ({_first_line(error)}). Start "
@@ -142,12 +154,15 @@ def _connected(address: str, environment: Mapping[str, str]) -> Iterator[None]:
 def _same_signals() -> Iterator[None]:
     """Give signals back to their handlers: Ray takes them, in C++ too."""
     numbers = (signal.SIGINT, signal.SIGTERM)
+    if threading.current_thread() is not threading.main_thread():
+        numbers = ()  # no other thread may set handlers
     handlers = {number: signal.getsignal(number) for number in numbers}
     try:
         yield
     finally:
         for number, handler in handlers.items():
-            signal.signal(number, handler)
+            if handler is not None:  # None: it was not set by Python
+                signal.signal(number, handler)
 
 
 def _check_answers(address: str) -> None:

@@ -71,7 +71,6 @@ def compare(
     example = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
     small = compact.compact(forward, masked, full_mask, example)
     compacted = jax.jit(small.fn)
-    facts = _sizes(forward, masked, mask, small, input_shape)
     inputs = {
         batch: jax.random.uniform(jax.random.key(0), (batch, *input_shape))
         for batch in batches
@@ -79,7 +78,9 @@ def compare(
     lowered = [forward.lower(masked, x) for x in inputs.values()]
     lowered += [compacted.lower(small.params, x) for x in inputs.values()]
     with futures.ThreadPoolExecutor() as pool:  # compiling is most of the time
-        programs = list(pool.map(lambda program: program.compile(), lowered))
+        compiling = [pool.submit(program.compile) for program in lowered]
+        facts = _sizes(forward, masked, mask, small, input_shape)
+    programs = [program.result() for program in compiling]
     for i, (batch, x) in enumerate(inputs.items()):
         runs = {
             "masked": functools.partial(programs[i], masked, x),

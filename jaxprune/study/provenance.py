@@ -1,4 +1,4 @@
-"""What a record was made with."""
+"""What produced a record: versions, device, commit and time."""
 
 import datetime
 import functools
@@ -13,7 +13,7 @@ from jaxprune import profiling
 
 @functools.cache
 def describe() -> dict[str, Any]:
-    """Say what a record is made with: versions, device, commit and time."""
+    """Return the versions, the device, the commit and the time."""
     packages = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
     return {
         "jaxprune": jaxprune.__version__,
@@ -25,7 +25,7 @@ def describe() -> dict[str, Any]:
 
 
 def _commit() -> str | None:
-    """Name the commit of this checkout, with + if something is changed; None outside."""
+    """Return the commit of this checkout, with + if a file differs; None outside one."""
     folder = Path(__file__).parent
 
     def git(*args: str) -> str:

@@ -273,7 +273,7 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     except CorruptFileError:  # a run regenerates it
         return 0
     others = [c for c in listed if _recipe(c["cell"]) not in recipes]
-    return sum((folder / cell["id"] / "record.json").exists() for cell in others)
+    return sum(is_finished(folder / cell["id"]) for cell in others)
 
 
 def read_all(folder: Path) -> list[Record]:

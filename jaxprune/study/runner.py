@@ -1,7 +1,10 @@
 """Running a study: phase 1 trains, phase 2 measures alone; resumable at any moment."""
 
-import dataclasses
-import platform
+import contextlib
+import functools
+import getpass
+import tempfile
+import time
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,14 +12,14 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune import checkpoint, data, disk, masks, profiling, sharding
+from jaxprune import data, disk, profiling, sharding
 from jaxprune.disk import CorruptFileError
 from jaxprune.study import (
+    cells,
     config,
     files,
     locks,
     measure,
-    provenance,
     records,
     stages,
     store,
@@ -24,10 +27,9 @@ from jaxprune.study import (
     workbench,
 )
 from jaxprune.study.config import Cell, Study
-from jaxprune.study.files import RunsError
 from jaxprune.study.locks import BusyError
-from jaxprune.study.records import Layer, Record
-from jaxprune.study.stages import KINDS, Stage
+from jaxprune.study.records import Record
+from jaxprune.study.stages import Stage
 
 
 class Progress(NamedTuple):
@@ -200,57 +202,76 @@ def run(
     check(plan(study, folder), dataset_files, mesh)
     with files.disk_errors(folder):
         _open(folder, study)
-    teller = _Teller(study.cells, progress, {}, study.cells[0])
-    place = store.Store(folder, dataset_files, teller.tell, mesh, OrderedDict())
-    left, refused = deque(study.cells), 0
+    epochs: dict[str, int] = {}  # by stage, trained in this run
+    errors: dict[Cell, Exception] = {}
+
+    def show(
+        cell: Cell, stage: Stage, epoch: int, history: Any, record: Any = None
+    ) -> None:
+        epochs[stage.id] = epoch
+        number, done = study.cells.index(cell) + 1, sum(epochs.values())
+        where = number, len(study.cells), label(cell), done
+        progress(Progress(*where, stage, epoch, history, record))
+
+    def place(cell: Cell) -> store.Store:
+        on_progress = functools.partial(show, cell)
+        return store.Store(folder, dataset_files, on_progress, mesh, arrays)
+
+    def train(cell: Cell) -> None:
+        if cells.recorded(folder, cell) is None:
+            record = cells.write(
+                place(cell), cell, cells.results(place(cell), cell, is_timed=False)
+            )
+            show(cell, stages.chain(cell)[len(record.stages) - 1], 0, None, record)
+
+    arrays: OrderedDict[str, Any] = OrderedDict()
+    for _ in _in_turns(study.cells, train, errors):
+        pass
+    trained = [cell for cell in study.cells if cell not in errors]
+    yield from _in_turns(trained, lambda cell: _measured(place(cell), cell), errors)
+    for cell, error in errors.items():
+        more = "" if len(errors) == 1 else f" ({len(errors) - 1} more cells failed)"
+        kind = ValueError if isinstance(error, ValueError) else RuntimeError
+        raise kind(f"{label(cell)}: {error}{more}") from error
+
+
+def _in_turns(
+    waiting: Sequence[Cell],
+    run_cell: Callable[[Cell], Any],
+    errors: dict[Cell, Exception],
+) -> Iterator[Any]:
+    """Run cells one after another, those that another process works on later.
+
+    A cell that fails is left out, so that the others are complete.
+    """
+    left, refused = deque(waiting), 0
     while left:
-        teller.cell = cell = left.popleft()
-        try:
-            # If all that are left are busy, wait for this one.
-            if _recorded(folder, cell) is None:
-                results = _results(
-                    place, cell, is_timed=False, wait=refused > len(left)
-                )
-                teller.tell_record(_write(place, cell, results))
+        if refused == len(left):  # other processes work on all that are left
+            time.sleep(0.5)
             refused = 0
-        except BusyError:  # another process runs one of its stages
+        cell = left.popleft()
+        try:
+            result = run_cell(cell)
+        except BusyError:
             left.append(cell)
             refused += 1
-    for teller.cell in study.cells:
-        yield _recorded(folder, teller.cell) or _measured(place, teller.cell)
+        except (ValueError, RuntimeError) as error:
+            errors[cell] = error
+        else:
+            refused = 0
+            yield result
 
 
 def _measured(place: store.Store, cell: Cell) -> Record:
     """Measure a trained cell, while no other process of this machine measures."""
-    with locks.held(place.folder, f"measuring-on-{platform.node()}"):
-        record = _recorded(place.folder, cell)  # another process was faster
-        if record is None:
-            record = _write(place, cell, _results(place, cell, is_timed=True))
-    return record
-
-
-@dataclasses.dataclass
-class _Teller:
-    """Turns what a stage tells into the progress of a study."""
-
-    cells: Sequence[Cell]
-    progress: Callable[[Progress], None]
-    epochs: dict[str, int]  # by stage, trained in this run
-    cell: Cell
-
-    def tell(
-        self, stage: Stage, epoch: int, history: Mapping[str, float] | None
-    ) -> None:
-        self.epochs[stage.id] = epoch
-        self._tell(stage, epoch, history, None)
-
-    def tell_record(self, record: Record) -> None:
-        self._tell(stages.chain(self.cell)[len(record.stages) - 1], 0, None, record)
-
-    def _tell(self, stage: Stage, *now: Any) -> None:
-        number, done = self.cells.index(self.cell) + 1, sum(self.epochs.values())
-        place = number, len(self.cells), label(self.cell)
-        self.progress(Progress(*place, done, stage, *now))
+    record = cells.recorded(place.folder, cell)
+    if record is not None:
+        return record
+    machine = Path(tempfile.gettempdir()) / f"jaxprune-{getpass.getuser()}"
+    with contextlib.ExitStack() as stack:
+        with files.disk_errors(machine):
+            stack.enter_context(locks.lock(machine, "measuring", wait=False))
+        return cells.write(place, cell, cells.results(place, cell, is_timed=True))
 
 
 def _open(folder: Path, study: Study) -> None:
@@ -260,123 +281,9 @@ def _open(folder: Path, study: Study) -> None:
         {"id": config.cell_id(cell), "cell": config.as_json(cell)}
         for cell in study.cells
     ]
-    with locks.held(folder, "study"):
+    with locks.lock(folder, "study"):
         try:
             records.open_runs(folder, study.name, listed, study.notes, names)
         except CorruptFileError as error:
             disk.quarantine(error.path)
             records.open_runs(folder, study.name, listed, study.notes, names)
-
-
-def _results(
-    place: store.Store, cell: Cell, *, is_timed: bool, wait: bool = True
-) -> dict[str, store.Result]:
-    """Return the results of all stages of a cell, by id, up to one that diverged."""
-    results: dict[str, store.Result] = {}
-    for stage in stages.chain(cell):
-        if KINDS[stage.kind].is_timed and not is_timed:
-            break
-        result = results[stage.id] = store.result(place, stage, wait=wait)
-        if result.facts.get("diverged"):
-            break
-    return results
-
-
-def _read_whole(place: Path, cell: Cell) -> Record | None:
-    """Read a record; None if it is not there, or something in its folder is corrupt."""
-    try:
-        record = records.read(place / "record.json")
-        if record.cell != config.as_json(cell):
-            raise RunsError(
-                f"{place} belongs to another cell than its name says. Delete that "
-                "folder and run again; finished stages are not repeated."
-            )
-        records.check_files(place, record)
-    except (CorruptFileError, FileNotFoundError):
-        return None
-    return record
-
-
-def _recorded(folder: Path, cell: Cell) -> Record | None:
-    """Read the record of a finished cell; quarantine what is corrupt of it."""
-    place = folder / config.cell_id(cell)
-    record = _read_whole(place, cell)
-    if record is None and (place / "record.json").exists():
-        with files.disk_errors(folder), locks.held(folder, place.name):
-            record = _read_whole(place, cell)  # another process may have written it
-            if record is None and (place / "record.json").exists():
-                checkpoint.quarantine(place)
-    return None if record is None or record.status == "trained" else record
-
-
-def _write(
-    place: store.Store, cell: Cell, results: Mapping[str, store.Result]
-) -> Record:
-    """Write the mask and the record of a cell."""
-    folder = place.folder / config.cell_id(cell)
-    record = _record(cell, results)
-    with files.disk_errors(folder), locks.held(place.folder, folder.name):
-        other = _read_whole(folder, cell)
-        if other is not None and (record.status, other.status) != (
-            "finished",
-            "trained",
-        ):
-            return other  # another process was faster
-        folder.mkdir(parents=True, exist_ok=True)
-        files.write_json(folder / "config.json", config.as_json(cell))
-        pruned = [s for s in stages.chain(cell) if "mask" in _made(results, s)]
-        if pruned:
-            masks.save(folder / "mask.npz", store.arrays(place, pruned[-1])["mask"])
-            sealed = disk.checksum(folder / "mask.npz")
-            record = dataclasses.replace(record, mask_sha256=sealed)
-        records.write(folder, record)
-    return records.read(folder / "record.json")
-
-
-def _made(results: Mapping[str, store.Result], stage: Stage) -> Sequence[str]:
-    return results[stage.id].arrays if stage.id in results else ()
-
-
-# Facts that go into the record as they are; a diverged cell lacks later ones.
-_FACTS = (
-    "density",
-    "effective_density",
-    "collapse",
-    "macs_dense",
-    "macs_kept",
-    "history",
-    "accuracy",
-    "loss",
-    "latency",
-    "memory",
-    "training_memory",
-    "compaction",
-    "connectivity",
-)
-
-
-def _record(cell: Cell, results: Mapping[str, store.Result]) -> Record:
-    chain = stages.chain(cell)
-    facts = {
-        name: fact for result in results.values() for name, fact in result.facts.items()
-    }
-    status = "finished" if len(results) == len(chain) else "trained"
-    if facts.get("diverged"):
-        status = "diverged"
-    histograms = facts.get("histograms", {})
-    empty = {"edges": [], "counts": []}
-    return Record(
-        id=config.cell_id(cell),
-        cell=config.as_json(cell),
-        title=config.METHODS[cell.method].title,
-        status=status,
-        stages=list(results),
-        layers=[
-            Layer(**layer, **histograms.get(layer["name"], empty))
-            for layer in facts.get("layers", ())
-        ],
-        epochs=sum(map(stages.epochs, chain)),
-        seconds=sum(result.seconds for result in results.values()),
-        made=provenance.describe(),
-        **{name: facts[name] for name in _FACTS if name in facts},
-    )

@@ -19,62 +19,60 @@ class Kind(NamedTuple):
     """A kind of stage.
 
     Attributes:
-        settings: type of its settings.
-        run: `run(settings, arrays, bench) -> workbench.Output`, with the arrays of the stages
-            before it.
+        run: `run(settings, arrays, bench) -> workbench.Output`.
+        reads: names of the arrays that it reads, if the stages before it made them.
         facts: names of the facts of a finished stage, unless the network diverged.
         makes_arrays: whether other stages can start from it.
         is_timed: whether it runs alone on the machine, after all training.
         uses_mesh: whether several devices can share its work.
     """
 
-    settings: type
     run: Callable[..., Any]
+    reads: tuple[str, ...] = ("params", "state", "mask")
     facts: frozenset[str] = frozenset()
     makes_arrays: bool = True
     is_timed: bool = False
     uses_mesh: bool = True
 
 
+_WITH_REWIND = ("params", "state", "mask", "rewind_point")
+
 KINDS: Mapping[str, Kind] = {
-    "initialize": Kind(settings.Initialize, work.initialize, uses_mesh=False),
-    "train": Kind(
-        settings.Train, work.train_stage, frozenset({"history", "training_memory"})
-    ),
-    "score": Kind(settings.Score, work.score),
-    "select": Kind(settings.Select, work.select),
-    "prune": Kind(settings.Prune, work.prune_rounds, frozenset({"densities"})),
-    "level": Kind(settings.Level, work.level),
+    "initialize": Kind(work.initialize, reads=(), uses_mesh=False),
+    "train": Kind(work.train_stage, facts=frozenset({"history", "training_memory"})),
+    "score": Kind(work.score),
+    "select": Kind(work.select, reads=("scores",)),
+    "prune": Kind(work.prune_rounds, facts=frozenset({"densities"})),
+    "level": Kind(work.level, reads=_WITH_REWIND),
     "inspect": Kind(
-        settings.Inspect,
         measure.inspect,
-        frozenset(
+        facts=frozenset(
             {"density", "effective_density", "layers", "macs_dense", "macs_kept"}
         ),
         makes_arrays=False,
         uses_mesh=False,
     ),
     "evaluate": Kind(
-        settings.Evaluate,
         measure.evaluate,
-        frozenset({"accuracy", "loss", "histograms"}),
+        facts=frozenset({"accuracy", "loss", "histograms"}),
         makes_arrays=False,
     ),
     "connect": Kind(
-        settings.Connect, work.connect, frozenset({"connectivity"}), makes_arrays=False
+        work.connect,
+        reads=_WITH_REWIND,
+        facts=frozenset({"connectivity"}),
+        makes_arrays=False,
     ),
     "measure": Kind(
-        settings.Measure,
         measure.measure,
-        frozenset({"latency", "compaction"}),
+        facts=frozenset({"latency", "compaction"}),
         makes_arrays=False,
         is_timed=True,
         uses_mesh=False,
     ),
     "memory": Kind(
-        settings.Memory,
         measure.memory,
-        frozenset({"memory"}),
+        facts=frozenset({"memory"}),
         makes_arrays=False,
         is_timed=True,
         uses_mesh=False,
@@ -119,26 +117,31 @@ def chain(cell: Cell) -> list[Stage]:
         if KINDS[kind].makes_arrays:
             parent = stage
     if cell.recipe.memory == "network" and stages[-1].kind == "measure":
-        stages.append(_stage("memory", settings.Memory(_network(cell)), stages[0]))
+        network = _network(cell)
+        # Of seed 0 for all seeds: they take the same memory.
+        weights = _stage("initialize", settings.Initialize(network, 0), None)
+        stages.append(_stage("memory", settings.Memory(network), weights))
     return stages
 
 
 def _stage(kind: str, own: Any, parent: Stage | None) -> Stage:
-    identity = {
-        "kind": kind,
-        "settings": config.as_json(own),
-        "parent": parent and parent.id,
-    }
-    return Stage(kind, own, f"{kind}-{config.content_id(identity)}", parent)
+    stage = Stage(kind, own, "", parent)
+    return stage._replace(id=f"{kind}-{config.content_id(identity(stage))}")
 
 
 def identity(stage: Stage) -> dict[str, Any]:
-    """Return what `stage.json` must say of a stage."""
+    """Return what the id of a stage hashes; `stage.json` repeats it."""
     return {
         "kind": stage.kind,
         "settings": config.as_json(stage.settings),
         "parent": stage.parent and stage.parent.id,
     }
+
+
+def facts(stage: Stage) -> frozenset[str]:
+    """Return the names of the facts of a stage, unless its network diverges."""
+    memory = {"memory"} if getattr(stage.settings, "memory", False) else set()
+    return KINDS[stage.kind].facts | memory
 
 
 def _network(cell: Cell) -> settings.Network:

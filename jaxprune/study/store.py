@@ -18,24 +18,24 @@ import jax.numpy as jnp
 
 from jaxprune import checkpoint, data, sharding
 from jaxprune.disk import CorruptFileError
-from jaxprune.study import files, locks, stages, workbench
+from jaxprune.study import files, locks, provenance, stages, workbench
 from jaxprune.study.files import RunsError
 from jaxprune.study.stages import KINDS, Stage
 
-# tell(stage, epoch, history): a stage starts (epoch 0, None), or an epoch of it has ended.
-Tell: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
+# on_progress(stage, epoch, history): a stage starts (epoch 0, None), or an epoch has ended.
+OnProgress: TypeAlias = Callable[[Stage, int, Mapping[str, float] | None], None]
 
-# Bytes of arrays that stay in memory: the dense weights stay, those of old cells go.
+# Bytes of arrays that stay in memory; those that were used last.
 IN_MEMORY = 2_000_000_000
 
 
 class Store(NamedTuple):
-    """Where stages are.
+    """The stages of a study, on disk and in memory.
 
     Attributes:
         folder: `runs/<study>`.
         dataset_files: where the data set is.
-        tell: called when a stage starts and after each epoch.
+        on_progress: called when a stage starts and after each epoch.
         mesh: devices that share the work of a stage, as (data, model), or None for one.
         arrays: of the stages that were used last, with all before each, by id; on the host,
             so that the device holds those of one stage only.
@@ -43,23 +43,25 @@ class Store(NamedTuple):
 
     folder: Path
     dataset_files: data.DatasetFiles
-    tell: Tell
+    on_progress: OnProgress
     mesh: tuple[int, int] | None
     arrays: OrderedDict[str, dict[str, Any]]
 
 
 class Result(NamedTuple):
-    """What `stage.json` says of a finished stage.
+    """A finished stage, as `stage.json` has it.
 
     Attributes:
-        arrays: names of the trees that it made.
+        arrays: names of the trees of arrays that it made.
         facts: JSON values for the record.
         seconds: that it took.
+        made: versions, device, mesh, commit and time.
     """
 
     arrays: tuple[str, ...]
     facts: Mapping[str, Any]
     seconds: float
+    made: Mapping[str, Any]
 
 
 def _path(folder: Path, stage: Stage) -> Path:
@@ -96,32 +98,31 @@ def read(folder: Path, stage: Stage) -> Result | None:
             f"{path} belongs to other settings than its name says. {repair}"
         )
     facts = saved.get("facts") or {}
-    is_complete = facts.get("diverged") or KINDS[stage.kind].facts <= set(facts)
-    if not is_complete or not {"arrays", "seconds"} <= set(saved):
+    is_complete = facts.get("diverged") or stages.facts(stage) <= set(facts)
+    if not is_complete or not set(Result._fields) <= set(saved):
         raise RunsError(f"{path} is of another version: it lacks facts. {repair}")
-    return Result(tuple(saved["arrays"]), facts, saved["seconds"])
+    return Result(tuple(saved["arrays"]), facts, saved["seconds"], saved["made"])
 
 
-def result(store: Store, stage: Stage, *, wait: bool = True) -> Result:
-    """Return what a stage found; it is run if it is not on disk.
+def result(store: Store, stage: Stage) -> Result:
+    """Return the result of a stage; it is run if it is not on disk.
 
     Args:
-        store: where stages are.
+        store: the stages of a study.
         stage: the stage.
-        wait: whether to wait for another process that runs it, or a stage before it.
 
     Returns:
         Its result.
 
     Raises:
-        BusyError: if another process runs it, and `wait` is not set.
+        BusyError: if another process runs it, or a stage before it.
         RunsError: if the folder can't be used, or the disk is full.
     """
     finished = read(store.folder, stage)
     if finished is not None:
         return finished
-    inputs = {} if stage.parent is None else arrays(store, stage.parent, wait=wait)
-    with _locked(store, stage, wait) as path:
+    inputs = {} if stage.parent is None else arrays(store, stage.parent)
+    with _locked(store, stage) as path:
         finished = read(store.folder, stage)  # another process may have run it
         if finished is None:
             if path.exists():  # only the process with the lock moves it
@@ -130,40 +131,46 @@ def result(store: Store, stage: Stage, *, wait: bool = True) -> Result:
     return finished
 
 
-def arrays(store: Store, stage: Stage, *, wait: bool = True) -> dict[str, Any]:
+def arrays(store: Store, stage: Stage) -> dict[str, Any]:
     """Return the arrays of a stage and of all before it, the newest of each name.
 
     Args:
-        store: where stages are.
+        store: the stages of a study.
         stage: the stage.
-        wait: as in `result`.
 
     Returns:
         Trees of arrays; a stage whose arrays are corrupt is run again.
+
+    Raises:
+        BusyError: if another process runs a stage that is missing.
+        RunsError: if the folder can't be used, or the disk is full.
     """
-    while stage.id not in store.arrays:
-        finished = result(store, stage, wait=wait)
-        if stage.id in store.arrays:  # it just ran
-            break
-        before = {} if stage.parent is None else arrays(store, stage.parent, wait=wait)
+    if stage.id not in store.arrays:
+        finished = result(store, stage)
+    if stage.id not in store.arrays:  # it was on disk
+        before = {} if stage.parent is None else arrays(store, stage.parent)
         try:
-            _remember(store, stage, {**before, **_load(store, stage, finished)})
+            own = _load(store, stage, finished)
         except (CorruptFileError, FileNotFoundError):
-            with _locked(store, stage, wait) as path:
-                with contextlib.suppress(CorruptFileError, FileNotFoundError):
-                    _load(store, stage, finished)  # another process has run it again
-                    continue
-                checkpoint.quarantine(path.parent)
+            with _locked(store, stage) as path:
+                try:
+                    own = _load(store, stage, finished)  # another process ran it again
+                except (CorruptFileError, FileNotFoundError):
+                    if path.parent.exists():
+                        checkpoint.quarantine(path.parent)
+                    _run(store, stage, before)
+                    return store.arrays[stage.id]
+        _remember(store, stage, {**before, **own})
     store.arrays.move_to_end(stage.id)
     return store.arrays[stage.id]
 
 
 @contextlib.contextmanager
-def _locked(store: Store, stage: Stage, wait: bool) -> Iterator[Path]:
+def _locked(store: Store, stage: Stage) -> Iterator[Path]:
     path = _path(store.folder, stage)
     with contextlib.ExitStack() as stack:
         with files.disk_errors(path.parent):
-            stack.enter_context(locks.held(store.folder, stage.id, wait=wait))
+            stack.enter_context(locks.lock(store.folder, stage.id, wait=False))
         yield path
 
 
@@ -186,31 +193,34 @@ def _size(trees: Any) -> int:
 
 def _run(store: Store, stage: Stage, inputs: dict[str, Any]) -> Result:
     """Run a stage, and write it to disk: `stage.json` last."""
-    store.tell(stage, 0, None)
+    store.on_progress(stage, 0, None)
     epochs: list[Mapping[str, float]] = []
 
     def on_epoch(history: Mapping[str, float]) -> None:
         epochs.append(history)
-        store.tell(stage, len(epochs), history)
+        store.on_progress(stage, len(epochs), history)
 
     kind, mesh = KINDS[stage.kind], None
+    read_arrays = {name: inputs[name] for name in kind.reads if name in inputs}
     start = time.perf_counter()
     if store.mesh is not None and kind.uses_mesh:
         mesh = sharding.make_mesh(data=store.mesh[0], model=store.mesh[1])
-        on_device = sharding.shard_params(inputs, mesh)
+        on_device = sharding.shard_params(read_arrays, mesh)
     else:
-        on_device = jax.tree.map(jnp.asarray, inputs)
+        on_device = jax.tree.map(jnp.asarray, read_arrays)
     bench = workbench.Bench(store.dataset_files, on_epoch, mesh)
-    made, facts = kind.run(stage.settings, on_device, bench)
-    jax.block_until_ready(made)
-    finished = Result(tuple(sorted(made)), facts, time.perf_counter() - start)
+    new, facts = kind.run(stage.settings, on_device, bench)
+    jax.block_until_ready(new)
+    seconds = time.perf_counter() - start
+    made = {**provenance.describe(), "mesh": store.mesh and list(store.mesh)}
+    finished = Result(tuple(sorted(new)), facts, seconds, made)
     path = _path(store.folder, stage)
     with files.disk_errors(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         checkpoint.remove(path.parent / "arrays")  # of a run that was killed
-        if made:
-            checkpoint.save(path.parent / "arrays", made)
+        if new:
+            checkpoint.save(path.parent / "arrays", new)
         files.write_json(path, {**stages.identity(stage), **finished._asdict()})
     if kind.makes_arrays:
-        _remember(store, stage, {**inputs, **made})
+        _remember(store, stage, {**inputs, **new})
     return finished

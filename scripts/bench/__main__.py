@@ -6,6 +6,7 @@ Examples:
     python scripts/bench scaling     # time against parameters and cells, with a figure
     python scripts/bench epoch       # training throughput of an accelerator
     python scripts/bench channels resnet50_nnx    # half the MACs, and what that saves
+    python scripts/bench study       # a whole study of digits; 2 minutes
 """
 
 import sys
@@ -19,9 +20,12 @@ from bench.channels import channels, channels_report  # isort: skip
 from bench.compare import compare  # isort: skip
 from bench.epoch import epoch
 from bench.scaling import scaling
+from bench.study import study
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         sys.argv.insert(1, "compare")
-    _cli.main([compare, scaling, epoch, channels, channels_report], __doc__ or "")
+    _cli.main(
+        [compare, scaling, epoch, channels, channels_report, study], __doc__ or ""
+    )

@@ -47,6 +47,12 @@ def standardized(x: Any) -> Any:
     return x / (x.std(-1, keepdims=True) + 0.1)
 
 
+def of_groups(x: Any) -> Any:
+    """Normalize two groups of 4 features; a group is removed whole, or one of each."""
+    parts = x.reshape(*x.shape[:-1], 2, 4)
+    return with_var(parts).reshape(x.shape)
+
+
 NORMS: list[Callable[[Any], Any]] = [
     with_var, squared, multiplied, over_all_axes, of_equinox, standardized,
 ]  # fmt: skip
@@ -97,6 +103,40 @@ def test_removed_residual_features_leave_exactly_what_the_mask_keeps(norm):
             jax.grad(lambda x: small.fn(small.params, x).sum())(x),
             slope, rtol=2e-3, atol=1e-4,
         )  # fmt: skip
+
+
+def test_groups_are_normalized_by_their_own_mean():
+    with users_settings():
+        fn, params = _network(of_groups)
+        x = jax.random.normal(jax.random.key(1), (2, 4, 3))
+        groups = graph.channels(fn, params, x)
+        mask = masks.select_channels(
+            groups, scores.magnitude(params), 0.5, scope="kind"
+        )
+        small = compact.compact(fn, params, mask, x)
+        assert small.info.left == small.info.kept < small.info.dense
+        np.testing.assert_allclose(
+            small.fn(small.params, x), fn(masks.apply(params, mask), x),
+            rtol=2e-4, atol=2e-5,
+        )  # fmt: skip
+
+
+def test_a_variance_in_bfloat16_is_understood():
+    """JAX sums the squares in float32."""
+    with users_settings():
+        fn, params = _network(squared)
+        params = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), params)
+        x = jax.random.normal(jax.random.key(1), (2, 4, 3), jnp.bfloat16)
+        groups = graph.channels(fn, params, x)
+        assert "residual features" in {kind.what for kind in groups.kinds}
+        magnitudes = scores.magnitude(params)
+        mask = masks.select_channels(groups, magnitudes, 0.4, scope="kind")
+        small = compact.compact(fn, params, mask, x)
+        assert small.info.left == small.info.kept
+        a, b = small.fn(small.params, x), fn(masks.apply(params, mask), x)
+        np.testing.assert_allclose(
+            *(np.asarray(o, np.float32) for o in (a, b)), atol=0.2
+        )
 
 
 def test_a_variance_of_constants_that_are_not_zero_keeps_them():

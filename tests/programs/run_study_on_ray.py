@@ -1,8 +1,8 @@
-"""Run three cells of the tiny study, in this process or on a local Ray cluster.
+"""Run three cells of the tiny study on a local Ray cluster.
 
-    python -m tests.programs.run_study_on_ray FOLDER here|ray|kill
+    python -m tests.programs.run_study_on_ray FOLDER
 
-With "kill", the first worker that trains is killed. Prints the numbers of records, of
+The first worker that trains is killed. Prints the numbers of records, of
 killed workers and of stages that this process ran itself.
 """
 
@@ -34,9 +34,11 @@ def _kill_worker(folder: Path, killed: list[int]) -> None:
         time.sleep(0.01)
 
 
-def _run_on_ray(folder: Path, kill: bool) -> None:
+def main(path: str) -> None:
+    """Run the cells."""
     import ray
 
+    folder = Path(path)
     ray.init(
         num_cpus=2,
         include_dashboard=False,
@@ -44,10 +46,7 @@ def _run_on_ray(folder: Path, kill: bool) -> None:
         runtime_env={"env_vars": {"PYTHONPATH": str(ROOT)}},
     )
     killed: list[int] = []
-    if kill:
-        threading.Thread(
-            target=_kill_worker, args=(folder, killed), daemon=True
-        ).start()
+    threading.Thread(target=_kill_worker, args=(folder, killed), daemon=True).start()
     cluster.run(study(*CELLS), folder, DIGITS)
     ran: list[str] = []
     finished = runner.run(
@@ -55,14 +54,6 @@ def _run_on_ray(folder: Path, kill: bool) -> None:
     )
     print(len(list(finished)), len(killed), len(ran), flush=True)
     ray.shutdown()
-
-
-def main(folder: str, where: str) -> None:
-    """Run the cells."""
-    if where == "here":
-        list(runner.run(study(*CELLS), Path(folder), DIGITS))
-    else:
-        _run_on_ray(Path(folder), kill=where == "kill")
 
 
 if __name__ == "__main__":

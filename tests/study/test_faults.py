@@ -127,7 +127,7 @@ def test_a_process_that_waits_names_the_one_that_it_waits_for(tmp_path):
     taken = threading.Event()
 
     def take_lock() -> None:
-        with locks.held(tmp_path, "train-1"):
+        with locks.lock(tmp_path, "train-1"):
             taken.set()
             time.sleep(0.3)
 
@@ -135,7 +135,7 @@ def test_a_process_that_waits_names_the_one_that_it_waits_for(tmp_path):
     taken.wait()
     with (
         pytest.warns(UserWarning, match=r"waiting: process \d+ on .* train-1"),
-        locks.held(tmp_path, "train-1"),
+        locks.lock(tmp_path, "train-1"),
     ):
         pass
 

@@ -2,13 +2,27 @@
 
 import dataclasses
 import itertools
+import shutil
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import digits
-from jaxprune import checkpoint, masks
-from jaxprune.study import config, files, records, runner, stages
+from jaxprune import checkpoint, masks, report, train
+from jaxprune.study import (
+    compaction,
+    config,
+    files,
+    load_cell,
+    records,
+    runner,
+    stages,
+    store,
+    workbench,
+)
+from jaxprune.study.files import RunsError
 from jaxprune.train import Training
 from tests.programs import launch
 from tests.study.tiny_study import DIGITS, RECIPE, cell, study
@@ -118,7 +132,12 @@ def test_a_longer_chain_of_levels_shares_all_stages_of_a_shorter_one():
     ],
 )
 def test_what_changes_a_result_changes_its_id(change):
-    assert stages.chain(cell(**change))[-1].id != stages.chain(cell())[-1].id
+    assert evaluated(cell(**change)) != evaluated(cell())
+
+
+def evaluated(one: config.Cell) -> str:
+    """Return the id of the stage that evaluates a cell."""
+    return next(s.id for s in stages.chain(one) if s.kind == "evaluate")
 
 
 def test_what_changes_no_result_does_not_change_its_id():
@@ -126,6 +145,11 @@ def test_what_changes_no_result_does_not_change_its_id():
         RECIPE, name="other", grasp_temperature=1.0, synflow_rounds=9
     )
     assert stages.chain(cell(recipe=renamed)) == stages.chain(cell())
+
+
+def images_to_test() -> train.ImageSet:
+    """Return the test images of digits."""
+    return workbench.test_set(workbench.Bench(DIGITS))
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +181,31 @@ def test_every_method_ends_in_a_complete_record(ran):
         assert record.compaction["difference"] < 1e-5
         assert record.compaction["macs_kept"] == record.macs_kept
         assert {"jax", "kind", "commit", "jaxprune"} <= set(record.made)
+
+
+def test_the_network_of_a_cell_is_loaded(ran):
+    runs, _, finished = ran
+    for record in finished[2:6]:  # a method that prunes once, in rounds, and IMP
+        model, params, state, mask, same = load_cell(runs / "tiny", record.id)
+        assert same == record
+        result = train.evaluate(
+            dataclasses.replace(model, params=params, state=state), images_to_test()
+        )
+        assert float(result.accuracy) == pytest.approx(record.accuracy)
+        pruned = jax.tree.map(lambda w, m: bool(jnp.any(w[~m] != 0)), params, mask)
+        assert not any(jax.tree.leaves(pruned))
+        assert masks.density(mask) == pytest.approx(record.density)
+    with pytest.raises(
+        RunsError, match="has no trained cell 'imp9'. Run the study first"
+    ):
+        load_cell(runs / "tiny", "imp9")
+
+
+def test_the_records_of_a_study_are_one_frame(ran):
+    runs, _, finished = ran
+    frame = report.records(runs / "tiny")
+    assert frame["id"].to_list() == [record.id for record in finished]
+    assert frame["accuracy"].to_list() == [record.accuracy for record in finished]
 
 
 def test_epochs_of_a_cell_include_those_of_shared_stages(ran):
@@ -192,8 +241,71 @@ def test_a_lost_record_is_regenerated_from_finished_stages(ran):
     path.unlink()
     progress = []
     again = list(runner.run(comparison, runs, DIGITS, progress.append))
-    assert progress == []
+    assert [now.record and now.record.status for now in progress] == ["finished"]
     assert again[2] == finished[2]
+
+
+def test_the_record_of_a_trained_cell_is_there_before_it_is_measured(tmp_path):
+    trained = []
+
+    def stop(now: runner.Progress) -> None:
+        trained.extend(records.read_all(tmp_path / "tiny") if now.record else ())
+        if now.stage.kind == "measure":
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        list(runner.run(study(cell("random")), tmp_path, DIGITS, stop))
+    (record,) = trained
+    assert (record.status, record.latency) == ("trained", {})
+    assert record.accuracy is not None
+    plan = runner.plan(study(cell("random")), tmp_path / "tiny")
+    assert plan.cells_done == frozenset()
+    (finished,) = runner.run(study(cell("random")), tmp_path, DIGITS)
+    assert finished.status == "finished"
+    assert finished.accuracy == record.accuracy
+
+
+def test_a_cell_that_fails_is_named_and_the_others_are_complete(tmp_path, monkeypatch):
+    def fail(*args: object, **options: object) -> None:
+        raise ValueError("the compacted function computes something else")
+
+    grasp, snip = cell("grasp"), cell("snip")
+    whole = compaction.compare
+    broken = iter([fail, whole])
+    monkeypatch.setattr(compaction, "compare", lambda *a, **o: next(broken)(*a, **o))
+    finished = []
+    with pytest.raises(ValueError, match="GraSP c=1 seed 0: the compacted function"):
+        finished.extend(runner.run(study(grasp, snip), tmp_path, DIGITS))
+    by_title = {r.title: r.status for r in records.read_all(tmp_path / "tiny")}
+    assert by_title == {"SNIP": "finished", "GraSP": "trained"}
+
+
+def test_arrays_that_leave_memory_are_read_back_with_the_same_bits(
+    ran, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(store, "IN_MEMORY", 0)
+    (record,) = runner.run(study(cell("imp3")), tmp_path, DIGITS)
+    (expected,) = (r for r in ran[2] if r.id == record.id)
+    assert (record.layers, record.loss) == (expected.layers, expected.loss)
+
+
+def test_a_record_of_other_stages_is_not_taken_for_this_version(ran, tmp_path):
+    shutil.copytree(ran[0], tmp_path / "runs")
+    path = tmp_path / "runs" / "tiny" / ran[2][0].id / "record.json"
+    saved = files.read_json(path)
+    files.write_json(path, {**saved, "stages": saved["stages"][:-1], "accuracy": 1.0})
+    one = study(cell("random"))
+    (record,) = runner.run(one, tmp_path / "runs", DIGITS)
+    assert record.accuracy == ran[2][0].accuracy
+
+
+def test_memory_is_measured_for_every_cell_where_the_recipe_asks_for_it(ran, tmp_path):
+    recipe = dataclasses.replace(RECIPE, memory="cell")
+    (record,) = runner.run(study(cell("random", recipe=recipe)), tmp_path, DIGITS)
+    assert record.memory["peak_rss"] == record.compaction["masked_peak_mb"] > 0
+    assert record.compaction["compacted_peak_mb"] > 0
+    assert len({one.memory["peak_rss"] for one in ran[2]}) == 1  # once per network
+    assert "masked_peak_mb" not in ran[2][0].compaction
 
 
 def test_another_recipe_is_not_averaged_with_the_study(ran, tmp_path):

@@ -14,6 +14,7 @@ RECIPE = Recipe(
     training=Training(epochs=1.0, batch_size=256, learning_rate=0.1),
     rewind_epochs=0.5,
     synflow_rounds=3,
+    memory="network",
 )
 
 

@@ -231,9 +231,9 @@ def _rewrite_centered(
     )
     if not dropped:
         return [total]
-    nothing = jnp.zeros([1 if a in axes else n for a, n in enumerate(x.shape)], x.dtype)
-    (of_zero,) = bind(site.eqn, [nothing, mean])
-    return [total + jnp.asarray(dropped, x.dtype) * of_zero]
+    zero = jnp.zeros([1 if a in axes else n for a, n in enumerate(x.shape)], x.dtype)
+    (square,) = bind(site.eqn, [zero, mean])
+    return [total + jnp.asarray(dropped, total.dtype) * square]
 
 
 def _reduce_backward(

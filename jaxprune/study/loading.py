@@ -1,0 +1,52 @@
+"""From the files of a cell to its network."""
+
+import dataclasses
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxprune import checkpoint, masks, models
+from jaxprune.study import files, records, settings, workbench
+from jaxprune.study.files import RunsError
+from jaxprune.types import Mask, Params
+
+
+def load_cell(
+    folder: str | os.PathLike, cell_id: str
+) -> tuple[models.Model, Params, Any, Mask, records.Record]:
+    """Load the model, params, state, mask and record of a cell; see `study.load_cell`."""
+    place = Path(folder)
+    try:
+        record = records.read(place / cell_id / "record.json")
+    except FileNotFoundError as error:
+        raise RunsError(
+            f"{place} has no trained cell '{cell_id}'. Run the study first, and pass an id "
+            "that `study.py status` lists."
+        ) from error
+    arrays, network = _arrays(place, record)
+    model, mask = workbench.model(network, arrays), workbench.mask_of(arrays)
+    model = dataclasses.replace(model, params=masks.apply(model.params, mask))
+    return model, model.params, model.state, mask, record
+
+
+def _arrays(
+    folder: Path, record: records.Record
+) -> tuple[dict[str, Any], settings.Network]:
+    """Return the newest params, state and mask of the stages of a cell."""
+    arrays: dict[str, Any] = {}
+    network: dict[str, Any] = {}
+    for stage_id in reversed(record.stages):
+        place = folder / "stages" / stage_id
+        try:
+            stage = files.read_json(place / "stage.json")
+            missing = {"params", "state", "mask"} - set(arrays)
+            if missing & set(stage["arrays"]):
+                arrays = {**checkpoint.load(place / "arrays"), **arrays}
+        except FileNotFoundError as error:
+            raise RunsError(
+                f"{place} is missing, which the cell '{record.id}' needs. Delete "
+                f"{folder / record.id} and run the study again."
+            ) from error
+        network = network or stage["settings"].get("network", {})
+    shape = tuple(network["input_shape"])
+    return arrays, settings.Network(**{**network, "input_shape": shape})
