@@ -174,8 +174,9 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     """Write the report, and print its first tables."""
     from jaxprune import report
 
-    published = STUDIES[name].published()
-    index = report.write(folder, published)
+    published, index = STUDIES[name].published(), folder / "report" / "index.html"
+    if tables is None or not _is_current(folder, index):
+        index = report.write(folder, published)
     notes = records.read_study(folder)["notes"]
     all_tables = report.build_all(records.read_all(folder), notes, published)
     for table in all_tables[:tables]:
@@ -183,6 +184,13 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     console.print(
         f"The report is in {index}", soft_wrap=True, highlight=False, markup=False
     )
+
+
+def _is_current(folder: Path, index: Path) -> bool:
+    """Return whether a report is newer than all records and the list of cells."""
+    changed = [folder / "study.json", *folder.glob("*/record.json")]
+    newest = max(path.stat().st_mtime for path in changed)
+    return index.exists() and index.stat().st_mtime > newest
 
 
 def _print_plan(

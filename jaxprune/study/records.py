@@ -254,7 +254,8 @@ def open_runs(
         [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
     )
     value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
-    files.write_json(path, value)
+    if not path.exists() or files.read_json(path) != json.loads(json.dumps(value)):
+        files.write_json(path, value)
 
 
 def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:

@@ -216,7 +216,7 @@ def test_a_missing_package_gets_the_extra_that_installs_it(arguments, runs, tmp_
 
 def test_a_run_without_the_packages_of_the_report_keeps_its_records(runs):
     program = Path(__file__).with_name("without_package.py")
-    only = ("--only", "method=random,imp2", "c=0.5,1")
+    only = ("--only", "method=random,imp2", "c=0.5,1", "--epochs-scale", "0.25")
     done = subprocess.run(
         [sys.executable, program, "polars", path_of("study"), "run", "digits", *only,
          "--runs-dir", runs[0]], capture_output=True, text=True,
