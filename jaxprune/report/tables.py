@@ -152,7 +152,7 @@ TABLES: Mapping[str, Quantity] = {
 }
 
 
-# Those that a recipe can measure once per network.
+# Quantities that a recipe can measure once per network.
 _MEMORY = ("cpu_memory", "device_in_use", "device_reserved", "machine_memory")
 
 

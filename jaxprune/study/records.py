@@ -22,9 +22,6 @@ from jaxprune.study.files import RunsError as RunsError
 
 FORMAT = 4  # records name their stages since then
 
-# What the report names of the versions and the machine.
-MADE = ("kind", "devices", "processor", "cores", "ram_gb", "jax", "flax", "jaxprune")
-
 
 @dataclasses.dataclass(frozen=True)
 class Layer:
