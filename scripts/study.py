@@ -29,6 +29,7 @@ from experiments import STUDIES
 from jaxprune import data, tree
 from jaxprune.study import cluster, config, records, runner, stages, store
 from jaxprune.study.records import Record
+from jaxprune.study.stages import KINDS
 
 StudyName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(STUDIES)}}}")
@@ -268,6 +269,7 @@ def _run(
     left = runner.plan(study, runs_dir / study.name).epochs
     task = bar.add_task("starting", total=round(left))
     printed: set[str] = set()
+    measuring: list[bool] = []
 
     def print_once(record: Record) -> None:
         if record.id not in printed:
@@ -281,6 +283,9 @@ def _run(
         bar.update(task, completed=now.done_epochs, description=text)
         if now.record is not None:
             print_once(now.record)
+        elif KINDS[now.stage.kind].is_timed and not measuring:
+            measuring.append(True)
+            console.print("measuring time and memory, one cell after another")
 
     finished = runner.run(study, runs_dir, dataset_files, show, mesh_shape)
     for number, record in enumerate(finished, start=1):

@@ -1,6 +1,7 @@
 """Tables of a study: one row per compression, one column per method."""
 
 import html
+import os
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -418,7 +419,7 @@ def _markdown_row(texts: Sequence[str]) -> str:
     return "| " + " | ".join(escaped) + " |"
 
 
-def records(folder: Path) -> pl.DataFrame:
+def records(folder: str | os.PathLike) -> pl.DataFrame:
     """Read the records of a study: one row per cell, one column per quantity.
 
     Args:
@@ -430,7 +431,7 @@ def records(folder: Path) -> pl.DataFrame:
     Raises:
         RunsError: if there is no study, or another version wrote it.
     """
-    return frame(read_all(folder))
+    return frame(read_all(Path(folder)))
 
 
 def frame(records: Sequence[Record]) -> pl.DataFrame:

@@ -37,8 +37,23 @@ def load_cell(folder: str | os.PathLike, cell_id: str) -> LoadedCell:
         The network as it was evaluated.
 
     Raises:
-        RunsError: if the folder has no such cell, it is not trained, or a stage is missing.
-        CorruptFileError: if a file is not what was written; the same study regenerates it.
+        RunsError: if the folder has no such cell, it is not trained, or a stage is missing or
+            corrupt.
+        CorruptFileError: if the record is not what was written.
+
+    Example:
+        The accuracy of a cell of digits, computed again:
+
+        ```python
+        from jaxprune import data, train
+        from jaxprune.study import load_cell
+
+        model, params, state, mask, record = load_cell("runs/digits", "snip-c1-s0-...")
+        digits, source = data.load(data.find("digits")), data.DATASETS["digits"]
+        preprocessing = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
+        images = train.ImageSet(digits.test_images, digits.test_labels, preprocessing)
+        print(train.evaluate(model, images).accuracy, record.accuracy)
+        ```
     """
     from jaxprune.study import loading
 

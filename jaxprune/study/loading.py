@@ -1,11 +1,13 @@
 """From the files of a cell to its network."""
 
+import contextlib
 import dataclasses
 import os
 from pathlib import Path
 from typing import Any
 
 from jaxprune import checkpoint, masks, models
+from jaxprune.disk import CorruptFileError
 from jaxprune.study import files, records, settings, workbench
 from jaxprune.study.files import RunsError
 from jaxprune.types import Mask, Params
@@ -15,10 +17,17 @@ def load_cell(
     folder: str | os.PathLike, cell_id: str
 ) -> tuple[models.Model, Params, Any, Mask, records.Record]:
     """Load the model, params, state, mask and record of a cell; see `study.load_cell`."""
+    if not isinstance(cell_id, str):
+        raise TypeError(
+            f"cell_id is a {type(cell_id).__name__}. Pass an id that `study.py status` lists."
+        )
     place = Path(folder)
+    if (place / "study.json").exists():
+        with contextlib.suppress(CorruptFileError):
+            records.read_study(place)  # refuses another version
     try:
         record = records.read(place / cell_id / "record.json")
-    except FileNotFoundError as error:
+    except (FileNotFoundError, NotADirectoryError) as error:
         raise RunsError(
             f"{place} has no trained cell '{cell_id}'. Run the study first, and pass an id "
             "that `study.py status` lists."
@@ -42,10 +51,10 @@ def _arrays(
             missing = {"params", "state", "mask"} - set(arrays)
             if missing & set(stage["arrays"]):
                 arrays = {**checkpoint.load(place / "arrays"), **arrays}
-        except FileNotFoundError as error:
+        except (FileNotFoundError, CorruptFileError) as error:
             raise RunsError(
-                f"{place} is missing, which the cell '{record.id}' needs. Delete "
-                f"{folder / record.id} and run the study again."
+                f"{place}, which the cell '{record.id}' needs, is missing or corrupt. Delete "
+                f"it and {folder / record.id}, and run the study again."
             ) from error
         network = network or stage["settings"].get("network", {})
     shape = tuple(network["input_shape"])

@@ -99,7 +99,13 @@ def plan(study: Study, folder: Path) -> Plan:
     )
     unshared = sum(stages.epochs(stage) for chain in chains for stage in chain)
     once = sum(stages.epochs(stage) for stage in unique.values())
-    left = sum(stages.epochs(s) for i, s in unique.items() if i not in done)
+    needed = {
+        stage.id: stages.epochs(stage)
+        for cell, chain in zip(study.cells, chains, strict=True)
+        for stage in chain
+        if config.cell_id(cell) not in recorded and stage.id not in done
+    }
+    left = sum(needed.values())
     listed = [config.as_json(cell) for cell in study.cells]
     unlisted = records.count_unlisted(folder, listed)
     saved = unshared - once

@@ -19,8 +19,9 @@ import _cli
 from bench.channels import channels, channels_report  # isort: skip
 from bench.compare import compare  # isort: skip
 from bench.epoch import epoch
+
+from bench.digits import study  # isort: skip
 from bench.scaling import scaling
-from bench.study import study
 
 if __name__ == "__main__":
     arguments = sys.argv[1:]

@@ -201,9 +201,26 @@ def test_the_network_of_a_cell_is_loaded(ran):
         load_cell(runs / "tiny", "imp9")
 
 
+def test_a_cell_whose_files_are_gone_or_corrupt_is_not_loaded(ran, tmp_path):
+    shutil.copytree(ran[0], tmp_path / "runs")
+    folder, record = tmp_path / "runs" / "tiny", ran[2][0]
+    train_id = next(i for i in record.stages if i.startswith("train"))
+    shutil.rmtree(folder / "stages" / train_id / "arrays")
+    with pytest.raises(RunsError, match=f"{train_id}, which the cell .* is missing or"):
+        load_cell(folder, record.id)
+    with pytest.raises(RunsError, match="has no trained cell"):
+        load_cell(folder / "study.json", record.id)
+    # As the message says: without the stage and the cell, the study makes both again.
+    shutil.rmtree(folder / "stages" / train_id)
+    shutil.rmtree(folder / record.id)
+    (again,) = runner.run(study(cell("random")), tmp_path / "runs", DIGITS)
+    assert again.loss == record.loss
+    assert load_cell(folder, record.id).record == again
+
+
 def test_the_records_of_a_study_are_one_frame(ran):
     runs, _, finished = ran
-    frame = report.records(runs / "tiny")
+    frame = report.records(str(runs / "tiny"))
     assert frame["id"].to_list() == [record.id for record in finished]
     assert frame["accuracy"].to_list() == [record.accuracy for record in finished]
 
