@@ -80,7 +80,8 @@ KINDS: Mapping[str, Kind] = {
 }
 
 
-class Stage(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Stage:
     """One step of a cell.
 
     Attributes:
@@ -126,7 +127,8 @@ def chain(cell: Cell) -> list[Stage]:
 
 def _stage(kind: str, own: Any, parent: Stage | None) -> Stage:
     stage = Stage(kind, own, "", parent)
-    return stage._replace(id=f"{kind}-{config.content_id(identity(stage))}")
+    name = f"{kind}-{config.content_id(identity(stage))}"
+    return dataclasses.replace(stage, id=name)
 
 
 def identity(stage: Stage) -> dict[str, Any]:
