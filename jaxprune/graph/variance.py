@@ -64,13 +64,10 @@ def fuse_variances(program: Program) -> Program:
     producer_of, data = producers(program), depends_on(program, program.args)
     eqns = list(program.eqns)
     for i, eqn in enumerate(program.eqns):
-        fused = (
-            _fused(program, producer_of, i)
-            if eqn.primitive.name == "reduce_sum"
-            else None
-        )
-        if fused is not None and fused.ins[1] in data:
-            eqns[i] = fused
+        if eqn.primitive.name == "reduce_sum":
+            fused = _fused(program, producer_of, i)
+            if fused is not None and fused.ins[1] in data:
+                eqns[i] = fused
     return without_dead_code(dataclasses.replace(program, eqns=eqns))
 
 
@@ -89,10 +86,8 @@ def _fused(program: Program, producer_of: Mapping[int, int], i: int) -> Eqn | No
     eqn, regions = program.eqns[i], program.regions
     axes = tuple(map(int, eqn.params["axes"]))
     difference, summed = None, eqn.ins[0]
-    converted = producer(
-        summed, "convert_element_type"
-    )  # bfloat16 is summed in float32
-    if converted:
+    converted = producer(summed, "convert_element_type")
+    if converted:  # bfloat16 is summed in float32
         summed = converted.ins[0]
     squares = producer(summed, "square") or producer(summed, "integer_pow")
     if squares and squares.params.get("y", 2) == 2:

@@ -205,12 +205,8 @@ def _centered_backward(
 
 
 def _relate_centered(site: Site, relations: Relations, i: int) -> None:
-    (x, mean), (out,) = site.eqn.ins, site.eqn.outs
-    axes = site.eqn.params["axes"]
-    relations.mixed += [nodes(relations, x, axis) for axis in axes]
-    left = [axis for axis in range(len(site.ins[0])) if axis not in axes]
-    for place, axis in enumerate(left):
-        tie(relations, nodes(relations, x, axis), nodes(relations, out, place))
+    x, mean = site.eqn.ins
+    _relate_sum(site._replace(ins=site.ins[:1]), relations, i)
     for own, axis in enumerate(site.eqn.params["dimensions"]):
         if site.ins[1][own] == site.ins[0][axis]:
             tie(relations, nodes(relations, mean, own), nodes(relations, x, axis))
