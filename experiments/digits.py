@@ -41,7 +41,7 @@ def study(
         Cell(
             **config.dataset_fields(dataset_files),
             model="conv2",
-            method=method,
+            method=config.method(method),
             compression=compression,
             seed=seed,
             recipe=RECIPES[recipe or "digits"],

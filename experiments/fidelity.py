@@ -165,10 +165,10 @@ def accuracies(records: Sequence[Record]) -> Iterator[Finding]:
     measured: dict[tuple[str, float], list[float]] = {}
     recipe = ""
     for record in records:
-        if is_full(record) and record.accuracy is not None:
+        if is_full(record) and record.metric is not None:
             recipe = record.cell["recipe"]["name"]
-            key = (record.cell["method"], float(record.cell["compression"]))
-            measured.setdefault(key, []).append(record.accuracy)
+            key = (record.method, float(record.cell["compression"]))
+            measured.setdefault(key, []).append(record.metric)
     for (method, c), values in measured.items():
         expected = _published(recipe).get((method, c))
         if expected is not None and (

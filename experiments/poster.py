@@ -88,7 +88,7 @@ def study(
         Cell(
             **config.dataset_fields(dataset_files),
             model="vgg16",
-            method=method,
+            method=config.method(method),
             compression=compression,
             seed=seed,
             recipe=chosen,

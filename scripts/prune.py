@@ -85,7 +85,7 @@ def prune(
     cell = Cell(
         **config.dataset_fields(dataset_files),
         model=model,
-        method=method,
+        method=config.method(method),
         compression=compression,
         seed=seed,
         recipe=Recipe(
@@ -105,9 +105,9 @@ def prune(
             f"  on a live path    {record.effective_density:.6g} of all prunable weights"
         )
         print(f"  MACs kept         {record.macs_kept:.0f} of {record.macs_dense}")
-    if record.accuracy is not None:
+    if record.metric is not None:
         print(
-            f"  test accuracy     {record.accuracy:.2f} % after {record.epochs:g} epochs"
+            f"  test accuracy     {record.metric:.2f} % after {record.epochs:g} epochs"
         )
     if record.latency:
         milliseconds = 1e3 * (record.latency["call_p50_s"] or 0)

@@ -304,8 +304,8 @@ def _summary(record: Record) -> str:
     collapsed = ", collapsed" if record.collapse else ""
     result = (
         f"error barrier {record.connectivity['barrier']:.2f} points"
-        if record.accuracy is None
-        else f"{record.accuracy:.2f} %"
+        if record.metric is None
+        else f"{record.metric:.2f} %"
     )
     return (
         f"{label}: {result} at density {record.density:.4f}{collapsed} "

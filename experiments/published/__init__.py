@@ -20,7 +20,7 @@ _TABLES = (
         "table1_accuracy",
         Quantity(
             "Table 1: test accuracy (%)",
-            lambda record: record.accuracy,
+            lambda record: record.metric,
             2,
             "Published: one run with one seed, 300 epochs of training for GraSP and Mag, "
             "100 for Rand, SNIP and SynFlow, 100 + 50 L for IMP-L. Ours: top-1 on the whole "

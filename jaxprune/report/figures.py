@@ -158,7 +158,7 @@ def _curves(
 
 
 def _accuracy(records: Sequence[Record]) -> Figure:
-    return _curves(records, lambda record: record.accuracy, "test accuracy (%)")
+    return _curves(records, lambda record: record.metric, "test accuracy (%)")
 
 
 def _effective(records: Sequence[Record]) -> Figure:
@@ -302,7 +302,7 @@ def _layer_macs(
             range(len(names)), dense, where="mid", color="#999999", linewidth=0.8
         )
         panel.plot(ours, "o-", markersize=3, linewidth=1, color=styles[title]["color"])
-        shares = published.get(record.cell["method"], ())
+        shares = published.get(record.method, ())
         if compression == 0.5 and len(shares) == len(names):
             percentages = [100 * share for share in shares]
             panel.plot(percentages, "x", markersize=5, color="#000000")

@@ -42,7 +42,7 @@ def flop_ratio(record: Record) -> float | None:
 TABLES: Mapping[str, Quantity] = {
     "accuracy": Quantity(
         "Test accuracy (%)",
-        lambda record: record.accuracy,
+        lambda record: record.metric,
         2,
         "Top-1 accuracy on the whole test set after the last epoch. The test set was not "
         "used to choose an epoch.",
@@ -223,7 +223,7 @@ def build(records: Sequence[Record], name: str, notes: Sequence[str] = ()) -> Ta
             if any(
                 _format([record], quantity)
                 for record in records
-                if record.cell["method"] == method
+                if record.method == method
             )
         }
     rows = [
@@ -346,7 +346,7 @@ def _columns(records: Sequence[Record]) -> dict[str, str]:
     """Return the title of each method, in the study's order."""
     if not records:
         raise ValueError("there are no records yet. Run the study first.")
-    return {record.cell["method"]: record.title for record in records}
+    return {record.method: record.title for record in records}
 
 
 def compressions(records: Sequence[Record]) -> list[float]:
@@ -358,7 +358,7 @@ def _select(records: Sequence[Record], method: str, c: float) -> list[Record]:
     return [
         record
         for record in records
-        if record.cell["method"] == method and record.cell["compression"] == c
+        if record.method == method and record.cell["compression"] == c
     ]
 
 
@@ -448,7 +448,7 @@ def frame(records: Sequence[Record]) -> pl.DataFrame:
         [
             {
                 "id": record.id,
-                "method": record.cell["method"],
+                "method": record.method,
                 "c": float(record.cell["compression"]),
                 "seed": int(record.cell["seed"]),
                 "recipe": record.cell["recipe"].get("name"),

@@ -105,7 +105,10 @@ _FACTS = (
     "macs_dense",
     "macs_kept",
     "history",
-    "accuracy",
+    "metric",
+    "metric_name",
+    "metric_unit",
+    "higher_is_better",
     "loss",
     "latency",
     "memory",
@@ -128,7 +131,7 @@ def _record(cell: Cell, results: Mapping[str, store.Result]) -> Record:
     return Record(
         id=config.cell_id(cell),
         cell=config.as_json(cell),
-        title=config.METHODS[cell.method].title,
+        title=cell.method.title,
         status=status,
         stages=list(results),
         layers=[

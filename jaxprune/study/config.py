@@ -11,10 +11,12 @@ from jaxprune import data, tree
 from jaxprune.train import Training
 
 
-class Method(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class Method:
     """A column of the study's tables.
 
     Attributes:
+        name: in ids, files and conditions.
         title: its name in tables and figures.
         score: a name in scores.SCORERS; empty for the dense network itself.
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
@@ -27,6 +29,7 @@ class Method(NamedTuple):
             two.
     """
 
+    name: str
     title: str
     score: str
     levels: int = 0
@@ -36,38 +39,44 @@ class Method(NamedTuple):
     points: int = 0
 
 
-METHODS: Mapping[str, Method] = {
-    "dense": Method("Dense", "", pretrained=True),
-    "random": Method("Rand", "random"),
-    "magnitude": Method("Mag", "magnitude", pretrained=True),
-    "snip": Method("SNIP", "snip"),
-    "grasp": Method("GraSP", "grasp"),
-    "synflow": Method("SynFlow", "synflow"),
-    "imp2": Method("IMP-2", "magnitude", levels=2, pretrained=True),
-    "imp3": Method("IMP-3", "magnitude", levels=3, pretrained=True),
-    "imp4": Method("IMP-4", "magnitude", levels=4, pretrained=True),
-    "imp_late": Method(
-        "IMP-late", "magnitude", keep_fraction=0.8, rewind="early", pretrained=True
-    ),
-    "imp_rate": Method(
-        "IMP-rate",
-        "magnitude",
-        keep_fraction=0.8,
-        rewind="learning_rate",
-        pretrained=True,
-    ),
-    "imp_finetune": Method(
-        "IMP-tune", "magnitude", keep_fraction=0.8, rewind="finetune", pretrained=True
-    ),
-    "imp_connect": Method(
-        "IMP-twice",
-        "magnitude",
-        keep_fraction=0.8,
-        rewind="early",
-        pretrained=True,
-        points=30,
-    ),
-}
+def _imp(name: str, title: str, **options: Any) -> Method:
+    return Method(name, title, "magnitude", pretrained=True, **options)
+
+
+_METHODS = (
+    Method("dense", "Dense", "", pretrained=True),
+    Method("random", "Rand", "random"),
+    Method("magnitude", "Mag", "magnitude", pretrained=True),
+    Method("snip", "SNIP", "snip"),
+    Method("grasp", "GraSP", "grasp"),
+    Method("synflow", "SynFlow", "synflow"),
+    _imp("imp2", "IMP-2", levels=2),
+    _imp("imp3", "IMP-3", levels=3),
+    _imp("imp4", "IMP-4", levels=4),
+    _imp("imp_late", "IMP-late", keep_fraction=0.8, rewind="early"),
+    _imp("imp_rate", "IMP-rate", keep_fraction=0.8, rewind="learning_rate"),
+    _imp("imp_finetune", "IMP-tune", keep_fraction=0.8, rewind="finetune"),
+    _imp("imp_connect", "IMP-twice", keep_fraction=0.8, rewind="early", points=30),
+)
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+
+
+def method(name: str) -> Method:
+    """Return a method by its name.
+
+    Args:
+        name: a key of METHODS.
+
+    Raises:
+        ValueError: if it is unknown.
+
+    Example:
+        >>> method("snip").title
+        'SNIP'
+    """
+    tree.check_option("method", name, METHODS)
+    return METHODS[name]
+
 
 # The columns of the published tables.
 COMPARED = ("random", "magnitude", "snip", "grasp", "synflow", "imp2", "imp3", "imp4")
@@ -153,7 +162,7 @@ class Cell:
         input_shape: height, width and channels of an image.
         num_classes: number of labels.
         model: a name in models.MODELS.
-        method: a key of METHODS.
+        method: how it is pruned.
         compression: c; the density is 10 ** -c.
         seed: of the weights, the order of the data and the scores.
         recipe: how the network is trained and pruned.
@@ -167,7 +176,7 @@ class Cell:
     input_shape: tuple[int, int, int]
     num_classes: int
     model: str
-    method: str
+    method: Method
     compression: float
     seed: int
     recipe: Recipe
@@ -177,7 +186,6 @@ class Cell:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        tree.check_option("method", self.method, METHODS)
         if not 0.0 <= self.compression < 300.0:
             raise ValueError(
                 "compression c keeps 10**-c of the weights and lies in [0, 300); got "
@@ -195,7 +203,7 @@ class Cell:
         recipe = self.recipe
         tree.check_option("rewind", rewind_of(self), REWINDS)
         tree.check_option("memory", recipe.memory, ("cell", "network"))
-        method, rewind = METHODS[self.method], REWINDS[rewind_of(self)]
+        method, rewind = self.method, REWINDS[rewind_of(self)]
         least = min(e for e in _lengths(recipe) if e is not None)
         if (
             method.pretrained
@@ -256,12 +264,12 @@ def density(cell: Cell) -> float:
 
 def rewind_of(cell: Cell) -> str:
     """Return what the levels of a cell restart from, a key of REWINDS."""
-    return METHODS[cell.method].rewind or cell.recipe.rewind
+    return cell.method.rewind or cell.recipe.rewind
 
 
 def is_iterative(cell: Cell) -> bool:
     """Return whether a cell prunes in levels, with training between them."""
-    method = METHODS[cell.method]
+    method = cell.method
     return method.levels > 0 or method.keep_fraction is not None
 
 
@@ -270,7 +278,7 @@ def level_densities(cell: Cell) -> list[float]:
 
     Chains with a common beginning share its densities to the last bit.
     """
-    method = METHODS[cell.method]
+    method = cell.method
     if method.keep_fraction is None:
         steps = [
             cell.compression * (k + 1) / method.levels for k in range(method.levels)
@@ -372,7 +380,7 @@ def content_id(value: Any) -> str:
 
 def cell_id(cell: Cell) -> str:
     """Return the id of a cell: readable at the front, then a content hash; a folder name."""
-    return f"{cell.method}-c{cell.compression:g}-s{cell.seed}-{content_id(as_json(cell))[:8]}"
+    return f"{cell.method.name}-c{cell.compression:g}-s{cell.seed}-{content_id(as_json(cell))[:8]}"
 
 
 def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
@@ -405,16 +413,13 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
                 f"method=snip,synflow or c=1; known names are {', '.join(fields)}."
             )
         field = fields[name]
-        there = sorted({field(cell) for cell in cells})
+        there = sorted({field(cell) for cell in cells}, key=_sort_key)
         for value in values.split(","):
             if not any(_equal(value, have) for have in there):
                 more = ", or more --seeds" if name == "seed" else ""
-                shown = [
-                    have if isinstance(have, str) else f"{have:g}" for have in there
-                ]
                 raise ValueError(
                     f"--only '{condition}' matches no cell: there is no {name} {value}. "
-                    f"Pass some of {', '.join(shown)}{more}."
+                    f"Pass some of {', '.join(map(_text, there))}{more}."
                 )
         chosen = [
             cell
@@ -428,10 +433,21 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
     return chosen
 
 
+def _text(value: Any) -> str:
+    """Return a value as it is written on the command line."""
+    if isinstance(value, Method):
+        return value.name
+    return value if isinstance(value, str) else f"{value:g}"
+
+
+def _sort_key(value: Any) -> Any:
+    return value if isinstance(value, int | float) else _text(value)
+
+
 def _equal(text: str, value: Any) -> bool:
     """Compare a command-line value; a method matches by its title in tables too."""
-    if isinstance(value, str):
-        names = [value, METHODS[value].title] if value in METHODS else [value]
+    if isinstance(value, str | Method):
+        names = [value.title, value.name] if isinstance(value, Method) else [value]
         return text.casefold() in [name.casefold() for name in names]
     try:
         return math.isclose(float(text), value, rel_tol=1e-3)  # 0.316 for 10**-0.5

@@ -20,7 +20,7 @@ from jaxprune.disk import CorruptFileError
 from jaxprune.study import files
 from jaxprune.study.files import RunsError as RunsError
 
-FORMAT = 4  # records name their stages since then
+FORMAT = 5  # records name their metric since then
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +66,10 @@ class Record:
         collapse: what is cut, if no path is left.
         macs_dense: multiply-accumulates per image, all layers and biases.
         macs_kept: those that the mask leaves.
-        accuracy: on the test set, in percent.
+        metric: of the test set: accuracy, unless the study has a metric of its own.
+        metric_name: what it is.
+        metric_unit: its unit; empty for none.
+        higher_is_better: whether more of it is better.
         loss: on the test set, in nats.
         latency: of the masked network; see study.measure.
         memory: of the masked network; see profiling.Memory. Where the recipe measures
@@ -93,7 +96,10 @@ class Record:
     collapse: str | None = None
     macs_dense: int | None = None
     macs_kept: float | None = None
-    accuracy: float | None = None
+    metric: float | None = None
+    metric_name: str = "accuracy"
+    metric_unit: str = "%"
+    higher_is_better: bool = True
     loss: float | None = None
     latency: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     memory: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
@@ -103,6 +109,11 @@ class Record:
     connectivity: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     compaction: Mapping[str, float | None] = dataclasses.field(default_factory=dict)
     mask_sha256: str | None = None
+
+    @property
+    def method(self) -> str:
+        """Return the name of the method."""
+        return self.cell["method"]["name"]
 
 
 def write(folder: Path, record: Record) -> None:
@@ -248,7 +259,7 @@ def open_runs(
         c for c in before if c["id"] not in known and _recipe(c["cell"]) in recipes
     ]
     listed = sorted(
-        [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"], methods)
+        [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"]["name"], methods)
     )
     value = {"format": FORMAT, "name": name, "notes": list(notes), "cells": listed}
     if not path.exists() or files.read_json(path) != json.loads(json.dumps(value)):

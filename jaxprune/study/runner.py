@@ -169,8 +169,7 @@ def check(
 
 def label(cell: Cell) -> str:
     """Return the title, compression and seed of a cell."""
-    title = config.METHODS[cell.method].title
-    return f"{title} c={cell.compression:g} seed {cell.seed}"
+    return f"{cell.method.title} c={cell.compression:g} seed {cell.seed}"
 
 
 def run(

@@ -154,7 +154,7 @@ def _network(cell: Cell) -> settings.Network:
 
 def _steps(cell: Cell) -> list[_Step]:
     """Return the kinds and settings of the stages of a cell."""
-    recipe, method = cell.recipe, config.METHODS[cell.method]
+    recipe, method = cell.recipe, cell.method
     rewind = config.REWINDS[config.rewind_of(cell)]
     network, seed = _network(cell), cell.seed
     images = settings.Images(cell.dataset, cell.data_version, cell.train_examples)
@@ -234,7 +234,7 @@ def _at_last_rate(training: Training) -> Training:
 
 def _scoring(cell: Cell, images: settings.Images) -> settings.Score:
     """Return the settings that a score depends on, and no others."""
-    recipe, method = cell.recipe, config.METHODS[cell.method].score
+    recipe, method = cell.recipe, cell.method.score
     network, needs = _network(cell), scores.SCORERS[method].needs
     if needs == "inputs":
         flow = recipe.norm_flow, recipe.synflow_rescale

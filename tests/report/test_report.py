@@ -20,7 +20,7 @@ MACHINE = {
 def record(method, c, seed=0, accuracy=90.0, **changes):
     fields = {
         "id": f"{method}-{c}-{seed}",
-        "cell": {"method": method, "compression": c, "seed": seed, "dataset": "d", "recipe": {},
+        "cell": {"method": {"name": method}, "compression": c, "seed": seed, "dataset": "d", "recipe": {},
                  "data_version": "v", "model": "<b>m</b>", "width": 1.0},
         "title": method.upper(),
         "status": "finished",
@@ -34,7 +34,7 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
         "effective_density": 0.4,
         "macs_dense": 10,
         "macs_kept": 5.0,
-        "accuracy": accuracy,
+        "metric": accuracy,
     }  # fmt: skip
     return Record(**{**fields, **changes})
 

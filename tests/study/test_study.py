@@ -173,7 +173,7 @@ def test_every_method_ends_in_a_complete_record(ran):
         size = sum(layer.size for layer in record.layers)
         assert sum(layer.kept for layer in record.layers) == masks.num_kept(0.1, size)
         assert record.status == "finished"
-        assert 0 <= record.accuracy <= 100
+        assert 0 <= record.metric <= 100
         assert record.macs_kept < record.macs_dense
         assert record.memory["peak_rss"] > 0
         assert record.memory["device_peak"] is None
@@ -191,7 +191,7 @@ def test_the_network_of_a_cell_is_loaded(ran):
         result = train.evaluate(
             dataclasses.replace(model, params=params, state=state), images_to_test()
         )
-        assert float(result.accuracy) == pytest.approx(record.accuracy)
+        assert float(result.metric) == pytest.approx(record.metric)
         pruned = jax.tree.map(lambda w, m: bool(jnp.any(w[~m] != 0)), params, mask)
         assert not any(jax.tree.leaves(pruned))
         assert masks.density(mask) == pytest.approx(record.density)
@@ -222,7 +222,7 @@ def test_the_records_of_a_study_are_one_frame(ran):
     runs, _, finished = ran
     frame = report.records(str(runs / "tiny"))
     assert frame["id"].to_list() == [record.id for record in finished]
-    assert frame["accuracy"].to_list() == [record.accuracy for record in finished]
+    assert frame["accuracy"].to_list() == [record.metric for record in finished]
 
 
 def test_epochs_of_a_cell_include_those_of_shared_stages(ran):
@@ -274,12 +274,12 @@ def test_the_record_of_a_trained_cell_is_there_before_it_is_measured(tmp_path):
         list(runner.run(study(cell("random")), tmp_path, DIGITS, stop))
     (record,) = trained
     assert (record.status, record.latency) == ("trained", {})
-    assert record.accuracy is not None
+    assert record.metric is not None
     plan = runner.plan(study(cell("random")), tmp_path / "tiny")
     assert plan.cells_done == frozenset()
     (finished,) = runner.run(study(cell("random")), tmp_path, DIGITS)
     assert finished.status == "finished"
-    assert finished.accuracy == record.accuracy
+    assert finished.metric == record.metric
 
 
 def test_a_cell_that_fails_is_named_and_the_others_are_complete(tmp_path, monkeypatch):
@@ -310,10 +310,10 @@ def test_a_record_of_other_stages_is_not_taken_for_this_version(ran, tmp_path):
     shutil.copytree(ran[0], tmp_path / "runs")
     path = tmp_path / "runs" / "tiny" / ran[2][0].id / "record.json"
     saved = files.read_json(path)
-    files.write_json(path, {**saved, "stages": saved["stages"][:-1], "accuracy": 1.0})
+    files.write_json(path, {**saved, "stages": saved["stages"][:-1], "metric": 1.0})
     one = study(cell("random"))
     (record,) = runner.run(one, tmp_path / "runs", DIGITS)
-    assert record.accuracy == ran[2][0].accuracy
+    assert record.metric == ran[2][0].metric
 
 
 def test_memory_is_measured_for_every_cell_where_the_recipe_asks_for_it(ran, tmp_path):
@@ -367,7 +367,7 @@ def test_a_diverged_training_is_recorded_and_the_study_continues(tmp_path):
     cells = [cell(method, recipe=wild) for method in ("snip", "imp2")]
     results = list(runner.run(study(*cells, cell("random")), tmp_path, DIGITS))
     assert [record.status for record in results] == ["diverged", "diverged", "finished"]
-    assert results[0].accuracy is None
+    assert results[0].metric is None
     assert results[0].density == pytest.approx(0.1, abs=0.01)  # its mask is recorded
     assert results[1].density is None
 
@@ -389,7 +389,7 @@ def test_a_study_that_is_killed_ends_with_the_same_bits(tmp_path):
     for name, array in expected.items():
         np.testing.assert_array_equal(mask[name], array)
     assert record.layers == whole.layers  # histograms of the trained weights included
-    assert (record.loss, record.accuracy) == (whole.loss, whole.accuracy)
+    assert (record.loss, record.metric) == (whole.loss, whole.metric)
 
 
 def test_conditions_select_cells_and_a_condition_without_a_match_is_refused():
@@ -508,11 +508,11 @@ def test_three_ways_to_rewind_share_the_dense_network_and_the_barrier_is_measure
     results = list(runner.run(study(*cells), tmp_path, DIGITS))
     assert len({record.loss for record in results[:3]}) == 3
     connected = results[3]
-    assert (connected.accuracy, connected.latency) == (None, {})
+    assert (connected.metric, connected.latency) == (None, {})
     errors = connected.connectivity["errors"]
     assert len(errors) == 30
-    assert results[0].accuracy is not None
-    assert errors[0] == pytest.approx(100 - results[0].accuracy)  # the same training
+    assert results[0].metric is not None
+    assert errors[0] == pytest.approx(100 - results[0].metric)  # the same training
     assert errors[-1] != errors[0]  # with other noise, another network
     expected = max(errors) - (errors[0] + errors[-1]) / 2
     assert connected.connectivity["barrier"] == pytest.approx(expected)

@@ -32,7 +32,7 @@ def cell(
         data_version=DIGITS.version,
         input_shape=(8, 8, 1),
         num_classes=10,
-        method=method,
+        method=config.method(method),
         compression=c,
         seed=seed,
         recipe=recipe,
@@ -53,7 +53,7 @@ def results(folder: Path) -> dict[str, dict[str, Any]]:
             name: leaf.tolist()
             for name, leaf in masks.load(folder / record.id / "mask.npz").items()
         }
-        facts = (record.layers, record.accuracy, record.loss, record.density)
+        facts = (record.layers, record.metric, record.loss, record.density)
         history = [tuple(epoch.values()) for epoch in record.history]
         by_cell[record.id] = {"mask": mask, "facts": facts, "history": history}
     return by_cell
