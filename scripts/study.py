@@ -27,7 +27,7 @@ from rich.progress import (
 
 from experiments import STUDIES
 from jaxprune import data, tree
-from jaxprune.study import cluster, config, records, runner, stages, store
+from jaxprune.study import cluster, config, records, runner, select, stages, store
 from jaxprune.study.records import Record
 from jaxprune.study.stages import KINDS
 
@@ -101,8 +101,8 @@ def run(
     preset = STUDIES[name]
     dataset_files = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
     full_study = preset.study(dataset_files, seeds, recipe)
-    study = config.reduced(
-        full_study._replace(cells=config.select_cells(full_study.cells, conditions)),
+    study = select.reduced(
+        full_study._replace(cells=select.select_cells(full_study.cells, conditions)),
         epochs_scale=epochs_scale,
         width=width,
         train_examples=train_examples,
