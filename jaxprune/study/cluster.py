@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxprune.study import runner
+from jaxprune.study import runner, workbench
 from jaxprune.study.config import Study
 from jaxprune.study.files import RunsError
 

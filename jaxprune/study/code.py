@@ -10,7 +10,7 @@ import textwrap
 import types
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -119,7 +119,7 @@ def _title(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _place(error: Exception) -> str:
+def _place(error: BaseException) -> str:
     """Return the file and line of the user's code that an error comes from."""
     frames = []
     trace = error.__traceback__
@@ -161,7 +161,7 @@ def _parts(value: Any, where: str, seen: set[int]) -> Iterator[str]:
         yield from _code_parts(value, where, seen)
     elif isinstance(value, jax.Array | np.ndarray | np.generic):
         is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
-        array = np.asarray(jax.random.key_data(value) if is_key else value)
+        array = np.asarray(jax.random.key_data(cast(Any, value)) if is_key else value)
         yield f"{array.dtype}{array.shape}"
         yield hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
     elif isinstance(value, dict):

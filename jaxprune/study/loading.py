@@ -52,7 +52,7 @@ def _own_model(cell_id: str, network: settings.Network, study: Any) -> Code:
             f"the cell '{cell_id}' has a model of a user's study, {network.model}. Pass its "
             "study: load_cell(folder, cell_id, study=...), the path of its file or its STUDY."
         )
-    model = study.named().model
+    model = study.initializer()
     if model.name != network.model:
         raise RunsError(
             f"the cell '{cell_id}' was trained with the model {network.model}, and the study "

@@ -6,8 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxprune.study import config
+from jaxprune.study.code import Code
 from jaxprune.study.config import Cell, Recipe, Study
-from jaxprune.study.methods import Method
+from jaxprune.study.methods import METHODS, Method
 
 
 def reduced(
@@ -41,6 +42,11 @@ def reduced(
                 f"{what} multiplies all {'epochs' if what != 'width' else 'channels'}; got "
                 f"{factor}. Pass a number from 0.0001 to 100, such as 0.25."
             )
+    if width is not None and any(isinstance(cell.model, Code) for cell in study.cells):
+        raise ValueError(
+            "width scales the networks of jaxprune.models, and this study has its own. "
+            "Leave it out, and change the network in the study's file."
+        )
     changed = [] if epochs_scale == 1.0 else [f"epochs x {epochs_scale:g}"]
     changes: dict[str, Any] = {}
     if width is not None and any(cell.width != width for cell in study.cells):
@@ -75,6 +81,69 @@ def _scaled(recipe: Recipe, by: float) -> Recipe:
     lengths = {name: scale(getattr(recipe, name)) for name in names}
     whole = recipe.epochs_scale * by
     return dataclasses.replace(recipe, training=training, epochs_scale=whole, **lengths)
+
+
+def vary(
+    study: Study,
+    *,
+    methods: Sequence[str] = (),
+    densities: Sequence[float] = (),
+) -> Study:
+    """Compare other methods, or at other densities, with all else as in a study.
+
+    Args:
+        study: whose networks, data, recipes and seeds are used.
+        methods: names of its methods or of methods.METHODS; none for its own.
+        densities: shares of the prunable weights to keep, in (0, 1]; none for its own.
+
+    Returns:
+        A cell for each network, seed, method and density; the dense network once.
+
+    Raises:
+        ValueError: if a method is unknown, or a density is out of range.
+
+    Example:
+        >>> vary(Study("empty", []), densities=[0.5]).cells
+        []
+    """
+    own = {cell.method.name: cell.method for cell in study.cells}
+    chosen = [own.get(name) or _method(name, own) for name in methods]
+    exponents = [compression(density) for density in densities]
+    cells: dict[Cell, None] = {}  # ordered, each once
+    for cell in study.cells:
+        for method in chosen or [cell.method]:
+            own_exponents = exponents or [cell.compression]
+            for exponent in own_exponents if method.score else [0.0]:
+                changed = dataclasses.replace(cell, method=method, compression=exponent)
+                cells.setdefault(changed)
+    if not chosen and not exponents:
+        return study
+    return study._replace(cells=list(cells))
+
+
+def _method(name: str, own: Mapping[str, Method]) -> Method:
+    if name not in METHODS:
+        known = dict.fromkeys([*own, *METHODS])
+        raise ValueError(f"method '{name}' is unknown. Pass one of {', '.join(known)}.")
+    return METHODS[name]
+
+
+def compression(density: float) -> float:
+    """Return the compression exponent c of a density, which is 10 ** -c.
+
+    Raises:
+        ValueError: if it is out of range.
+
+    Example:
+        >>> compression(0.01)
+        2.0
+    """
+    if not 0 < density <= 1:
+        raise ValueError(
+            "a density is the fraction of prunable weights to keep, in (0, 1]; got "
+            f"{density:g}. For a sparsity of s, pass 1 - s."
+        )
+    return round(abs(math.log10(density)), 12)
 
 
 def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

@@ -7,9 +7,10 @@ taken for another.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 from jaxprune.study import config, measure, methods, settings, work
+from jaxprune.study.code import Code
 from jaxprune.study.config import Cell
 from jaxprune.train import Training
 
@@ -53,7 +54,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "evaluate": Kind(
         measure.evaluate,
-        facts=frozenset({"accuracy", "loss", "histograms"}),
+        facts=frozenset({"metric", "metric_name", "loss", "histograms"}),
         makes_arrays=False,
     ),
     "connect": Kind(
@@ -237,7 +238,8 @@ def _at_last_rate(training: Training) -> Training:
 
 def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
     """Return the settings that a score depends on, and no others."""
-    recipe, method, needs = cell.recipe, cell.method.score, cell.method.needs
+    recipe, needs = cell.recipe, cell.method.needs
+    method = cast(str | Code, cell.method.score)  # other functions have no JSON
     network = _network(cell)
     if needs == "inputs":
         flow = recipe.norm_flow, recipe.synflow_rescale

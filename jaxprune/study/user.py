@@ -6,7 +6,6 @@ experiments/own_study.py is an example.
 
 import dataclasses
 import importlib.util
-import math
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -15,8 +14,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxprune import train
-from jaxprune.study import code, config, methods
+from jaxprune import train as training
+from jaxprune.study import code, config, methods, select
 from jaxprune.study.config import Cell, Recipe
 from jaxprune.study.methods import Method
 from jaxprune.train import CLASSIFICATION, Objective
@@ -56,8 +55,8 @@ class Data:
         shapes = [getattr(self, split)[0].shape[1:] for split in ("train", "test")]
         if shapes[0] != shapes[1]:
             raise ValueError(
-                f"inputs of '{self.name}' have the shape {shapes[0]} in train and {shapes[1]} "
-                "in test. Pass examples of one shape."
+                f"inputs of '{self.name}' have the shape {shapes[0]} in train and "
+                f"{shapes[1]} in test. Pass examples of one shape."
             )
 
     def _checked(self, split: str, pair: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -86,9 +85,10 @@ class Data:
         """Return the shape of one input."""
         return self.train[0].shape[1:]
 
-    def examples(self, split: Literal["train", "test"]) -> train.Examples:
+    def examples(self, split: Literal["train", "test"]) -> training.Examples:
         """Return the examples of a split, on the host."""
-        return train.Examples(*getattr(self, split), self.objective, self.augment)
+        inputs, targets = getattr(self, split)
+        return training.Examples(inputs, targets, self.objective, self.augment)
 
 
 def _array(value: Any, place: str) -> np.ndarray:
@@ -141,39 +141,95 @@ class Study:
     recipe: Recipe
     version: str = "1"
 
-    def named(self) -> "Study":
-        """Return the study with a name for each function, which ids can hash.
+    def initializer(self) -> code.Code:
+        """Return `model` with a name for ids."""
+        return code.of(self.model, self.version)
+
+    def build(self, seeds: int = 1) -> tuple[config.Study, Data]:
+        """List the cells of the study, seed by seed.
+
+        Args:
+            seeds: number of seeds, from 0.
+
+        Returns:
+            The study, and the data to run it with.
 
         Raises:
             ValueError: if a part of the study is invalid.
         """
         self._check()
-        of = lambda function: code.of(function, self.version)
-        objective, recipe = self.data.objective, self.recipe
+        examples, recipe = self._named_data(), self._named_recipe()
+        compared, model = self._named_methods(), self.initializer()
+        content = (
+            *self.data.train,
+            *self.data.test,
+            examples.objective,
+            examples.augment,
+        )
+        version = f"{self.version}-{code.digest(content, 'data')}"
+        cells = [
+            Cell(
+                dataset=examples.name,
+                data_version=version,
+                input_shape=examples.shape,
+                input_dtype=examples.train[0].dtype.name,
+                num_classes=0,
+                model=model,
+                method=method,
+                compression=select.compression(density),
+                seed=seed,
+                recipe=recipe,
+            )
+            for seed in range(seeds)
+            for method in compared
+            for density in (self.densities if method.score else (1.0,))
+        ]
+        return config.Study(self.name, cells), examples
+
+    def _named_data(self) -> Data:
+        objective = self.data.objective
         if objective is not CLASSIFICATION:
             objective = dataclasses.replace(
-                objective, loss=of(objective.loss), metric=of(objective.metric)
+                objective,
+                loss=code.of(objective.loss, self.version),
+                metric=code.of(objective.metric, self.version),
             )
+        augment = self.data.augment and code.of(self.data.augment, self.version)
+        return dataclasses.replace(self.data, objective=objective, augment=augment)
+
+    def _named_recipe(self) -> Recipe:
+        recipe = self.recipe
+        if self.data.objective is not CLASSIFICATION:
             # A temperature divides logits, and these outputs are none.
             recipe = dataclasses.replace(recipe, grasp_temperature=1.0)
         if callable(recipe.training.optimizer):
-            optimizer = of(recipe.training.optimizer)
-            training = dataclasses.replace(recipe.training, optimizer=optimizer)
-            recipe = dataclasses.replace(recipe, training=training)
-        augment = self.data.augment and of(self.data.augment)
-        named = dataclasses.replace(self.data, objective=objective, augment=augment)
+            optimizer = code.of(recipe.training.optimizer, self.version)
+            schedule = dataclasses.replace(recipe.training, optimizer=optimizer)
+            recipe = dataclasses.replace(recipe, training=schedule)
+        return recipe
+
+    def _named_methods(self) -> list[Method]:
         compared = [_method(method, self.version) for method in self.methods]
-        repeated = {m.name for m in compared if compared.count(m) > 1} | {
-            m.name for m in compared if [n.name for n in compared].count(m.name) > 1
-        }
+        names = [method.name for method in compared]
+        repeated = sorted({name for name in names if names.count(name) > 1})
         if repeated:
             raise ValueError(
-                f"two methods are named {', '.join(sorted(repeated))}. Give each a name of "
-                "its own: methods.Method(name, title, score)."
+                f"two methods are named {', '.join(repeated)}. Give each a name of its own: "
+                "methods.Method(name, title, score)."
             )
-        return dataclasses.replace(
-            self, model=of(self.model), data=named, methods=compared, recipe=recipe
-        )
+        examples, scored = len(self.data.train[0]), self.recipe.score_examples
+        for method in compared:
+            if method.score and method.needs == "batches" and examples < scored:
+                raise ValueError(
+                    f"{method.title} scores with {scored} examples, but the training set has "
+                    f"{examples}. Pass score_examples={examples} or less in the recipe."
+                )
+            if method.points:
+                raise ValueError(
+                    f"{method.name} measures the error between two networks, which is done "
+                    "for image sets only. Leave it out."
+                )
+        return compared
 
     def _check(self) -> None:
         if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
@@ -199,72 +255,6 @@ class Study:
                 "a study compares methods at densities, and one of them is empty. Pass some, "
                 'such as methods=("magnitude", "snip"), densities=(0.5, 0.1).'
             )
-        for density in self.densities:
-            if not 0 < density <= 1:
-                raise ValueError(
-                    "a density is the fraction of prunable weights to keep, in (0, 1]; got "
-                    f"{density:g}. For a sparsity of s, pass 1 - s."
-                )
-
-    def build(self, seeds: int = 1) -> tuple[config.Study, Data]:
-        """List the cells of the study, seed by seed.
-
-        Args:
-            seeds: number of seeds, from 0.
-
-        Returns:
-            The study, and the data to run it with.
-
-        Raises:
-            ValueError: if a part of the study is invalid.
-        """
-        named = self.named()
-        content = {"objective": named.data.objective, "augment": named.data.augment}
-        parts = (*self.data.train, *self.data.test, *content.values())
-        version = f"{self.version}-{code.digest(parts, 'data')}"
-        cells = [
-            Cell(
-                dataset=named.data.name,
-                data_version=version,
-                input_shape=named.data.shape,
-                input_dtype=named.data.train[0].dtype.name,
-                num_classes=0,
-                model=named.model,
-                method=method,
-                compression=0.0 if not method.score else compression(density),
-                seed=seed,
-                recipe=named.recipe,
-            )
-            for seed in range(seeds)
-            for method in named.methods
-            for density in (self.densities if method.score else (1.0,))
-        ]
-        self._check_sizes(cells)
-        return config.Study(named.name, cells), named.data
-
-    def _check_sizes(self, cells: Sequence[Cell]) -> None:
-        examples, scored = len(self.data.train[0]), self.recipe.score_examples
-        for cell in cells:
-            if (
-                cell.method.needs == "batches"
-                and cell.method.score
-                and examples < scored
-            ):
-                raise ValueError(
-                    f"{cell.method.title} scores with {scored} examples, but the training "
-                    f"set has {examples}. Pass score_examples={examples} or less in the "
-                    "recipe."
-                )
-            if cell.method.points:
-                raise ValueError(
-                    f"{cell.method.name} measures the error between two networks, which is "
-                    "done for image sets only. Leave it out."
-                )
-
-
-def compression(density: float) -> float:
-    """Return the compression exponent c of a density, which is 10 ** -c."""
-    return round(abs(math.log10(density)), 12)
 
 
 def _method(method: Any, version: str) -> Method:
@@ -281,8 +271,8 @@ def _method(method: Any, version: str) -> Method:
         name = named.name.partition("@")[0].strip("<>")
         return Method(name, name, named)
     raise ValueError(
-        f"methods has a {type(method).__name__}. Pass names of methods, scoring functions, or "
-        "methods.Method."
+        f"methods has a {type(method).__name__}. Pass names of methods, scoring functions, "
+        "or methods.Method."
     )
 
 
@@ -310,7 +300,8 @@ def load(path: Path) -> Study:
     folder = str(path.parent.absolute())
     if folder not in sys.path:
         sys.path.insert(0, folder)  # as `python path` does
-    code.call(lambda: spec.loader.exec_module(module), str(path))
+    run = spec.loader.exec_module
+    code.call(lambda: run(module), str(path))
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         what = (

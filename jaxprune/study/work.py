@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -256,7 +256,7 @@ def connect(own: settings.Connect, arrays: Arrays, bench: Bench) -> Output:
     errors = train.errors_between(
         dataclasses.replace(first, params=masks.apply(first.params, mask)),
         again.model,
-        workbench.test_set(bench),
+        cast(train.ImageSet, workbench.test_set(bench)),
         points=own.points,
     )
     connectivity = {"errors": errors, "barrier": train.error_barrier(errors)}

@@ -2,11 +2,10 @@
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jax.sharding import Mesh
 
 from jaxprune import data, masks, models, sharding, train
@@ -79,10 +78,10 @@ def build(network: settings.Network) -> Built:
     if isinstance(network.model, Code):
         create = functools.partial(_own_model, network.model)
     else:
-        create = functools.partial(
+        create: Any = functools.partial(
             models.create,
             network.model,
-            input_shape=network.input_shape,
+            input_shape=cast(Any, network.input_shape),
             num_classes=network.num_classes,
             batch_norm=network.batch_norm,
             width=network.width,
@@ -95,14 +94,15 @@ def build(network: settings.Network) -> Built:
 def _own_model(init: Code, key: RandomKey) -> models.Model:
     """Draw a network of the user."""
     network = init(key)
-    if isinstance(network, nnx.Module):
+    if isinstance(network, models.Model):
+        return network
+    try:
         return models.functional(network)
-    if not isinstance(network, models.Model):
+    except TypeError as error:
         raise ValueError(
             f"model {init.name} returned a {type(network).__name__}. Return a Flax NNX "
             "module, or models.Model(params, state, apply)."
-        )
-    return network
+        ) from error
 
 
 def example(network: settings.Network, number: int = 1) -> jax.ShapeDtypeStruct:
@@ -147,7 +147,7 @@ def _example_set(
     arrays = jnp.asarray(inputs[:number]), jnp.asarray(targets[:number])
     if mesh is not None:
         arrays = sharding.replicate(arrays, mesh)
-    return type(examples)(*arrays, *examples[2:])
+    return examples._make([*arrays, *examples[2:]])
 
 
 def _images(
@@ -155,12 +155,12 @@ def _images(
 ) -> train.ImageSet:
     spec, dataset = data.DATASETS[files.name], _loaded(files)
     preprocessing = data.Preprocessing(spec.mean, spec.std, spec.pad, spec.flip)
-    arrays: Any = (
+    images, labels = (
         (dataset.train_images, dataset.train_labels)
         if split == "train"
         else (dataset.test_images, dataset.test_labels)
     )
-    return train.ImageSet(*arrays, preprocessing)
+    return train.ImageSet(cast(Any, images), cast(Any, labels), preprocessing)
 
 
 @functools.lru_cache(maxsize=1)

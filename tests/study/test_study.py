@@ -534,7 +534,7 @@ def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
         RECIPE, training=Training(0.1, 256, 0.1), rewind_epochs=0.0
     )
     with pytest.raises(
-        ValueError, match="to epoch 0.1 from 0 has no step with 512 images"
+        ValueError, match="to epoch 0.1 from 0 has no step with 512 examples"
     ):
         list(runner.run(study(cell("random", recipe=short)), tmp_path, DIGITS))
     with pytest.raises(ValueError, match="train_examples is 9999, but digits has 1437"):
