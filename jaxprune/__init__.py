@@ -32,7 +32,7 @@ Training and pruning in levels:
 Networks, cost and size:
 
     models.functional(nnx_module), models.create("resnet20", key=key), models.flow(model)
-    train.fit(model, mask, image_set, training, key)    trains a models.Model
+    train.fit(model, mask, examples, training, key)    trains a models.Model; images or others
     data.find("cifar10"), data.load(files)         digits, MNIST, CIFAR, ...
     profiling.macs(fn, params, x), profiling.latency(fn, *args), profiling.measure(fn, *args)
     masks.health(fn, params, mask, x)              layers, live paths, collapse
@@ -43,7 +43,8 @@ Networks, cost and size:
     compact.save(folder, fn, params, x), compact.load(folder)
     graph.kernels(fn, params, x), graph.trace(fn, params, x)   any function as data
 
-Studies compare methods on data sets: `python scripts/study.py run digits`.
+Studies compare methods on data sets: `python scripts/study.py run digits`. A file with your
+network, data and scores is a study too: experiments/own_study.py.
 """
 
 __version__ = "0.2.0"

@@ -316,7 +316,10 @@ def _run_on_ray(
         bar.update(task, completed=sum(map(stages.epochs, done)))
 
     address = os.environ.get("RAY_ADDRESS")
-    workers = cluster.Cluster(cpus, _cli.environment(), address)
+    # Workers import the user's file, and the modules beside it.
+    paths = os.pathsep.join(path for path in sys.path if path)
+    environment = {**_cli.environment(), "PYTHONPATH": paths}
+    workers = cluster.Cluster(cpus, environment, address)
     cluster.run(study, runs_dir, source, workers, on_wait)
     bar.remove_task(task)
 

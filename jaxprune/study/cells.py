@@ -50,13 +50,22 @@ def _read_whole(folder: Path, cell: Cell) -> Record | None:
     return record
 
 
-def _is_finished(record: Record | None, cell: Cell) -> bool:
+def _is_complete(record: Record | None, cell: Cell) -> bool:
     """Return whether a record is complete, and its stages are those of this version."""
     if record is None or record.status == "trained":
         return False
     ids = [stage.id for stage in stages.chain(cell)]
     whole = record.status == "finished"
     return record.stages == (ids if whole else ids[: len(record.stages)])
+
+
+def is_finished(folder: Path, cell: Cell) -> bool:
+    """Return whether the record of a cell is complete; its other files are not read."""
+    try:
+        record = records.read(folder / config.cell_id(cell) / "record.json")
+    except (CorruptFileError, RunsError, OSError):
+        return False
+    return _is_complete(record, cell)
 
 
 def recorded(folder: Path, cell: Cell) -> Record | None:
@@ -68,7 +77,7 @@ def recorded(folder: Path, cell: Cell) -> Record | None:
             record = _read_whole(place, cell)  # another process may have written it
             if record is None and (place / "record.json").exists():
                 checkpoint.quarantine(place)
-    return record if _is_finished(record, cell) else None
+    return record if _is_complete(record, cell) else None
 
 
 def write(
@@ -85,7 +94,7 @@ def write(
     mask = store.arrays(place, pruned[-1])["mask"] if pruned else None
     with files.disk_errors(folder), locks.lock(place.folder, folder.name):
         before = _read_whole(folder, cell)
-        if before is not None and _is_finished(before, cell):
+        if before is not None and _is_complete(before, cell):
             return before  # another process was faster
         folder.mkdir(parents=True, exist_ok=True)
         files.write_json(folder / "config.json", config.as_json(cell))

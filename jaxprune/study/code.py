@@ -47,26 +47,27 @@ class Code:
 
 
 def call(function: Callable[[], Any], name: str) -> Any:
-    """Call code of the user.
+    """Call code of the user, or ours that calls it.
 
     Args:
         function: without arguments.
-        name: of the code, for an error.
+        name: what runs, for an error.
 
     Raises:
-        CodeError: if it raises an exception; with the name and the place.
+        CodeError: if code of the user raises an exception; with its file and line.
     """
     try:
         return function()
     except CodeError:
         raise
     except (Exception, SystemExit) as error:
+        place = _place(error)
+        if place is None and not isinstance(error, TypeError):
+            raise  # an error of ours
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else repr(error)
-        raise CodeError(
-            f"{name} ({_place(error)}) raised {reason} (JAXPRUNE_TRACEBACK=1 shows the "
-            "traceback)"
-        ) from error
+        what = f"{name} ({place}) raised {reason}" if place else f"{name}: {lines[0]}"
+        raise CodeError(f"{what} (JAXPRUNE_TRACEBACK=1 shows the traceback)") from error
 
 
 def digest(value: Any, name: str) -> str:
@@ -119,16 +120,17 @@ def _title(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _place(error: BaseException) -> str:
-    """Return the file and line of the user's code that an error comes from."""
-    frames = []
+def _place(error: BaseException) -> str | None:
+    """Return the file and line of the user's code that an error comes from, if it does."""
+    places = []
     trace = error.__traceback__
     while trace is not None:
-        frames.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
+        places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
-    own = [frame for frame in frames if _is_own(frame[0])]
-    file, line = (own or frames)[-1]
-    return f"{Path(file).name}:{line}"
+    if isinstance(error, SyntaxError):
+        places.append((error.filename or "", error.lineno))
+    own = [(file, line) for file, line in places if _is_own(file)]
+    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
 
 
 @functools.cache

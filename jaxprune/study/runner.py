@@ -94,9 +94,7 @@ def plan(study: Study, folder: Path) -> Plan:
     unique = {stage.id: stage for chain in chains for stage in chain}
     done = frozenset(i for i, s in unique.items() if store.is_finished(folder, s))
     recorded = frozenset(
-        config.cell_id(cell)
-        for cell in study.cells
-        if records.is_finished(folder / config.cell_id(cell))
+        config.cell_id(cell) for cell in study.cells if cells.is_finished(folder, cell)
     )
     unshared = sum(stages.epochs(stage) for chain in chains for stage in chain)
     once = sum(stages.epochs(stage) for stage in unique.values())

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxprune import checkpoint, sharding
 from jaxprune.disk import CorruptFileError
-from jaxprune.study import files, locks, provenance, stages, workbench
+from jaxprune.study import code, files, locks, provenance, stages, user, workbench
 from jaxprune.study.files import RunsError
 from jaxprune.study.stages import KINDS, Stage
 
@@ -209,7 +209,9 @@ def _run(store: Store, stage: Stage, inputs: dict[str, Any]) -> Result:
     else:
         on_device = jax.tree.map(jnp.asarray, read_arrays)
     bench = workbench.Bench(store.source, on_epoch, mesh)
-    new, facts = kind.run(stage.settings, on_device, bench)
+    run = lambda: kind.run(stage.settings, on_device, bench)
+    is_own = isinstance(store.source, user.Data)
+    new, facts = code.call(run, stage.kind) if is_own else run()
     jax.block_until_ready(new)
     seconds = time.perf_counter() - start
     made = {**provenance.describe(), "mesh": store.mesh and list(store.mesh)}

@@ -103,7 +103,8 @@ def unpack(examples: ImageSet | Examples) -> tuple[Array, Array, Task]:
                 f"objective is a {type(examples.objective).__name__}. Pass a "
                 "train.Objective(loss, metric)."
             )
-        return inputs, targets, Task(None, examples.augment, examples.objective)
+        task = Task(None, examples.augment, examples.objective)
+        return jnp.asarray(inputs), jnp.asarray(targets), task
     _check_images(examples)
     task = Task(examples.preprocessing, None, CLASSIFICATION)
     return examples.images, examples.labels, task

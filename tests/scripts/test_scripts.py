@@ -109,7 +109,7 @@ INVALID = {
     ("study", "run", "digits", "--only"): "--only has no condition",
     ("study", "run", "digits", "--only", "seed=3"): "Pass some of 0, or more --seeds",
     ("study", "run", "digits", "--only", "c=1", "--only", "method=snap"): "there is no method snap",
-    ("study", "run", "digits", "--train-examples", "50"): "SNIP scores with 100 images, but",
+    ("study", "run", "digits", "--train-examples", "50"): "SNIP scores with 100 examples, but",
     ("study", "run", "poster", "--data-dir", "/tmp", "--cache-dir", "none"): "fetch_data.py cifar10 --data-dir /tmp",
     ("study", "check", "digits"): "digits has no published numbers. Pass one of poster",
     ("study", "run", "digits", "--seeds", "0"): "1 to 1000; got 0",

@@ -62,6 +62,7 @@ def test_ids_and_defaults_are_pinned():
         "dense_epochs": None,
         "level_epochs": None,
         "grasp_epochs": None,
+        "time": True,
         "memory": "network",
         "epochs_scale": 1.0,
     }
@@ -70,24 +71,24 @@ def test_ids_and_defaults_are_pinned():
     assert [stage.id for stage in stages.chain(last)] == PINNED["stages"]
 
 
-# Ids of format 4.
+# Ids of format 5.
 PINNED = {
-    "cell": "imp4-c2-s0-22e0c756",
+    "cell": "imp4-c2-s0-2f31f0d6",
     "stages": [
-        "initialize-a9cb43833925ff67",
-        "train-656a5381bf9f1397",
-        "level-76680d2bef2a868b",
-        "train-4ba0683782c5b976",
-        "level-a92da9aa1a6e6209",
-        "train-96237594051597f2",
-        "level-47eea38ede1036db",
-        "train-924ae6dd1d4a630f",
-        "level-825a6682d57dd9fc",
-        "inspect-e95e08dba97d8ea4",
-        "train-7c0f0981a5e68128",
-        "evaluate-26b079d7810fa17c",
-        "measure-62df1374ba1f4e52",
-        "memory-00d783afc541a11d",
+        "initialize-dd615fbad2e15450",
+        "train-196e0a38f531b51d",
+        "level-41026a8150a5a04d",
+        "train-3bb67d59ed6134d5",
+        "level-0aed80250018e0c8",
+        "train-193d845dc2ef94fc",
+        "level-e7dd54eab79d7fe0",
+        "train-65e9135c6a4cbc33",
+        "level-125e250cb22b9242",
+        "inspect-ed79a996142d5e67",
+        "train-5349e1c879a17e49",
+        "evaluate-185fa41624519bed",
+        "measure-15137759b8e94470",
+        "memory-0e256cacf0ffb60a",
     ],
 }
 
