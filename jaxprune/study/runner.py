@@ -22,8 +22,10 @@ from jaxprune.study import (
     measure,
     methods,
     records,
+    settings,
     stages,
     store,
+    user,
     work,
     workbench,
 )
@@ -156,7 +158,17 @@ def check(
         parts = sharding.make_mesh(data=mesh[0], model=mesh[1]).shape["data"]
     bench = workbench.Bench(source)
     for stage in planned.stages:
-        if stages.epochs(stage) and stage.id not in planned.finished:
+        if stage.id in planned.finished:
+            continue
+        scoring = getattr(stage.settings, "scoring", stage.settings)
+        if isinstance(scoring, settings.ScoreData):
+            work.check_scoring(scoring, bench)
+        if stage.kind == "connect" and isinstance(source, user.Data):
+            raise ValueError(
+                "imp_connect measures the error between two networks, which is done for "
+                "image sets only. Leave it out."
+            )
+        if stages.epochs(stage):
             work.count_steps(stage.settings, bench)
             size = stage.settings.training.batch_size
             if size % parts:

@@ -217,18 +217,6 @@ class Study:
                 f"two methods are named {', '.join(repeated)}. Give each a name of its own: "
                 "methods.Method(name, title, score)."
             )
-        examples, scored = len(self.data.train[0]), self.recipe.score_examples
-        for method in compared:
-            if method.score and method.needs == "batches" and examples < scored:
-                raise ValueError(
-                    f"{method.title} scores with {scored} examples, but the training set has "
-                    f"{examples}. Pass score_examples={examples} or less in the recipe."
-                )
-            if method.points:
-                raise ValueError(
-                    f"{method.name} measures the error between two networks, which is done "
-                    "for image sets only. Leave it out."
-                )
         return compared
 
     def _check(self) -> None:

@@ -78,6 +78,21 @@ def count_steps(own: settings.Train, bench: Bench) -> int:
     return steps
 
 
+def check_scoring(own: settings.ScoreData, bench: Bench) -> None:
+    """Check that there are as many examples as a score needs.
+
+    Raises:
+        ValueError: if there are fewer.
+    """
+    number = len(workbench.train_set(own.dataset, bench)[0])
+    if own.examples > number:
+        name = own.method if isinstance(own.method, str) else own.method.name
+        raise ValueError(
+            f"{name} scores with {own.examples} examples, but the training set has {number}. "
+            f"Pass score_examples={number} or less in the recipe."
+        )
+
+
 def train_stage(own: settings.Train, arrays: Arrays, bench: Bench) -> Output:
     """Train the weights that the mask keeps, and sample the memory after each epoch."""
     mask = workbench.mask_of(arrays)
