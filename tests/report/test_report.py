@@ -1,4 +1,4 @@
-"""Tables, figures and the page, built from handwritten records."""
+"""Tables and files of a report, built from handwritten records."""
 
 import io
 
@@ -6,8 +6,8 @@ import pytest
 import rich.console
 
 from jaxprune import report
-from jaxprune.report import figures, tables
-from jaxprune.report.page import CAPTIONS
+from jaxprune.report import figures, formats, page
+from jaxprune.report.quantities import quantities
 from jaxprune.study import files, records
 from jaxprune.study.records import Layer, Record
 
@@ -39,6 +39,10 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
     return Record(**{**fields, **changes})
 
 
+def table_of(cell_records, name="accuracy", notes=()):
+    return report.build(cell_records, name, quantities(cell_records)[name], notes)
+
+
 def two_seeds_and_another_method(c=1):
     return [
         record("snip", 1, 0, 90.0),
@@ -49,21 +53,21 @@ def two_seeds_and_another_method(c=1):
 
 def test_seeds_are_averaged_and_values_not_measured_are_blank():
     cell_records = two_seeds_and_another_method(c=2)
-    table = report.build(cell_records, "accuracy")
+    table = table_of(cell_records, "accuracy")
     assert table.head == ["c", "density", "SNIP", "Mag"]
     assert table.rows == [["1", "0.1", "91.00 ± 1.41", ""], ["2", "0.01", "", "90.00"]]
-    assert report.build(cell_records, "device_in_use").rows[0][2:] == ["", ""]
+    assert table_of(cell_records, "device_in_use").rows[0][2:] == []
 
 
 def test_a_method_that_a_quantity_is_never_measured_for_has_no_column():
     cell_records = [record("snip", 1), record("magnitude", 1, accuracy=None)]
-    assert report.build(cell_records, "accuracy").head == ["c", "density", "SNIP"]
+    assert table_of(cell_records, "accuracy").head == ["c", "density", "SNIP"]
 
 
 def test_a_diverged_seed_is_reported_and_left_out_of_the_mean():
     diverged = record("snip", 1, 1, None, status="diverged")
-    assert report.build([diverged], "accuracy").rows[0][2:] == ["diverged"]
-    both = report.build([record("snip", 1), diverged], "accuracy")
+    assert table_of([diverged], "accuracy").rows[0][2:] == ["diverged"]
+    both = table_of([record("snip", 1), diverged], "accuracy")
     assert both.rows[0][2:] == ["90.00 (1 diverged)"]
 
 
@@ -108,28 +112,28 @@ def test_a_study_without_compaction_has_no_compaction_tables():
 
 
 def test_a_table_has_the_same_values_in_every_format():
-    table = report.build([record("snip", 0.5)], "flop_ratio")
-    assert "| 0.5 | 0.316 | 0.5000 |" in tables.markdown(table)
-    assert tables.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
+    table = table_of([record("snip", 0.5)], "flop_ratio")
+    assert "| 0.5 | 0.316 | 0.5000 |" in formats.markdown(table)
+    assert formats.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
 
 
 def test_notes_are_above_the_table_in_every_format():
-    table = report.build([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
-    assert "> Reduced run: width 0.25.\n" in tables.markdown(table)
-    assert tables.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
-    assert "Reduced run" in str(tables.terminal(table).title)
+    table = table_of([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
+    assert "> Reduced run: width 0.25.\n" in formats.markdown(table)
+    assert formats.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
+    assert "Reduced run" in str(formats.terminal(table).title)
 
 
 def test_a_comparison_shows_ours_the_published_value_and_the_difference():
     numbers = {("snip", 1.0): 88.5, ("snip", 2.0): 70.0}
-    comparison = report.Comparison("table1", report.TABLES["accuracy"], numbers)
+    comparison = report.Comparison("table1", quantities(two_seeds_and_another_method())["accuracy"], numbers)
     table = report.compare(two_seeds_and_another_method(), comparison)
     assert table.rows == [
         ["1", "ours", "91.00 ± 1.41", "90.00"],
         ["", "published", "88.50", ""],
         ["", "diff.", "+2.50", ""],
     ]
-    assert "1,ours,91.00" in tables.csv(table)
+    assert "1,ours,91.00" in formats.csv(table)
     assert table.caption.endswith("diff.: ours minus published.")
 
 
@@ -158,10 +162,10 @@ def test_a_comparison_of_nine_methods_fits_in_80_columns():
     )
     cell_records = [record(title, 0.5, title=title) for title in titles]
     comparison = report.Comparison(
-        "table1", report.TABLES["accuracy"], {(title, 0.5): 10.0 for title in titles}
+        "table1", quantities(two_seeds_and_another_method())["accuracy"], {(title, 0.5): 10.0 for title in titles}
     )
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.terminal(report.compare(cell_records, comparison)))
+    console.print(formats.terminal(report.compare(cell_records, comparison)))
     assert console.export_text().count("+80.00") == 9
 
 
@@ -230,12 +234,12 @@ def test_a_study_without_cell_recordsis_an_error(tmp_path):
 
 def test_names_from_cell_recordsare_escaped_in_every_format():
     """Records are files: a name in them is neither markup, nor HTML, nor a new column."""
-    table = report.build([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
+    table = table_of([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
     table = table._replace(notes=["[b]<i>note</i>"])
     printed = io.StringIO()
     rich.console.Console(file=printed, width=120).print(report.terminal(table))
     assert "[red]<script>|x[/red]" in printed.getvalue()
     assert "[b]<i>note</i>" in printed.getvalue()
-    markdown = tables.markdown(table)
+    markdown = formats.markdown(table)
     assert "[red]&lt;script&gt;\\|x[/red]" in markdown
     assert "<script>" not in markdown
