@@ -184,6 +184,7 @@ def _table(
     )
 
 
+NAMES = ("compacted_size", "compacted_work", "compacted_time")
 _TEXTS = {
     "compacted_size": (
         "Compaction: size",

@@ -149,7 +149,7 @@ def cost(records: Sequence[Record]) -> Figure | None:
             mean = 1e3 * statistics.fmean(masked)
             ends = [*plot.x_range, mean]
             plot = plot._replace(
-                mark=("x", mean, "masked"), x_range=(min(ends), max(ends))
+                mark=("x", mean, "masked network"), x_range=(min(ends), max(ends))
             )
         panels.append(plot)
         sign = 1 if measured.better == "higher" else -1
@@ -167,8 +167,8 @@ def cost(records: Sequence[Record]) -> Figure | None:
         "One point per method and density, mean over the seeds. The broad line is the Pareto "
         "front: no other network is both cheaper and better than one on it. Networks without "
         "a path from input to output are left out. Multiply-accumulates are counted: they "
-        "are the work of ideal hardware that skips every zero. Time is measured: the median of "
-        "calls of the compacted network, and as a dashed line that of the masked network, "
+        "are the work of ideal hardware that skips every zero. Time is measured: the median "
+        "of calls of the compacted network, and as a dashed line that of the masked network, "
         "which runs densely.",
         panels,
     )

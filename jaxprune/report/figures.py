@@ -34,6 +34,18 @@ COLORS = (
 _MARKERS = "osD^vPX*h"  # the same as those of svg.py
 
 
+# Figures that some studies have no values for.
+NAMES = (
+    "cost",
+    "layer_density",
+    "weight_histograms",
+    "effective_density",
+    "speed_up",
+    "layer_macs",
+    "connectivity",
+)
+
+
 def build(
     records: Sequence[Record],
     published_layers: Mapping[str, Sequence[float]] | None = None,
@@ -180,12 +192,8 @@ def _plot(axes: Axes, plot: Plot) -> None:
     if plot.mark is not None:
         axis, value, label = plot.mark
         draw_mark = axes.axvline if axis == "x" else axes.axhline
-        draw_mark(value, color="#777777", linestyle="--", linewidth=0.8, zorder=1)
-        if label:
-            axes.annotate(
-                label, (value, 0.02), xycoords=("data", "axes fraction"), ha="right",
-                xytext=(-3, 0), textcoords="offset points", fontsize=8,
-            )  # fmt: skip
+        style = {"color": "#777777", "linestyle": "--", "linewidth": 0.8, "zorder": 1}
+        draw_mark(value, label=label or None, **style)
     for log, axis, ends in (
         ("x" in plot.logs, axes.xaxis, plot.x_range),
         ("y" in plot.logs, axes.yaxis, plot.y_range),

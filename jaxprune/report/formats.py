@@ -1,9 +1,10 @@
 """A table as CSV, as Markdown and for the terminal."""
 
+import csv as csv_files
 import html
+import io
 from collections.abc import Sequence
 
-import polars as pl
 import rich.table
 from rich import box
 from rich.text import Text
@@ -50,6 +51,8 @@ def _markdown_row(texts: Sequence[str]) -> str:
 
 def csv(table: Table) -> str:
     """Convert a table to CSV; notes are lines that start with #."""
-    head = [title or "row" for title in table.head]
-    notes = "".join(f"# {note}\n" for note in table.notes)
-    return notes + pl.DataFrame(table.rows, schema=head, orient="row").write_csv()
+    text = io.StringIO("".join(f"# {note}\n" for note in table.notes))
+    text.seek(0, io.SEEK_END)
+    writer = csv_files.writer(text, lineterminator="\n")
+    writer.writerows([[title or "row" for title in table.head], *table.rows])
+    return text.getvalue()

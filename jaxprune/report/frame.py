@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -150,12 +151,20 @@ def titles(records: Sequence[Record]) -> dict[str, str]:
     Args:
         records: records of one study.
 
+    Returns:
+        Titles by method. If two methods have the same one, their names are added.
+
     Raises:
         ValueError: if there are no records.
     """
     if not records:
         raise ValueError("there are no records yet. Run the study first.")
-    return {record.method: record.title for record in records}
+    found = {record.method: record.title for record in records}
+    shared = [title for title, count in Counter(found.values()).items() if count > 1]
+    return {
+        method: f"{title} ({method})" if title in shared else title
+        for method, title in found.items()
+    }
 
 
 def compressions(records: Sequence[Record]) -> list[float]:

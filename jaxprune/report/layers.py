@@ -14,13 +14,15 @@ def layer_density(records: Sequence[Record]) -> Figure | None:
     Args:
         records: records of one study.
     """
-    panels = []
+    panels, titles = [], frame.titles(records)
     for c in frame.compressions(records):
         found = frame.first_seeds(records, c)
         if found and (c or not panels):
             values = {
-                record.title: {la.name: 100 * tables.share(la) for la in record.layers}
-                for record in found.values()
+                titles[method]: {
+                    la.name: 100 * tables.share(la) for la in record.layers
+                }
+                for method, record in found.items()
             }
             title = f"Density {frame.density(c)}"
             panels.append(_heat_map(title, values, "% of the layer's weights", 100.0))
@@ -43,6 +45,24 @@ def layer_density(records: Sequence[Record]) -> Figure | None:
     )
 
 
+def short(names: Sequence[str]) -> list[str]:
+    """Remove the parts that all names of layers begin or end with.
+
+    Args:
+        names: names of the layers of one network.
+
+    Example:
+        >>> short(["net/block0/q/kernel", "net/block1/q/kernel"])
+        ['block0', 'block1']
+    """
+    parts = [name.removesuffix("/kernel").split("/") for name in names]
+    for end in (0, -1) if len(names) > 1 else ():
+        while min(map(len, parts)) > 1 and len({part[end] for part in parts}) == 1:
+            for part in parts:
+                part.pop(end)
+    return ["/".join(part) for part in parts]
+
+
 def _heat_map(
     title: str, values: Mapping[str, Mapping[str, float]], unit: str, top: float
 ) -> HeatMap:
@@ -51,7 +71,7 @@ def _heat_map(
     return HeatMap(
         title,
         list(values),
-        [name.removesuffix("/kernel") for name in names],
+        short(names),
         [[row.get(name) for name in names] for row in values.values()],
         unit,
         top,
@@ -75,11 +95,11 @@ def histograms(records: Sequence[Record]) -> Figure | None:
         return None
     names = list(dict.fromkeys(la.name for r in found.values() for la in r.layers))
     by_name = [{layer.name: layer for layer in r.layers} for r in found.values()]
-    indices = styles(records)
+    indices, titles = styles(records), frame.titles(records)
     panel = Histograms(
         "",
-        [name.removesuffix("/kernel") for name in names],
-        [record.title for record in found.values()],
+        short(names),
+        [titles[method] for method in found],
         [indices[method] for method in found],
         [[layers.get(name) for layers in by_name] for name in names],
     )
@@ -114,11 +134,12 @@ def layer_macs(
     for method, record in found.items():
         names = [layer.name for layer in record.layers]
         kept = tables.kept_macs(record.layers)
-        values[record.title] = dict(zip(names, kept, strict=True))
+        title = frame.titles(records)[method]
+        values[title] = dict(zip(names, kept, strict=True))
         theirs = published.get(method, ())
         if c == 0.5 and len(theirs) == len(names):
             shares = (100 * share for share in theirs)
-            label = f"{record.title} (published)"
+            label = f"{title} (published)"
             values[label] = dict(zip(names, shares, strict=True))
     top = max(value for row in values.values() for value in row.values())
     return Figure(

@@ -129,7 +129,8 @@ ul.facts {{ margin: 0; padding-left: 1.1rem; }}
 }}
 @media print {{
   :root {{ --page:#fff; }}
-  body {{ font-size: 11px; }}
+  html {{ font-size: 11.5px; }}
+  body {{ font-size: 1rem; }}
   nav {{ display: none; }}
   .page {{ display: block; max-width: none; padding: 0; }}
   .panels {{ grid-template-columns: 1fr 1fr; }}

@@ -101,6 +101,9 @@ def _plot(plot: Plot) -> str:
         f"<text x='{_LEFT + width / 2}' y='{_HEIGHT - 6}' class='middle'>"
         f"{html.escape(plot.x_label)}</text>"
     ]
+    if plot.mark is not None and plot.mark[2]:
+        label = html.escape(f"dashed: {plot.mark[2]}")
+        parts.append(f"<text x='{_WIDTH - 8}' y='13' class='end'>{label}</text>")
     for value in ticks(plot.x_range, "x" in plot.logs):
         x = _LEFT + x_of(value)
         parts.append(
@@ -116,20 +119,12 @@ def _plot(plot: Plot) -> str:
     # An inner svg clips what lies outside the axes.
     parts.append(f"<svg x='{_LEFT}' y='{_TOP}' width='{width}' height='{height}'>")
     if plot.mark is not None:
-        axis, value, label = plot.mark
+        axis, value, _ = plot.mark
         if axis == "x":
             path = f"M{x_of(value):.1f},0v{height}"
         else:
             path = f"M0,{y_of(value):.1f}h{width}"
         parts.append(f"<path class='mark' d='{path}'/>")
-        if label:
-            x = x_of(value)
-            side = "end" if x > width / 2 else ""
-            x += -5 if side else 5
-            parts.append(
-                f"<text class='{side}' x='{x:.1f}' y='{height - 6}'>"
-                f"{html.escape(label)}</text>"
-            )
     for series in plot.series:
         points = [(x_of(point.x), y_of(point.y)) for point in series.points]
         errors = [

@@ -167,23 +167,25 @@ def _best(found: Sequence[Leader], measured: Metric) -> str:
 
 def _collapse(records: Sequence[Record]) -> str:
     """Name the networks without a path, the empty layers and the diverged trainings."""
-    parts = []
+    parts, titles = [], frame.titles(records)
     collapsed = [record for record in records if record.collapse]
     if collapsed:
         parts.append(
             f"No path is left from input to output in {_cells(collapsed, records)}."
         )
-    empty: dict[str, dict[str, None]] = {}
+    empty: dict[str, list[str]] = {}
     for record in records:
         for layer in record.layers:
             if layer.size and not layer.kept:
-                name = layer.name.removesuffix("/kernel")
-                empty.setdefault(name, {})[record.title] = None
+                name, title = layer.name.removesuffix("/kernel"), titles[record.method]
+                if title not in empty.setdefault(name, []):
+                    empty[name].append(title)
     if empty:
-        names = [f"{layer} ({_and(titles)})" for layer, titles in empty.items()]
-        more = f" and {len(names) - 6} more" if len(names) > 6 else ""
-        layers = ", ".join(names[:6]) + more if more else _and(names)
-        parts.append(f"Layers without a kept weight: {layers}.")
+        groups: dict[str, list[str]] = {}  # layers that the same methods empty
+        for name, own in empty.items():
+            groups.setdefault(_and(own), []).append(name)
+        texts = [f"{_and(_first(names))} ({own})" for own, names in groups.items()]
+        parts.append(f"Layers without a kept weight: {_and(_first(texts))}.")
     if not parts:
         parts.append(
             "Every network has a path from input to output, and no layer is empty."
@@ -198,18 +200,26 @@ def _collapse(records: Sequence[Record]) -> str:
 
 def _cells(chosen: Sequence[Record], records: Sequence[Record]) -> str:
     """Name the methods, densities and numbers of seeds of some records."""
-    texts = []
-    for method, title in frame.titles(chosen).items():
+    groups: dict[str, list[str]] = {}  # methods with the same densities
+    for method, title in frame.titles(records).items():
         own = [record for record in chosen if record.method == method]
+        if not own:
+            continue
         levels = frame.compressions(own)
         total = sum(
             r.method == method and r.cell["compression"] in levels for r in records
         )
-        text = f"{title} at {_densities(levels)}"
+        where = f"at {_densities(levels)}"
         if len(own) < total:
-            text += f" ({len(own)} of {total} networks)"
-        texts.append(text)
-    return _and(texts)
+            where += f" ({len(own)} of {total} networks)"
+        groups.setdefault(where, []).append(title)
+    return _and(f"{_and(titles)} {where}" for where, titles in groups.items())
+
+
+def _first(words: Sequence[str], most: int = 3) -> list[str]:
+    """Return the first words, and the number of the others."""
+    left = len(words) - most
+    return [*words] if left < 2 else [*words[:most], f"{left} more"]
 
 
 def _savings(records: Sequence[Record]) -> str:

@@ -1,7 +1,7 @@
 """Writes the report of a study: the page, and a file for each table and figure."""
 
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from pathlib import Path
 
 from jaxprune.report import (
@@ -10,9 +10,9 @@ from jaxprune.report import (
     formats,
     frame,
     page,
-    quantities,
     tables,
 )
+from jaxprune.report.quantities import quantities
 from jaxprune.report.tables import Published, Table
 from jaxprune.study import files, records
 from jaxprune.study.records import Record
@@ -61,9 +61,21 @@ def write(folder: Path, published: Published | None = None) -> Path:
         figures.draw(content.figures, place, notes)
         (place / "index.html").write_text(page.build(content))
         target.mkdir(exist_ok=True)
-        for path in sorted(place.iterdir()):
+        written = sorted(place.iterdir())
+        for path in written:
             path.replace(target / path.name)
+        _remove_stale(target, {path.name for path in written}, finished)
     return target / "index.html"
+
+
+def _remove_stale(target: Path, written: Set[str], finished: Sequence[Record]) -> None:
+    """Remove the tables and figures of an earlier report that this one has no values for."""
+    tables = [*quantities(finished), *compaction.NAMES, "layer_macs"]
+    for suffixes, names in (("csv md", tables), ("png svg", figures.NAMES)):
+        for suffix in suffixes.split():
+            for name in names:
+                if f"{name}.{suffix}" not in written:
+                    (target / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def build_all(
@@ -115,7 +127,7 @@ def build_own(finished: Sequence[Record], notes: Sequence[str]) -> list[Table]:
     """
     built = [
         tables.build(finished, name, quantity, notes)
-        for name, quantity in quantities.quantities(finished).items()
+        for name, quantity in quantities(finished).items()
     ]
     built += compaction.build(finished, notes)
     return [table for table in built if has_values(table)]
@@ -129,7 +141,7 @@ def blank(finished: Sequence[Record]) -> list[str]:
     """
     return [
         quantity.title
-        for name, quantity in quantities.quantities(finished).items()
+        for name, quantity in quantities(finished).items()
         if not has_values(tables.build(finished, name, quantity))
     ]
 

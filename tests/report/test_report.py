@@ -6,7 +6,7 @@ import pytest
 import rich.console
 
 from jaxprune import report
-from jaxprune.report import figures, formats, page
+from jaxprune.report import charts, figures, formats
 from jaxprune.report.quantities import quantities
 from jaxprune.study import files, records
 from jaxprune.study.records import Layer, Record
@@ -103,8 +103,10 @@ def test_compaction_results_have_one_row_per_method_and_density():
 
 def test_a_seed_without_a_time_leaves_the_gain_blank():
     missing = {**COMPACTION, "sparse_64_p50_s": None}
-    (time,) = compaction_tables(COMPACTION, missing)["compacted_time"].rows
-    assert time[-3:] == ["2.0x", "", ""]
+    table = compaction_tables(COMPACTION, missing)["compacted_time"]
+    # Columns without any value are left out, here those of the sparse network.
+    assert table.head[-1] == "gain"
+    assert table.rows[0][-1] == "2.0x"
 
 
 def test_a_study_without_compaction_has_no_compaction_tables():
@@ -126,7 +128,9 @@ def test_notes_are_above_the_table_in_every_format():
 
 def test_a_comparison_shows_ours_the_published_value_and_the_difference():
     numbers = {("snip", 1.0): 88.5, ("snip", 2.0): 70.0}
-    comparison = report.Comparison("table1", quantities(two_seeds_and_another_method())["accuracy"], numbers)
+    comparison = report.Comparison(
+        "table1", quantities(two_seeds_and_another_method())["accuracy"], numbers
+    )
     table = report.compare(two_seeds_and_another_method(), comparison)
     assert table.rows == [
         ["1", "ours", "91.00 ± 1.41", "90.00"],
@@ -162,7 +166,9 @@ def test_a_comparison_of_nine_methods_fits_in_80_columns():
     )
     cell_records = [record(title, 0.5, title=title) for title in titles]
     comparison = report.Comparison(
-        "table1", quantities(two_seeds_and_another_method())["accuracy"], {(title, 0.5): 10.0 for title in titles}
+        "table1",
+        quantities(two_seeds_and_another_method())["accuracy"],
+        {(title, 0.5): 10.0 for title in titles},
     )
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
     console.print(formats.terminal(report.compare(cell_records, comparison)))
@@ -172,10 +178,18 @@ def test_a_comparison_of_nine_methods_fits_in_80_columns():
 def test_a_method_has_the_same_color_in_every_figure(tmp_path):
     snip, rand = record("snip", 0.5, title="SNIP"), record("random", 0.5, title="Rand")
     for cell_records, folder in (([snip, rand], "both"), ([snip], "one")):
-        figures.draw(cell_records, tmp_path / folder)
+        figures.draw(figures.build(cell_records), tmp_path / folder)
         svg = (tmp_path / folder / "weight_histograms.svg").read_text()
         assert "#009e73" in svg
         assert ("#e69f00" in svg) == (rand in cell_records)
+
+
+def test_methods_without_a_fixed_style_take_free_ones():
+    cell_records = [record(name, 1, title=name) for name in ("a", "SNIP", *"bcdefghij")]
+    indices = charts.styles(cell_records)
+    assert indices["SNIP"] == 3
+    assert len(set(indices.values())) == 11
+    assert indices["a"] == 1
 
 
 def test_the_published_numbers_are_those_of_the_publication():
@@ -203,36 +217,47 @@ def write_study(folder, cell_records, notes=()):
         records.write(folder / written.id, written)
 
 
-def test_the_page_is_one_file_and_escapes_its_text(tmp_path):
-    cell_records = [
-        record("snip", 1),
-        record("magnitude", 2, layers=[], accuracy=None, status="diverged"),
-    ]
-    write_study(tmp_path, cell_records, notes=["reduced <i>run</i>"])
-    page = report.write(tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == 5
-    assert "reduced &lt;i&gt;run&lt;/i&gt;" in page
-    assert "&lt;b&gt;m&lt;/b&gt;" in page
-    assert "<i>" not in page
-    assert "diverged; the loss was not finite" in page
-    assert "http" not in page
+def test_a_report_has_a_file_for_each_table_and_figure_and_none_that_is_blank(tmp_path):
+    write_study(tmp_path, [record("snip", 1, compaction=COMPACTION)])
+    folder = report.write(tmp_path).parent
+    names = {path.name for path in folder.iterdir()}
+    for table in report.build_all(records.read_all(tmp_path), []):
+        assert {f"{table.name}.csv", f"{table.name}.md"} <= names
+    for name in ("accuracy", "layer_density", "effective_density", "weight_histograms",
+                 "speed_up", "layer_macs", "cost"):  # fmt: skip
+        assert {f"{name}.png", f"{name}.svg"} <= names
+    assert "records.csv" in names
+    assert "device_in_use.csv" not in names
+    assert "connectivity.png" not in names
 
 
-def test_every_figure_has_a_caption(tmp_path):
-    connectivity = {"errors": [1.0, 2.0, 1.0], "barrier": 1.0}
-    cell_records = [record("snip", 1, compaction=COMPACTION, connectivity=connectivity)]
-    write_study(tmp_path, cell_records)
-    page = report.write(tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == len(CAPTIONS)
+def test_a_report_replaces_an_earlier_one_and_removes_its_blank_tables(tmp_path):
+    write_study(tmp_path, [record("snip", 1)])
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for name in ("barrier.csv", "barrier.md", "connectivity.png", "my_notes.txt"):
+        (folder / name).write_text("old")
+    report.write(tmp_path)
+    assert not (folder / "barrier.csv").exists()
+    assert not (folder / "connectivity.png").exists()
+    assert (folder / "my_notes.txt").exists()
 
 
-def test_a_study_without_cell_recordsis_an_error(tmp_path):
+def test_the_records_are_a_frame_with_a_column_for_the_metric(tmp_path):
+    write_study(tmp_path, two_seeds_and_another_method())
+    frame = report.records(tmp_path)
+    assert frame["accuracy"].to_list() == [90.0, 92.0, 90.0]
+    assert frame["title"].to_list() == ["SNIP", "SNIP", "Mag"]
+    assert frame["device_in_use"].null_count() == 3
+
+
+def test_a_study_without_records_is_an_error(tmp_path):
     write_study(tmp_path, [])
     with pytest.raises(ValueError, match="no records yet.*Run the study"):
         report.write(tmp_path)
 
 
-def test_names_from_cell_recordsare_escaped_in_every_format():
+def test_names_from_records_are_escaped_in_every_format():
     """Records are files: a name in them is neither markup, nor HTML, nor a new column."""
     table = table_of([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
     table = table._replace(notes=["[b]<i>note</i>"])
