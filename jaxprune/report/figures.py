@@ -136,7 +136,9 @@ def _canvas(figure: Figure) -> Canvas:
         canvas.legend(
             list(handles.values()),
             list(handles),
-            ncols=max(1, min(len(handles), int(width * columns / 0.9))),
+            ncols=max(
+                1, int(width * columns / (0.55 + 0.085 * max(map(len, handles))))
+            ),
             loc="outside upper center",
             frameon=False,
         )

@@ -15,9 +15,10 @@ def layer_density(records: Sequence[Record]) -> Figure | None:
         records: records of one study.
     """
     panels, titles = [], frame.titles(records)
-    for c in frame.compressions(records):
+    levels = frame.compressions(records)
+    for c in [c for c in levels if c] or levels:  # nothing is pruned at c = 0
         found = frame.first_seeds(records, c)
-        if found and (c or not panels):
+        if found:
             values = {
                 titles[method]: {
                     la.name: 100 * tables.share(la) for la in record.layers

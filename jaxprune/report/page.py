@@ -70,8 +70,9 @@ def build(content: Content) -> str:
             "<h2 id='tables'>Tables</h2>",
             "<p class='small'>c is the compression exponent: a network at c keeps a density "
             "of 10<sup>-c</sup> of its prunable weights. ±: one sample standard deviation "
-            "over the seeds. Bold: the best value of a row. Color: better values of a row "
-            "are darker; where each row is one method, better values of a column.</p>",
+            "over the seeds. Bold: the best value of a row. Color: the better a value is among "
+            "those of its row, the stronger its color; where each row is one method, among "
+            "those of its column.</p>",
             *ours,
             _blank(content.blank),
             "<h2 id='run'>How it was run</h2><div class='card'><ul class='facts'>",

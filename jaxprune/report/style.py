@@ -7,7 +7,7 @@ _DARK = {
     0: "#e6e9ee",
     3: "#1fc396",
     4: "#f08a3c",
-    5: "#4f9be8",
+    5: "#4a7df5",
     7: "#bdbd4e",
     8: "#c08a7e",
 }
@@ -105,6 +105,7 @@ th, td {{ padding: .32rem .75rem; text-align: right; white-space: nowrap;
   border-bottom: 1px solid var(--line); }}
 th {{ color: var(--soft); font-weight: 600; }}
 td {{ background: rgb(var(--heat) / calc(var(--s, 0) * .55)); }}
+td:first-child, th:first-child {{ position: sticky; left: 0; background: var(--card); }}
 tbody tr:hover td {{ box-shadow: inset 0 -2px 0 var(--accent); }}
 td b {{ font-weight: 750; }}
 footer {{ margin-top: 2rem; }}
