@@ -124,11 +124,10 @@ def build(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Table]:
         Three tables with means over the seeds, one row or more per method and density; an
         empty list if nothing was compacted.
     """
-    compacted = [record for record in records if record.compaction]
-    if not compacted:
-        return []
-    networks = frame.networks(compacted)
+    networks = frame.networks(records).filter("is_compacted")
     rows = [([r["title"], f"{r['c']:g}"], r) for r in networks.iter_rows(named=True)]
+    if not rows:
+        return []
     batches = frame.batch_sizes(networks)
     tables = [
         _table("compacted_size", ["method", "c"], [(*row, _SIZES) for row in rows]),

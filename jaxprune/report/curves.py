@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxprune.report import compaction, frame
 from jaxprune.report.charts import Figure, Kind, Plot, Point, Series, span, styles
-from jaxprune.report.quantities import Metric, metric
+from jaxprune.report.quantities import Metric, capitalized, metric
 from jaxprune.study.records import Record
 
 _DENSITY = "density (kept / prunable weights)"
@@ -58,7 +58,7 @@ def metric_figure(records: Sequence[Record]) -> Figure | None:
     whole = _plot(series, _DENSITY, measured.label)
     zoom = _dense_end(whole, measured)
     seeds = len({record.cell["seed"] for record in records})
-    texts = [f"{measured.label.capitalize()}; {measured.better} is better."]
+    texts = [f"{capitalized(measured.label)}; {measured.better} is better."]
     if seeds > 1:
         texts.append(
             f"Each point is the mean over {seeds} seeds; error bars show one sample standard "
@@ -74,7 +74,7 @@ def metric_figure(records: Sequence[Record]) -> Figure | None:
         )
     return Figure(
         measured.key,
-        f"{measured.name.capitalize()} against density",
+        f"{capitalized(measured.name)} against density",
         " ".join(texts),
         [whole._replace(title="All densities"), zoom] if zoom else [whole],
     )
@@ -163,7 +163,7 @@ def cost(records: Sequence[Record]) -> Figure | None:
         return None
     return Figure(
         "cost",
-        f"{measured.name.capitalize()} against cost",
+        f"{capitalized(measured.name)} against cost",
         "One point per method and density, mean over the seeds. The broad line is the Pareto "
         "front: no other network is both cheaper and better than one on it. Networks without "
         "a path from input to output are left out. Multiply-accumulates are counted: they "
@@ -270,7 +270,7 @@ def speed_up(records: Sequence[Record]) -> Figure | None:
                 )
                 for row in rows
                 if row["method"] == method
-                and (value := getters[kind](row, batch)) is not None
+                and (value := getters[kind](row, batch))
                 and (kind != "hollow" or value != getters["line"](row, batch))
             ]
             if points:

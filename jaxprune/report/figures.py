@@ -4,6 +4,7 @@ import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -86,8 +87,12 @@ def draw(figures: Sequence[Figure], folder: Path, notes: Sequence[str] = ()) -> 
     """
     folder.mkdir(parents=True, exist_ok=True)
     for figure in figures:
-        # Without a fixed salt, the ids in an SVG change from run to run.
-        with plt.rc_context({"svg.hashsalt": "jaxprune", "font.size": 9}):
+        options: dict[Any, Any] = {
+            "svg.hashsalt": "jaxprune",  # without it, the ids change from run to run
+            "text.parse_math": False,  # a name may contain dollar signs
+            "font.size": 9,
+        }
+        with plt.rc_context(options):
             canvas = _canvas(figure)
             if notes:
                 # About 16 characters fit in an inch.

@@ -89,9 +89,9 @@ def networks(records: Sequence[Record]) -> pl.DataFrame:
     Returns:
         One row per method and compression, in the order of the records: the metric, the
         number of epochs, the ratio of multiply-accumulates (flop_ratio), shares of weights
-        in percent (density, effective), `collapsed` (in any seed), and every fact of
-        `Record.compaction`. Diverged seeds are left out. The mean of a fact is null if it
-        is missing in any seed that was compacted.
+        in percent (density, effective), `collapsed` and `is_compacted` (in any seed), and
+        every fact of `Record.compaction`. Diverged seeds are left out. The mean of a fact
+        is null if it is missing in any seed that was compacted.
     """
     getters: dict[str, Callable[[Record], Any]] = {
         "metric": lambda r: r.metric,
@@ -124,7 +124,7 @@ def networks(records: Sequence[Record]) -> pl.DataFrame:
         )
         .filter(pl.col("status") != "diverged")
         .group_by(_GROUP, maintain_order=True)
-        .agg(pl.col("collapsed").any(), *means)
+        .agg(pl.col("collapsed", "is_compacted").any(), *means)
     )
 
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from jaxprune.report import frame, svg, verdict
-from jaxprune.report.charts import Figure, Panel, Plot
+from jaxprune.report.charts import Figure, HeatMap, Panel, Plot
 from jaxprune.report.quantities import metric
 from jaxprune.report.style import STYLE
 from jaxprune.report.tables import Table
@@ -70,9 +70,9 @@ def build(content: Content) -> str:
             "<h2 id='tables'>Tables</h2>",
             "<p class='small'>c is the compression exponent: a network at c keeps a density "
             "of 10<sup>-c</sup> of its prunable weights. ±: one sample standard deviation "
-            "over the seeds. Bold: the best value of a row. Color: the better a value is among "
-            "those of its row, the stronger its color; where each row is one method, among "
-            "those of its column.</p>",
+            "over the seeds. Bold: the best value of a row. Color: the better a value is "
+            "among those of its row, the stronger its color; where each row is one method, "
+            "among those of its column.</p>",
             *ours,
             _blank(content.blank),
             "<h2 id='run'>How it was run</h2><div class='card'><ul class='facts'>",
@@ -182,12 +182,8 @@ def _figure(figure: Figure) -> str:
         for series in panel.series
     ):
         legend += svg.key("Pareto front", None)
-    first = figure.panels[0]
-    kind = "panels" if isinstance(first, Plot) else "maps"
-    # Narrow figures share a row of the page.
-    most = {"Plot": 1, "HeatMap": 8, "Histograms": 3}[type(first).__name__]
-    width = 1 if isinstance(first, Plot) else len(first.columns)
-    size = "half" if len(figure.panels) == 1 and width <= most else ""
+    kind = "panels" if isinstance(figure.panels[0], Plot) else "maps"
+    size = "half" if _is_narrow(figure) else ""
     panels = [_panel(panel) for panel in figure.panels]
     parts = [f"<div class='{kind}'>{''.join(panels[: figure.shown])}</div>"]
     if panels[figure.shown :]:
@@ -203,6 +199,14 @@ def _figure(figure: Figure) -> str:
         + "".join(parts)
         + f"<p class='caption'>{_text(figure.caption)}</p></section>"
     )
+
+
+def _is_narrow(figure: Figure) -> bool:
+    """Return whether a figure can share a row of the page with another."""
+    panel, *others = figure.panels
+    if others or isinstance(panel, Plot):
+        return not others
+    return len(panel.columns) <= (8 if isinstance(panel, HeatMap) else 3)
 
 
 def _panel(panel: Panel) -> str:

@@ -62,7 +62,7 @@ def metric(records: Sequence[Record]) -> Metric:
     record = next(iter([*evaluated, *records]), None)
     if record is None:
         raise ValueError("there are no records yet. Run the study first.")
-    name, unit = record.metric_name, record.metric_unit
+    name, unit = record.metric_name or "metric", record.metric_unit
     values = [abs(r.metric) for r in evaluated if r.metric and math.isfinite(r.metric)]
     magnitude = math.floor(math.log10(max(values, default=10.0)))
     # The prefix keeps a metric of any name apart from the other files and columns.
@@ -76,6 +76,19 @@ def metric(records: Sequence[Record]) -> Metric:
         "higher" if record.higher_is_better else "lower",
         min(max(3 - magnitude, 2), 6),
     )
+
+
+def capitalized(text: str) -> str:
+    """Return a text with a capital first letter; abbreviations stay as they are.
+
+    Args:
+        text: the text.
+
+    Example:
+        >>> capitalized("test BLEU")
+        'Test BLEU'
+    """
+    return text[:1].upper() + text[1:]
 
 
 def quantities(records: Sequence[Record]) -> dict[str, Quantity]:
@@ -92,11 +105,11 @@ def quantities(records: Sequence[Record]) -> dict[str, Quantity]:
     """
     found = metric(records)
     caption = (
-        f"{found.name.capitalize()} on the whole test set after the last epoch; "
+        f"{capitalized(found.name)} on the whole test set after the last epoch; "
         f"{found.better} is better. The test set was not used to choose an epoch."
     )
     first = Quantity(
-        found.label.capitalize(),
+        capitalized(found.label),
         lambda record: record.metric,
         found.digits,
         caption,

@@ -117,7 +117,8 @@ ul.facts {{ margin: 0; padding-left: 1.1rem; }}
   .figures {{ grid-template-columns: repeat(2, minmax(0, 1fr)); grid-auto-flow: dense; }}
   .figures > .card:not(.half) {{ grid-column: span 2; }}
   nav {{ grid-row: 1 / span 9; grid-column: 1; }}
-  nav ul {{ position: sticky; top: 2rem; display: block; margin: .3rem 0 0; }}
+  nav ul {{ position: sticky; top: 2rem; display: block; margin: .3rem 0 0;
+    max-height: calc(100vh - 4rem); overflow-y: auto; }}
   nav .sub {{ display: block; padding-left: .8rem; font-size: .84rem; }}
   nav .sub a {{ color: var(--soft); }}
 }}

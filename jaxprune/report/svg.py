@@ -88,36 +88,45 @@ def _marker(style: int, x: float, y: float, kind: str = "marker") -> str:
 
 
 _WIDTH, _HEIGHT = 400, 290
-_LEFT, _TOP, _RIGHT, _BOTTOM = 46, 24, 8, 42  # margins around the axes
+_TOP, _RIGHT, _BOTTOM = 24, 8, 42  # margins around the axes
 
 
 def _plot(plot: Plot) -> str:
-    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    x_ticks, y_ticks = (
+        ticks(plot.x_range, "x" in plot.logs),
+        ticks(plot.y_range, "y" in plot.logs),
+    )
+    left = 14 + 7 * max(len(f"{value:g}") for value in y_ticks)
+    width, height = _WIDTH - left - _RIGHT, _HEIGHT - _TOP - _BOTTOM
     x_of = lambda x: width * _position(x, plot.x_range, "x" in plot.logs)
     y_of = lambda y: height * (1 - _position(y, plot.y_range, "y" in plot.logs))
+    label = html.escape(f"{plot.y_label} against {plot.x_label}")
     parts = [
-        f"<svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img'>"
-        f"<text x='2' y='13'>{html.escape(plot.y_label)}</text>"
-        f"<text x='{_LEFT + width / 2}' y='{_HEIGHT - 6}' class='middle'>"
-        f"{html.escape(plot.x_label)}</text>"
+        f"<svg class='plot' viewBox='0 0 {_WIDTH} {_HEIGHT}' role='img' "
+        f"aria-label='{label}'>"
+        f"<text x='{left + width / 2}' y='{_HEIGHT - 6}' class='middle'>"
+        f"{_short(plot.x_label, 56)}</text>"
     ]
-    if plot.mark is not None and plot.mark[2]:
-        label = html.escape(f"dashed: {plot.mark[2]}")
-        parts.append(f"<text x='{_WIDTH - 8}' y='13' class='end'>{label}</text>")
-    for value in ticks(plot.x_range, "x" in plot.logs):
-        x = _LEFT + x_of(value)
+    mark = f"dashed: {plot.mark[2]}" if plot.mark and plot.mark[2] else ""
+    parts.append(f"<text x='2' y='13'>{_short(plot.y_label, 54 - len(mark))}</text>")
+    if mark:
+        parts.append(
+            f"<text x='{_WIDTH - 8}' y='13' class='end'>{html.escape(mark)}</text>"
+        )
+    for value in x_ticks:
+        x = left + x_of(value)
         parts.append(
             f"<path class='grid' d='M{x:.1f},{_TOP}v{height}'/>"
             f"<text x='{x:.1f}' y='{_TOP + height + 15}' class='middle'>{value:g}</text>"
         )
-    for value in ticks(plot.y_range, "y" in plot.logs):
+    for value in y_ticks:
         y = _TOP + y_of(value)
         parts.append(
-            f"<path class='grid' d='M{_LEFT},{y:.1f}h{width}'/>"
-            f"<text x='{_LEFT - 6}' y='{y + 4:.1f}' class='end'>{value:g}</text>"
+            f"<path class='grid' d='M{left},{y:.1f}h{width}'/>"
+            f"<text x='{left - 6}' y='{y + 4:.1f}' class='end'>{value:g}</text>"
         )
     # An inner svg clips what lies outside the axes.
-    parts.append(f"<svg x='{_LEFT}' y='{_TOP}' width='{width}' height='{height}'>")
+    parts.append(f"<svg x='{left}' y='{_TOP}' width='{width}' height='{height}'>")
     if plot.mark is not None:
         axis, value, _ = plot.mark
         if axis == "x":
@@ -131,9 +140,9 @@ def _plot(plot: Plot) -> str:
             y_of(p.y) - y_of(p.y + p.error) if p.error else 0 for p in series.points
         ]
         parts.append(_series(series, points, errors))
-    x_end, y_end = _LEFT + width, _TOP + height
+    x_end, y_end = left + width, _TOP + height
     return "".join(parts) + (
-        f"</svg><path class='axis' d='M{_LEFT},{_TOP}V{y_end}H{x_end}'/></svg>"
+        f"</svg><path class='axis' d='M{left},{_TOP}V{y_end}H{x_end}'/></svg>"
     )
 
 
@@ -206,6 +215,12 @@ def _labels(rows: Sequence[str], y_of_row: Sequence[float], left: float) -> str:
     )
 
 
+def _open(panel: HeatMap | Histograms, width: float, height: float) -> str:
+    label = html.escape(panel.title or "layers")
+    size = f"width='{width:.0f}' height='{height:.0f}'"
+    return f"<svg class='map' role='img' aria-label='{label}' {size}>"
+
+
 def _short(name: str, most: int = 22) -> str:
     """Shorten a name at its beginning; the ends of layer names differ."""
     text = name if len(name) <= most else "…" + name[1 - most :]
@@ -225,7 +240,7 @@ def _heat_map(panel: HeatMap) -> str:
     slant = 4.9 * longest if turned else 0  # labels of columns lean to the right
     width = left + cell * len(panel.columns) + slant
     height = top + _ROW * len(panel.rows) + 2
-    parts = [f"<svg class='map' width='{width:.0f}' height='{height:.0f}' role='img'>"]
+    parts = [_open(panel, width, height)]
     for i, name in enumerate(panel.columns):
         x = left + cell * (i + 0.5)
         place = f"transform='translate({x + 4:.0f},{top - 7:.0f})rotate(-45)'"
@@ -287,7 +302,7 @@ def _histograms(panel: Histograms) -> str:
     left = max(_left(panel.rows), 60)
     width = left + cell * len(panel.columns)
     height = top + row_height * len(panel.rows)
-    parts = [f"<svg class='map' width='{width:.0f}' height='{height:.0f}' role='img'>"]
+    parts = [_open(panel, width, height)]
     for i, title in enumerate(panel.columns):
         x = left + cell * (i + 0.5) - 3
         parts.append(

@@ -118,14 +118,15 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
         ValueError: if there are no records.
     """
     return [
-        Verdict("Best method", _best(leaders(records), metric(records))),
+        Verdict("Best method", _best(records)),
         Verdict("Collapse", _collapse(records)),
         Verdict("Savings", _savings(records)),
     ]
 
 
-def _best(found: Sequence[Leader], measured: Metric) -> str:
+def _best(records: Sequence[Record]) -> str:
     """Name the best method at each density, with the margin and the noise."""
+    found, measured = leaders(records), metric(records)
     if not found:
         return (
             f"No density has the {measured.name} of two methods yet, so there is nothing "
@@ -158,8 +159,10 @@ def _best(found: Sequence[Leader], measured: Metric) -> str:
             for title in dict.fromkeys(x.title for x in unknown)
         ]
         margins = _range([x.margin for x in unknown], measured)
+        seeds = len({record.cell["seed"] for record in records})
+        one = "one seed" if seeds == 1 else "one seed of one of the two best methods"
         parts.append(
-            "With one seed, differences can't be told from noise. The best "
+            f"With {one}, differences can't be told from noise. The best "
             f"{measured.name} is that of {_and(names)}, by {margins}."
         )
     return " ".join(parts)

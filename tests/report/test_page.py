@@ -3,15 +3,17 @@
 import dataclasses
 import html
 import json
+import math
 import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings, strategies as st
 
 from jaxprune import report
-from jaxprune.report import page, svg
+from jaxprune.report import figures, page, svg, writing
 from jaxprune.report.quantities import quantities
 from jaxprune.study.records import Layer
 from tests.report.test_report import COMPACTION, record, table_of, write_study
@@ -136,10 +138,10 @@ def test_a_study_with_another_metric_and_tokens_never_says_accuracy_or_images(tm
 
 
 def test_small_values_keep_four_significant_digits():
-    cell_records = [record("a", 1, 0, 0.01234, metric_name="loss", metric_unit="nats")]
-    quantity = quantities(cell_records)["test_loss"]
-    assert quantity.title == "Test loss (nats)"
-    assert table_of(cell_records, "test_loss").rows[0][2] == "0.01234"
+    cell_records = [record("a", 1, 0, 0.01234, metric_name="NLL", metric_unit="nats")]
+    quantity = quantities(cell_records)["test_nll"]
+    assert quantity.title == "Test NLL (nats)"
+    assert table_of(cell_records, "test_nll").rows[0][2] == "0.01234"
 
 
 def test_records_that_lack_every_fact_make_a_page(tmp_path):
@@ -153,6 +155,55 @@ def test_records_that_lack_every_fact_make_a_page(tmp_path):
     assert "No mask has been inspected yet" in text
     assert "not measured yet" in text
     assert "<svg" not in text
+
+
+def maybe(values):
+    return st.none() | values
+
+
+NUMBERS = maybe(st.sampled_from([0.0, 1e-5, 3.0, 90.0, 1e9, math.nan, math.inf]))
+FACTS = {  # of a record: some are missing, others are unusual
+    "method": st.sampled_from("ab"),
+    "c": st.sampled_from([0, 1, 299.0]),
+    "accuracy": NUMBERS,
+    "compaction": st.fixed_dictionaries({}, optional={k: NUMBERS for k in COMPACTION}),
+    "density": maybe(st.just(0.5)),
+    "macs_dense": maybe(st.just(0)),
+    "higher_is_better": st.booleans(),
+    "status": st.sampled_from(["trained", "finished", "diverged"]),
+    "connectivity": st.sampled_from([{}, {"errors": []}, {"barrier": 1.0}]),
+    "collapse": maybe(st.just("cut")),
+    "layers": st.lists(
+        st.fixed_dictionaries(
+            {
+                "name": st.sampled_from(["a", "b/kernel", ""]),
+                "size": st.sampled_from([0, 5]),
+                "kept": st.integers(0, 5),
+                "effective": st.just(0),
+                "macs": st.sampled_from([0, 10]),
+                "edges": st.just([0.0, 0.0]),
+                "counts": st.just([1]),
+            }
+        ),
+        max_size=3,
+    ),
+}
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.fixed_dictionaries(FACTS), min_size=1, max_size=4))
+def test_any_records_make_a_page(rows):
+    cell_records = [
+        record(**{**row, "layers": [Layer(**layer) for layer in row["layers"]]})
+        for row in rows
+    ]
+    study = {"name": "s", "notes": [], "cells": cell_records}
+    shown = writing.build_own(cell_records, [])
+    drawn = figures.build(cell_records)
+    text = page.build(page.Content(study, cell_records, drawn, [], shown, []))
+    body = text.split("</style>")[1]
+    assert "nan" not in body
+    assert "None" not in body
 
 
 def test_ticks_are_round_numbers_within_the_axis():

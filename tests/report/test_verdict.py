@@ -78,7 +78,7 @@ def test_a_diverged_seed_is_named_and_leaves_the_noise_unknown():
     lost = record("b", 1, 1, None, title="B", status="diverged", layers=[])
     cell_records = [*seeds("a", 1, 90.0, 90.0), *seeds("b", 1, 88.0), lost]
     best, collapse, _ = texts(cell_records)
-    assert best.startswith("With one seed")
+    assert best.startswith("With one seed of one of the two best methods, differences")
     assert collapse.endswith(
         "Training diverged for B at density 0.1 (1 of 2 networks)."
     )
