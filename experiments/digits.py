@@ -9,8 +9,8 @@ accuracy of 98 to 100 %; ours: results/digits, explained in README.md.
 """
 
 from jaxprune import data
-from jaxprune.study import config
-from jaxprune.study.config import COMPARED, Cell, Recipe, Study
+from jaxprune.study import config, methods
+from jaxprune.study.config import Cell, Recipe, Study
 from jaxprune.train import Training
 
 COMPRESSIONS = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -41,14 +41,14 @@ def study(
         Cell(
             **config.dataset_fields(dataset_files),
             model="conv2",
-            method=config.method(method),
+            method=methods.get(method),
             compression=compression,
             seed=seed,
             recipe=RECIPES[recipe or "digits"],
             width=0.25,
         )
         for seed in range(seeds)
-        for method in COMPARED
+        for method in methods.COMPARED
         for compression in COMPRESSIONS
     ]
     return Study("digits", cells)

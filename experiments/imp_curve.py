@@ -17,12 +17,12 @@ import math
 
 from experiments import poster
 from jaxprune import data
-from jaxprune.study import config
-from jaxprune.study.config import METHODS, Cell, Study
+from jaxprune.study import config, methods
+from jaxprune.study.config import Cell, Study
 
 RECIPES = {"corrected": poster.RECIPES["corrected"]}
 REWINDS = ("imp_late", "imp_rate", "imp_finetune")
-_LEVEL = -math.log10(METHODS["imp_late"].keep_fraction or 1)
+_LEVEL = -math.log10(methods.METHODS["imp_late"].keep_fraction or 1)
 
 # 20 levels, and exactly 1 %.
 COMPRESSIONS = (*(round(level * _LEVEL, 12) for level in range(1, 21)), 2.0)
@@ -40,7 +40,7 @@ def study(
         Cell(
             **config.dataset_fields(dataset_files),
             model="vgg16",
-            method=config.method(method),
+            method=methods.get(method),
             compression=compression,
             seed=seed,
             recipe=RECIPES[recipe or "corrected"],

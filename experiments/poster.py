@@ -17,8 +17,8 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from jaxprune import data
-from jaxprune.study import config
-from jaxprune.study.config import COMPARED, Cell, Recipe, Study
+from jaxprune.study import config, methods
+from jaxprune.study.config import Cell, Recipe, Study
 from jaxprune.study.records import Record
 from jaxprune.train import Training
 
@@ -83,12 +83,12 @@ def study(
 ) -> Study:
     """List the cells of the study, seed by seed; by default with the corrected recipe."""
     chosen = RECIPES[recipe or "corrected"]
-    points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in COMPARED)]
+    points = [("dense", 0.0), *((m, c) for c in COMPRESSIONS for m in methods.COMPARED)]
     cells = [
         Cell(
             **config.dataset_fields(dataset_files),
             model="vgg16",
-            method=config.method(method),
+            method=methods.get(method),
             compression=compression,
             seed=seed,
             recipe=chosen,

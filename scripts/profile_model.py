@@ -94,8 +94,9 @@ def profile(
     console = Console()
     console.print(_layer_table(network, mask, input_shape))
     machine = provenance.describe()
+    images = jax.random.uniform(jax.random.key(0), (max(batch), *input_shape))
     with console.status("measuring the masked and the compacted network, interleaved"):
-        measured = compaction.compare(network, mask, input_shape, batches=batch).facts
+        measured = compaction.compare(network, mask, images, batches=batch).facts
     device = profiling.describe()
     console.print(_size_table(measured))
     console.print(

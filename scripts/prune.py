@@ -13,14 +13,14 @@ from typing import Annotated, Literal  # isort: skip
 import tyro
 
 from jaxprune import data, models, tree
-from jaxprune.study import config, runner
-from jaxprune.study.config import METHODS, Cell, Recipe, Study
+from jaxprune.study import config, methods, runner
+from jaxprune.study.config import Cell, Recipe, Study
 from jaxprune.train import Training
 
 ModelName = Annotated[
     str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(models.MODELS)}}}")
 ]
-MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(METHODS)}}}")]
+MethodName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(methods.METHODS)}}}")]
 DatasetName = Annotated[str, tyro.conf.arg(metavar=f"{{{','.join(data.DATASETS)}}}")]
 
 
@@ -85,7 +85,7 @@ def prune(
     cell = Cell(
         **config.dataset_fields(dataset_files),
         model=model,
-        method=config.method(method),
+        method=methods.get(method),
         compression=compression,
         seed=seed,
         recipe=Recipe(
@@ -96,7 +96,7 @@ def prune(
         train_examples=train_examples,
     )
     (record,) = runner.run(Study("single", [cell]), runs_dir, dataset_files)
-    print(f"{METHODS[method].title} on {model}, {dataset}: {record.status}")
+    print(f"{cell.method.title} on {model}, {dataset}: {record.status}")
     if record.density is not None:
         size = sum(layer.size for layer in record.layers)
         kept = sum(layer.kept for layer in record.layers)

@@ -1,7 +1,10 @@
 """Run a study, list its finished cells, and write its report.
 
 Examples:
+    python scripts/study.py list
     python scripts/study.py run digits
+    python scripts/study.py run digits --method snip grasp --density 0.2 0.05
+    python scripts/study.py run experiments/own_study.py
     python scripts/study.py run digits --only method=snip,synflow density=0.1 --seeds 3
     python scripts/study.py status digits
     python scripts/study.py report digits
@@ -10,9 +13,11 @@ Examples:
 
 import _cli
 
+import functools  # isort: skip
 import os  # isort: skip
+import sys  # isort: skip
 from pathlib import Path  # isort: skip
-from typing import Annotated, Literal  # isort: skip
+from typing import Annotated, Any, Literal, NamedTuple  # isort: skip
 
 import tyro
 from rich.console import Console
@@ -26,20 +31,73 @@ from rich.progress import (
 )
 
 from experiments import STUDIES
-from jaxprune import data, tree
-from jaxprune.study import cluster, config, records, runner, stages, store
+from jaxprune import data
+from jaxprune.study import (
+    cluster,
+    config,
+    methods,
+    records,
+    runner,
+    select,
+    stages,
+    store,
+    user,
+    workbench,
+)
 from jaxprune.study.records import Record
 from jaxprune.study.stages import KINDS
 
 StudyName = Annotated[
-    str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(STUDIES)}}}")
+    str, tyro.conf.Positional, tyro.conf.arg(metavar=f"{{{','.join(STUDIES)},FILE.py}}")
 ]
 console = Console()
+_PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
+
+
+class _Loaded(NamedTuple):
+    """A study that is ready to run.
+
+    Attributes:
+        study: its cells.
+        source: its data set.
+    """
+
+    study: config.Study
+    source: workbench.Source
+
+
+_user_study = functools.cache(user.load)  # run the file once
+
+
+def _is_file(name: str) -> bool:
+    return name.endswith(".py") or os.sep in name
+
+
+def _load(
+    name: str, recipe: str | None, seeds: int, data_dir: Path | None, cache_dir: Path
+) -> _Loaded:
+    """Load a study by its name, or from a user's file."""
+    if _is_file(name):
+        return _Loaded(*_user_study(Path(name)).build(seeds))
+    preset = STUDIES[name]
+    files = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
+    return _Loaded(preset.study(files, seeds, recipe), files)
 
 
 def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
     """Return the folder of a study: runs/<name>, or runs/<name>-<recipe>."""
-    tree.check_option("study", name, STUDIES)
+    if _is_file(name):
+        if recipe is not None:
+            raise ValueError(
+                f"--recipe chooses among those of a built-in study, and {name} has its own. "
+                "Leave it out."
+            )
+        return runs_dir / _user_study(Path(name)).name
+    if name not in STUDIES:
+        raise ValueError(
+            f"study '{name}' is unknown. Pass one of {', '.join(STUDIES)}, or the path of a "
+            "study's file, which ends in .py."
+        )
     recipes = list(STUDIES[name].recipes)
     if recipe is not None and recipe not in recipes:
         raise ValueError(
@@ -53,6 +111,8 @@ def run(
     name: StudyName,
     /,
     only: Annotated[tuple[tuple[str, ...], ...], tyro.conf.UseAppendAction] = (),
+    method: tuple[str, ...] = (),
+    density: tuple[float, ...] = (),
     seeds: int = 1,
     recipe: str | None = None,
     epochs_scale: float = 1.0,
@@ -69,14 +129,16 @@ def run(
     """Run the cells of a study that are not finished, then write its report.
 
     Args:
-        name: study to run.
+        name: study to run: its name, or the path of a file with STUDY = user.Study(...).
         only: conditions that cells must meet, such as method=snip,synflow c=1; fields are
             method, c, density, seed and model. Several --only add up.
+        method: methods to compare, in place of those of the study; `list` shows all.
+        density: fractions of the prunable weights to keep, in place of those of the study.
         seeds: number of seeds; with several, tables show mean ± standard deviation.
         recipe: recipe of poster: as_run or corrected.
         epochs_scale: factor on all epochs, for a reduced run.
         width: factor on the number of channels, for a reduced run.
-        train_examples: train on the first N images only, for a reduced run.
+        train_examples: train on the first N examples only, for a reduced run.
         runs_dir: folder of the results; the same folder resumes.
         data_dir: folder of prepared TFDS data sets; by default that of TFDS.
         cache_dir: folder of decoded data sets.
@@ -98,11 +160,11 @@ def run(
         raise ValueError(
             "--only has no condition. Pass some, such as method=snip,synflow or c=1."
         )
-    preset = STUDIES[name]
-    dataset_files = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
-    full_study = preset.study(dataset_files, seeds, recipe)
-    study = config.reduced(
-        full_study._replace(cells=config.select_cells(full_study.cells, conditions)),
+    whole, source = _load(name, recipe, seeds, data_dir, cache_dir)
+    names = [name for group in method for name in group.split(",")]
+    full_study = select.vary(whole, methods=names, densities=density)
+    study = select.reduced(
+        full_study._replace(cells=select.select_cells(full_study.cells, conditions)),
         epochs_scale=epochs_scale,
         width=width,
         train_examples=train_examples,
@@ -136,13 +198,13 @@ def run(
             markup=False,
         )
     if plan:  # runner.run does this check itself
-        runner.check(planned, dataset_files, mesh_shape)
-        _print_plan(study, planned, dataset_files)
+        runner.check(planned, source, mesh_shape)
+        _print_plan(study, planned, source)
         return
     with _progress_bar() as bar:
         if executor == "ray":
-            _run_on_ray(study, runs_dir, dataset_files, bar, cpus)
-        _run(study, runs_dir, dataset_files, bar, mesh_shape)
+            _run_on_ray(study, runs_dir, source, bar, cpus)
+        _run(study, runs_dir, source, bar, mesh_shape)
     try:
         _report(name, folder, tables=1)
     except ImportError as error:
@@ -175,7 +237,8 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     """Write the report, and print its first tables."""
     from jaxprune import report
 
-    published, index = STUDIES[name].published(), folder / "report" / "index.html"
+    published = None if _is_file(name) else STUDIES[name].published()
+    index = folder / "report" / "index.html"
     if tables is None or not _is_current(folder, index):
         index = report.write(folder, published)
     notes = records.read_study(folder)["notes"]
@@ -195,7 +258,7 @@ def _is_current(folder: Path, index: Path) -> bool:
 
 
 def _print_plan(
-    study: config.Study, planned: runner.Plan, dataset_files: data.DatasetFiles
+    study: config.Study, planned: runner.Plan, source: workbench.Source
 ) -> None:
     for cell in study.cells:
         chain = stages.chain(cell)
@@ -214,7 +277,7 @@ def _print_plan(
     console.print(
         "Timing an epoch, which takes minutes for a large network on a CPU ..."
     )
-    epoch = runner.epoch_time(study, dataset_files)
+    epoch = runner.epoch_time(study, source)
     console.print(
         f"An epoch takes {epoch.seconds:,.2f} s here (timed on {epoch.timed} of its "
         f"{epoch.steps} steps), so the remaining training takes "
@@ -240,7 +303,7 @@ def _progress_bar() -> Progress:
 def _run_on_ray(
     study: config.Study,
     runs_dir: Path,
-    dataset_files: data.DatasetFiles,
+    source: workbench.Source,
     bar: Progress,
     cpus: int,
 ) -> None:
@@ -254,14 +317,14 @@ def _run_on_ray(
 
     address = os.environ.get("RAY_ADDRESS")
     workers = cluster.Cluster(cpus, _cli.environment(), address)
-    cluster.run(study, runs_dir, dataset_files, workers, on_wait)
+    cluster.run(study, runs_dir, source, workers, on_wait)
     bar.remove_task(task)
 
 
 def _run(
     study: config.Study,
     runs_dir: Path,
-    dataset_files: data.DatasetFiles,
+    source: workbench.Source,
     bar: Progress,
     mesh_shape: tuple[int, int] | None,
 ) -> None:
@@ -287,7 +350,7 @@ def _run(
             measuring.append(True)
             console.print("measuring time and memory, one cell after another")
 
-    finished = runner.run(study, runs_dir, dataset_files, show, mesh_shape)
+    finished = runner.run(study, runs_dir, source, show, mesh_shape)
     for number, record in enumerate(finished, start=1):
         print_once(record)
         if not console.is_terminal and number % 10 == 0:
@@ -306,10 +369,47 @@ def _summary(record: Record) -> str:
         f"error barrier {record.connectivity['barrier']:.2f} points"
         if record.metric is None
         else f"{record.metric:.2f} %"
+        if record.metric_unit == "%"
+        else f"{record.metric_name} {record.metric:.4g} {record.metric_unit}".strip()
     )
     return (
         f"{label}: {result} at density {record.density:.4f}{collapsed} "
         f"({record.seconds:.1f} s)"
+    )
+
+
+def list_studies() -> None:
+    """List the built-in studies, and the methods that every study can compare."""
+    console.print("Studies (python scripts/study.py run NAME):", highlight=False)
+    for name, preset in STUDIES.items():
+        first = (sys.modules[preset.study.__module__].__doc__ or "").partition("\n")[0]
+        recipes = (
+            f"; recipes {', '.join(preset.recipes)}" if len(preset.recipes) > 1 else ""
+        )
+        console.print(
+            f"  {name}: {first} Data set {preset.dataset}{recipes}.", **_PLAIN
+        )
+    console.print(
+        "  path/to/file.py: a study of your own, as in experiments/own_study.py.",
+        **_PLAIN,
+    )
+    console.print("Methods (--method NAME ...):", highlight=False)
+    for name, method in methods.METHODS.items():
+        console.print(f"  {name}: {method.title}, {_explain(method)}.", **_PLAIN)
+
+
+def _explain(method: methods.Method) -> str:
+    """Describe a method in a few words."""
+    if not method.score:
+        return "the trained network without pruning"
+    if method.levels or method.keep_fraction:
+        levels = f"{method.levels} levels" if method.levels else "20 % per level"
+        twice = ", trained twice to measure the error barrier" if method.points else ""
+        return f"iterative magnitude pruning, {levels}{twice}"
+    return (
+        f"{method.score} scores "
+        + ("after" if method.pretrained else "before")
+        + (" training")
     )
 
 
@@ -365,7 +465,7 @@ def check(
         runs_dir: folder of the results; without results, only masks are compared.
     """
     folder = _folder(name, recipe, runs_dir)
-    compare = STUDIES[name].check
+    compare = None if _is_file(name) else STUDIES[name].check
     if compare is None:
         comparable = [name for name, preset in STUDIES.items() if preset.check]
         raise ValueError(
@@ -394,4 +494,4 @@ def check(
 
 
 if __name__ == "__main__":
-    _cli.main([run, status, report, check], __doc__ or "")
+    _cli.main([run, list_studies, status, report, check], __doc__ or "")

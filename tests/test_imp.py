@@ -165,7 +165,7 @@ def test_batch_norm_statistics_rewind_with_the_weights(image_set, tmp_path):
             rewind_iteration=REWIND_ITERATION if is_first else None,
         )
         results.append(result)
-        accuracy = train.evaluate(result.model, image_set).accuracy
+        accuracy = train.evaluate(result.model, image_set).metric
         return imp.TrainResult(result.model, accuracy, result.rewind_point)
 
     model = batch_norm_model()
@@ -189,7 +189,7 @@ def test_batch_norm_statistics_rewind_with_the_weights(image_set, tmp_path):
         chex.assert_trees_all_equal(info.params, result.model)
         expected = train.evaluate(result.model, image_set)
         assert train.evaluate(info.params, image_set) == expected
-        assert info.metrics == expected.accuracy
+        assert info.metrics == expected.metric
         assert all(bool(leaf.all()) for leaf in jax.tree.leaves(state.mask.state))
     size = tree.size(model.params)
     kept = [masks.num_kept(density, size) for density in (0.5, 0.25)]
@@ -206,7 +206,7 @@ def test_batch_norm_statistics_rewind_with_the_weights(image_set, tmp_path):
         chex.assert_trees_all_equal(state.params, expected_state.params)
         chex.assert_trees_all_equal(info.params, expected_info.params)
         assert state.params.apply == model.apply
-        assert train.evaluate(info.params, image_set).accuracy == info.metrics
+        assert train.evaluate(info.params, image_set).metric == info.metrics
 
 
 def test_a_tuple_as_the_rewind_point_of_a_model_is_refused():

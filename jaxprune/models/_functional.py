@@ -201,7 +201,8 @@ def flow(model: Model | Any, *, batch_norm: NormFlow | str = "identity") -> Part
 
     Raises:
         ValueError: if `batch_norm` is unknown.
-        TypeError: if `model` is not a `models.Model`.
+        TypeError: if `model` is not a `models.Model`; or if it is one of a plain function,
+            whose norm layers can't be replaced.
 
     Example:
         >>> from jaxprune import models
@@ -216,4 +217,10 @@ def flow(model: Model | Any, *, batch_norm: NormFlow | str = "identity") -> Part
             "norm layers out of what you pass to scores.synflow."
         )
     tree.check_option("batch_norm", batch_norm, FLOWS)
+    if batch_norm == "identity" and not hasattr(model.apply, "module"):
+        raise TypeError(
+            "this network is a plain function, in which no norm layers can be replaced. Pass "
+            'batch_norm="absolute" (in a recipe norm_flow="absolute"), which runs them in '
+            "evaluation mode."
+        )
     return Partial(_Flow(model.apply, batch_norm), model.state)

@@ -193,7 +193,7 @@ _QUANTITIES: Mapping[str, Quantity] = {
     ),
     "feed_time": Quantity(
         "Inference speed including data transfer (examples per second)",
-        lambda record: record.latency.get("pass_images_per_s"),
+        lambda record: record.latency.get("pass_examples_per_s"),
         0,
         "Median over passes through the test set, including the time to copy the examples "
         "from the host and to preprocess them.",

@@ -26,19 +26,22 @@ class LoadedCell(NamedTuple):
     record: Any
 
 
-def load_cell(folder: str | os.PathLike, cell_id: str) -> LoadedCell:
+def load_cell(
+    folder: str | os.PathLike, cell_id: str, *, study: Any = None
+) -> LoadedCell:
     """Load the trained network of a cell, its mask and its record.
 
     Args:
         folder: of the study, such as runs/digits.
         cell_id: of the cell, as in `study.py status` and the names of the folders.
+        study: of a user's own network, the path of the study's file, or its `STUDY`.
 
     Returns:
         The network as it was evaluated.
 
     Raises:
         RunsError: if the folder has no such cell, it is not trained, or a stage is missing or
-            corrupt.
+            corrupt; or if the network is a user's and `study` has no such network.
         CorruptFileError: if the record is not what was written.
 
     Example:
@@ -52,9 +55,9 @@ def load_cell(folder: str | os.PathLike, cell_id: str) -> LoadedCell:
         digits, source = data.load(data.find("digits")), data.DATASETS["digits"]
         preprocessing = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
         images = train.ImageSet(digits.test_images, digits.test_labels, preprocessing)
-        print(train.evaluate(model, images).accuracy, record.accuracy)
+        print(train.evaluate(model, images).metric, record.metric)
         ```
     """
     from jaxprune.study import loading
 
-    return LoadedCell(*loading.load_cell(folder, cell_id))
+    return LoadedCell(*loading.load_cell(folder, cell_id, study))

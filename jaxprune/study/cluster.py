@@ -15,8 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from jaxprune import data
-from jaxprune.study import runner
+from jaxprune.study import runner, workbench
 from jaxprune.study.config import Study
 from jaxprune.study.files import RunsError
 
@@ -41,7 +40,7 @@ class Cluster(NamedTuple):
 def run(
     study: Study,
     runs_dir: Path,
-    dataset_files: data.DatasetFiles,
+    source: workbench.Source,
     cluster: Cluster | None = None,
     on_wait: Callable[[], None] = lambda: None,
 ) -> None:
@@ -54,7 +53,7 @@ def run(
     Args:
         study: its cells.
         runs_dir: folder of all studies, on a disk that all machines share.
-        dataset_files: where the data set is.
+        source: the data set.
         cluster: where workers run; by default on this machine.
         on_wait: called every 10 seconds.
 
@@ -81,7 +80,7 @@ def run(
         work = ray.remote(max_retries=RETRIES, **needs)(_work)
         place = Path(runs_dir).absolute()
         waiting = [
-            work.remote(study, place, dataset_files)
+            work.remote(study, place, source)
             for _ in range(min(number, len(study.cells)))
         ]
         try:
@@ -101,8 +100,8 @@ def run(
                 ray.cancel(left)
 
 
-def _work(study: Study, runs_dir: Path, dataset_files: data.DatasetFiles) -> int:
-    return len(list(runner.run(study, runs_dir, dataset_files)))
+def _work(study: Study, runs_dir: Path, source: workbench.Source) -> int:
+    return len(list(runner.run(study, runs_dir, source)))
 
 
 def _workers(cpus: int) -> tuple[int, dict[str, Any]]:

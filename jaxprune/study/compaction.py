@@ -10,13 +10,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import PyTree
+from jaxtyping import Array, PyTree
 
 from jaxprune import checkpoint, compact, masks, models, profiling, tree
 from jaxprune.types import Mask
 
-BATCHES = (1, 256)  # images per call
-MOST_SPARSE = 64  # images per call; what a sparse layer gathers grows with them
+BATCHES = (1, 256)  # examples per call
+MOST_SPARSE = 64  # examples per call; what a sparse layer gathers grows with them
 
 
 class Comparison(NamedTuple):
@@ -25,8 +25,8 @@ class Comparison(NamedTuple):
     Attributes:
         facts: weights_dense, weights_kept, weights_compacted (kernels), bytes_dense and
             bytes_compacted (all arrays), file_masked and file_compacted (bytes on disk, as
-            Orbax compresses them), macs_dense, macs_kept, macs_compacted (per image),
-            empty_layers, difference (of all logits, as a share of the largest);
+            Orbax compresses them), macs_dense, macs_kept, macs_compacted (per example),
+            empty_layers, difference (of all outputs, as a share of the largest);
             `masked_1_p50_s`, `compacted_1_p95_s`, `sparse_1_p50_s` and so on,
             `sparse_1_layers` (how many are faster so; with none, the sparse network is the
             compacted one); with memory, `masked_peak_mb` and `compacted_peak_mb`.
@@ -40,7 +40,7 @@ class Comparison(NamedTuple):
 def compare(
     model: models.Model,
     mask: Mask,
-    input_shape: Sequence[int],
+    inputs: Array,
     *,
     batches: Sequence[int] = BATCHES,
     calls: int = 20,
@@ -48,13 +48,13 @@ def compare(
 ) -> Comparison:
     """Compact a network, and time its calls interleaved with those of the masked one.
 
-    With up to `MOST_SPARSE` images per call, `compact.fastest` is timed too.
+    With up to `MOST_SPARSE` examples per call, `compact.fastest` is timed too.
 
     Args:
         model: the network, with its parameters and statistics.
         mask: True keeps.
-        input_shape: height, width and channels of an image.
-        batches: images per call.
+        inputs: examples to call the networks with, repeated where a batch needs more.
+        batches: examples per call.
         calls: number of calls of each network at each batch size.
         memory: whether to measure the memory of both in fresh processes.
 
@@ -67,24 +67,23 @@ def compare(
     masked = {"params": masks.apply(model.params, mask), "state": model.state}
     full_mask = {"params": mask, "state": masks.ones_like(model.state)}
     forward = inference(model.apply)
-    # Two images, so that any number of them is accepted.
-    example = jax.ShapeDtypeStruct((2, *input_shape), jnp.float32)
+    # Two examples, so that any number of them is accepted.
+    example = jax.ShapeDtypeStruct((2, *inputs.shape[1:]), inputs.dtype)
     small = compact.compact(forward, masked, full_mask, example)
     compacted = jax.jit(small.fn)
-    inputs = {
-        batch: jax.random.uniform(jax.random.key(0), (batch, *input_shape))
-        for batch in batches
-    }
-    lowered = [forward.lower(masked, x) for x in inputs.values()]
-    lowered += [compacted.lower(small.params, x) for x in inputs.values()]
+    by_batch = {batch: inputs[jnp.arange(batch) % inputs.shape[0]] for batch in batches}
+    lowered = [forward.lower(masked, x) for x in by_batch.values()]
+    lowered += [compacted.lower(small.params, x) for x in by_batch.values()]
     with futures.ThreadPoolExecutor() as pool:  # compiling is most of the time
         compiling = [pool.submit(program.compile) for program in lowered]
-        facts = _sizes(forward, masked, mask, small, input_shape)
+        facts = _sizes(forward, masked, mask, small, inputs[:1])
     programs = [program.result() for program in compiling]
-    for i, (batch, x) in enumerate(inputs.items()):
+    for i, (batch, x) in enumerate(by_batch.items()):
         runs = {
             "masked": functools.partial(programs[i], masked, x),
-            "compacted": functools.partial(programs[len(inputs) + i], small.params, x),
+            "compacted": functools.partial(
+                programs[len(by_batch) + i], small.params, x
+            ),
         }
         if batch <= MOST_SPARSE:
             few = compact.fastest(small, x, calls=5)
@@ -103,7 +102,7 @@ def compare(
             facts[f"{side}_{batch}_p95_s"] = latency.p95
     if not memory:
         return Comparison(facts, None)
-    x = jnp.ones((batches[-1], *input_shape))
+    x = by_batch[batches[-1]]
     started = {
         "masked": profiling.start_measure(forward, masked, x),
         "compacted": profiling.start_measure(compacted, small.params, x),
@@ -114,8 +113,8 @@ def compare(
 
 
 @functools.lru_cache(maxsize=8)
-def inference(apply: models.Apply) -> Any:
-    """Return `forward(variables, x) -> logits`, jitted; one function for each network.
+def inference(apply: Callable[..., Any]) -> Any:
+    """Return `forward(variables, x) -> outputs`, jitted; one function for each network.
 
     So cells share its programs. `variables` are the parameters and the state.
     """
@@ -134,7 +133,7 @@ def _sizes(
     masked: PyTree,
     mask: Mask,
     small: compact.Compacted,
-    input_shape: Sequence[int],
+    example: Array,
 ) -> dict[str, Any]:
     """Count weights, bytes and multiply-accumulates."""
     chosen = tree.by_name(tree.prunable(mask))
@@ -144,7 +143,7 @@ def _sizes(
         profiling.macs(
             lambda params, x, fn=fn, v=v: fn({**v, "params": params}, x),
             v["params"],
-            jax.ShapeDtypeStruct((1, *input_shape), jnp.float32),
+            example,
         )
         for fn, v in ((forward, masked), (small.fn, small.params))
     )

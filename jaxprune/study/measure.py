@@ -11,7 +11,7 @@ from jaxprune import data, masks, profiling, train, tree
 from jaxprune.study import compaction, settings, workbench
 from jaxprune.study.workbench import Arrays, Bench, Output
 
-BATCH = compaction.BATCHES[-1]  # images per call, as in the published study
+BATCH = compaction.BATCHES[-1]  # examples per call, as in the published study
 
 
 def inspect(own: settings.Inspect, arrays: Arrays, bench: Bench) -> Output:
@@ -19,9 +19,9 @@ def inspect(own: settings.Inspect, arrays: Arrays, bench: Bench) -> Output:
     del bench
     model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
     fn = lambda params, x: model.apply(params, model.state, x)[0]
-    image = jax.ShapeDtypeStruct((1, *own.network.input_shape), jnp.float32)
-    dense = profiling.macs(fn, model.params, image)
-    health = masks.health(fn, model.params, mask, image)
+    example = workbench.example(own.network)
+    dense = profiling.macs(fn, model.params, example)
+    health = masks.health(fn, model.params, mask, example)
     macs, kept = tree.by_name(dense), tree.by_name(mask)
     layers = [
         {
@@ -49,7 +49,8 @@ def evaluate(own: settings.Evaluate, arrays: Arrays, bench: Bench) -> Output:
     model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
     params = masks.apply(model.params, mask)
     model = dataclasses.replace(model, params=params)
-    result = train.evaluate(model, workbench.test_set(bench))
+    test = workbench.test_set(bench)
+    result, objective = train.evaluate(model, test), train.unpack(test)[2].objective
     if not np.isfinite(result.loss):  # finite weights may still overflow on new images
         return Output({}, {"diverged": True})
     prunable = tree.by_name(tree.prunable(mask))
@@ -59,7 +60,14 @@ def evaluate(own: settings.Evaluate, arrays: Arrays, bench: Bench) -> Output:
         for name, kept in tree.by_name(mask).items()
         if prunable[name]
     }
-    return Output({}, {**result._asdict(), "histograms": histograms})
+    facts = {
+        **result._asdict(),
+        "metric_name": objective.metric_name,
+        "metric_unit": objective.metric_unit,
+        "higher_is_better": objective.higher_is_better,
+        "histograms": histograms,
+    }
+    return Output({}, facts)
 
 
 def _histogram(weights: np.ndarray) -> dict[str, list]:
@@ -75,15 +83,15 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
 def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
     """Time the masked network, a pass with its data feed, and the compacted network."""
     model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
-    test, shape = workbench.test_set(bench), own.network.input_shape
-    result = compaction.compare(model, mask, shape, memory=own.memory)
-    host, forward = np.asarray(test.images), compaction.inference(model.apply)
+    inputs, _, task = train.unpack(workbench.test_set(bench))
+    some = task.inputs(inputs[:BATCH])
+    result = compaction.compare(model, mask, some, memory=own.memory)
+    host, forward = np.asarray(inputs), compaction.inference(model.apply)
     masked = {"params": masks.apply(model.params, mask), "state": model.state}
 
     def pass_with_feed() -> list[Any]:
         parts = [host[i : i + BATCH] for i in range(0, len(host), BATCH)]
-        images = (data.preprocess(jnp.asarray(p), test.preprocessing) for p in parts)
-        return [forward(masked, x) for x in images]
+        return [forward(masked, task.inputs(jnp.asarray(part))) for part in parts]
 
     seconds = float(np.median(profiling.seconds(pass_with_feed, calls=3, warmup=1)))
     call = result.facts[f"masked_{BATCH}_p50_s"]
@@ -91,10 +99,10 @@ def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
         "batch": BATCH,
         "call_p50_s": call,
         "call_p95_s": result.facts[f"masked_{BATCH}_p95_s"],
-        "call_images_per_s": BATCH / call,
+        "call_examples_per_s": BATCH / call,
         "pass_s": seconds,
-        "pass_images": len(host),
-        "pass_images_per_s": len(host) / seconds,
+        "pass_examples": len(host),
+        "pass_examples_per_s": len(host) / seconds,
     }
     memory = {} if result.masked is None else {"memory": result.masked._asdict()}
     return Output({}, {"latency": latency, "compaction": result.facts, **memory})
@@ -105,7 +113,8 @@ def memory(own: settings.Memory, arrays: Arrays, bench: Bench) -> Output:
     del bench
     forward = compaction.inference(workbench.build(own.network).apply)
     dense = {"params": arrays["params"], "state": arrays["state"]}
-    x = jnp.ones((BATCH, *own.network.input_shape))
+    example = workbench.example(own.network, BATCH)
+    x = jnp.ones(example.shape, example.dtype)
     used = profiling.measure(forward, dense, x)
     return Output({}, {"memory": used._asdict()})
 
@@ -135,16 +144,16 @@ def epoch_time(own: settings.Train, bench: Bench, most: int | None = None) -> Ep
     Returns:
         Seconds per epoch.
     """
-    image_set, training = workbench.train_set(own.images, bench), own.training
+    examples, training = workbench.train_set(own.dataset, bench), own.training
     model = workbench.build(own.network).init(workbench.key_for(own.seed, "initialize"))
-    steps = data.steps_per_epoch(image_set.images.shape[0], training.batch_size)
+    steps = data.steps_per_epoch(examples[0].shape[0], training.batch_size)
     total = round(training.epochs * steps)
     timed = min(steps, total, most or steps)
 
     def train_some_steps() -> Any:
         key, mask = workbench.key_for(own.seed, "train"), masks.ones_like(model.params)
         start = total - timed
-        return train.fit(model, mask, image_set, training, key, start=start).model
+        return train.fit(model, mask, examples, training, key, start=start).model
 
     (taken,) = profiling.seconds(train_some_steps, calls=1, warmup=1)
     return EpochTime(taken * steps / timed, timed, steps)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxprune import data, disk, profiling, sharding
+from jaxprune import disk, profiling, sharding
 from jaxprune.disk import CorruptFileError
 from jaxprune.study import (
     cells,
@@ -20,6 +20,7 @@ from jaxprune.study import (
     files,
     locks,
     measure,
+    methods,
     records,
     stages,
     store,
@@ -112,33 +113,33 @@ def plan(study: Study, folder: Path) -> Plan:
     return Plan(tuple(unique.values()), done, left, unshared, saved, recorded, unlisted)
 
 
-def epoch_time(study: Study, dataset_files: data.DatasetFiles) -> measure.EpochTime:
+def epoch_time(study: Study, source: workbench.Source) -> measure.EpochTime:
     """Time an epoch of training on this machine; on a CPU, some steps of it.
 
     Args:
         study: its first cell is timed: all are as large, and a mask saves no time.
-        dataset_files: where the data set is.
+        source: the data set.
 
     Returns:
         Seconds per epoch.
     """
     training = next(s for s in stages.chain(study.cells[0]) if s.kind == "train")
     most = 20 if profiling.describe()["platform"] == "cpu" else None
-    bench = workbench.Bench(dataset_files)
+    bench = workbench.Bench(source)
     work.count_steps(training.settings, bench)
     return measure.epoch_time(training.settings, bench, most)
 
 
 def check(
     planned: Plan,
-    dataset_files: data.DatasetFiles,
+    source: workbench.Source,
     mesh: tuple[int, int] | None = None,
 ) -> None:
     """Refuse what would fail only after hours, such as a stage with no step to train.
 
     Args:
         planned: what there is to do.
-        dataset_files: where the data set is.
+        source: the data set.
         mesh: devices that share the work of each stage.
 
     Raises:
@@ -155,7 +156,7 @@ def check(
     parts = 1
     if mesh is not None:
         parts = sharding.make_mesh(data=mesh[0], model=mesh[1]).shape["data"]
-    bench = workbench.Bench(dataset_files)
+    bench = workbench.Bench(source)
     for stage in planned.stages:
         if stages.epochs(stage) and stage.id not in planned.finished:
             work.count_steps(stage.settings, bench)
@@ -175,7 +176,7 @@ def label(cell: Cell) -> str:
 def run(
     study: Study,
     runs_dir: Path,
-    dataset_files: data.DatasetFiles,
+    source: workbench.Source,
     progress: Callable[[Progress], None] = lambda progress: None,
     mesh: tuple[int, int] | None = None,
 ) -> Iterator[Record]:
@@ -190,7 +191,7 @@ def run(
     Args:
         study: its cells.
         runs_dir: folder of all studies.
-        dataset_files: where the data set is.
+        source: the data set.
         progress: called when a stage starts, after every epoch, and when a cell is trained.
         mesh: devices that share the work of each stage, as the two arguments of
             `sharding.make_mesh`; None for one. They sum in another order, so that the last
@@ -204,7 +205,7 @@ def run(
         ValueError: if a stage has no step to train, or there are not that many devices.
     """
     folder = Path(runs_dir).absolute() / study.name
-    check(plan(study, folder), dataset_files, mesh)
+    check(plan(study, folder), source, mesh)
     with files.disk_errors(folder):
         _open(folder, study)
     epochs: dict[str, int] = {}  # by stage, trained in this run
@@ -220,7 +221,7 @@ def run(
 
     def place(cell: Cell) -> store.Store:
         on_progress = functools.partial(show, cell)
-        return store.Store(folder, dataset_files, on_progress, mesh, arrays)
+        return store.Store(folder, source, on_progress, mesh, arrays)
 
     def train(cell: Cell) -> None:
         if cells.recorded(folder, cell) is None:
@@ -281,7 +282,7 @@ def _measured(place: store.Store, cell: Cell) -> Record:
 
 def _open(folder: Path, study: Study) -> None:
     """Create the folder or add to it, one process at a time."""
-    names = list(config.METHODS)
+    names = list(methods.METHODS)
     listed = [
         {"id": config.cell_id(cell), "cell": config.as_json(cell)}
         for cell in study.cells

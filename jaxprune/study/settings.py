@@ -6,6 +6,7 @@ them, so a new field or another default is another id.
 
 import dataclasses
 
+from jaxprune.study.code import Code
 from jaxprune.train import Training
 
 
@@ -14,31 +15,34 @@ class Network:
     """A network without its arrays.
 
     Attributes:
-        model: a name in models.MODELS.
-        input_shape: height, width and channels of an image.
+        model: a name in models.MODELS; or a function of the user, `init(key) -> Model`, to
+            which the last three do not apply.
+        input_shape: of one example, such as height, width and channels of an image.
+        input_dtype: of the inputs of the network.
         num_classes: number of labels.
         batch_norm: whether it has BatchNorm.
         width: factor on the number of channels.
     """
 
-    model: str
-    input_shape: tuple[int, int, int]
+    model: str | Code
+    input_shape: tuple[int, ...]
+    input_dtype: str
     num_classes: int
     batch_norm: bool
     width: float
 
 
 @dataclasses.dataclass(frozen=True)
-class Images:
-    """The images of a data set.
+class Dataset:
+    """The examples of a data set.
 
     Attributes:
-        dataset: a name in data.DATASETS.
-        version: identifies the exact images.
-        examples: number of training images, None for all.
+        name: of the data set.
+        version: identifies its exact examples, and its loss and metric.
+        examples: number of training examples, None for all.
     """
 
-    dataset: str
+    name: str
     version: str
     examples: int | None
 
@@ -58,7 +62,7 @@ class Train:
     Attributes:
         network: the network.
         seed: of the order of the data and of augmentation.
-        images: training images.
+        dataset: its training set.
         training: the schedule.
         start: epoch to start from.
         rewind_epochs: epoch of the rewind point, None to keep none.
@@ -67,7 +71,7 @@ class Train:
 
     network: Network
     seed: int
-    images: Images
+    dataset: Dataset
     training: Training
     start: float = 0
     rewind_epochs: float | None = None
@@ -97,12 +101,14 @@ class Score:
     Attributes:
         network: the network.
         seed: of random scores, and of the examples to score with.
-        method: a name in scores.SCORERS.
+        method: a name in scores.SCORERS, or a function of the user.
+        needs: what it takes, as in scores.Scorer.
     """
 
     network: Network
     seed: int
-    method: str
+    method: str | Code
+    needs: str
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,16 +126,16 @@ class ScoreFlow(Score):
 
 @dataclasses.dataclass(frozen=True)
 class ScoreData(Score):
-    """Score by the loss on training images, in one batch.
+    """Score by the loss on training examples, in one batch.
 
     Attributes:
-        images: the training images.
-        examples: number of images in the batch.
+        dataset: its training set.
+        examples: number of examples in the batch.
         temperature: divides the logits.
         train_mode: whether the network runs in training mode.
     """
 
-    images: Images
+    dataset: Dataset
     examples: int
     temperature: float
     train_mode: bool
@@ -176,10 +182,10 @@ class Inspect:
 
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
-    """Evaluate on the test images, and bin the kept weights."""
+    """Evaluate on the test set, and bin the kept weights."""
 
     network: Network
-    images: Images
+    dataset: Dataset
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,12 +194,12 @@ class Measure:
 
     Attributes:
         network: the network.
-        images: images to time a pass with its data feed.
+        dataset: its test set is fed to the network.
         memory: whether to measure the memory of both networks too.
     """
 
     network: Network
-    images: Images
+    dataset: Dataset
     memory: bool
 
 

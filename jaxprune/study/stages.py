@@ -7,10 +7,10 @@ taken for another.
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
-from jaxprune import scores
-from jaxprune.study import config, measure, settings, work
+from jaxprune.study import config, measure, methods, settings, work
+from jaxprune.study.code import Code
 from jaxprune.study.config import Cell
 from jaxprune.train import Training
 
@@ -54,7 +54,7 @@ KINDS: Mapping[str, Kind] = {
     ),
     "evaluate": Kind(
         measure.evaluate,
-        facts=frozenset({"accuracy", "loss", "histograms"}),
+        facts=frozenset({"metric", "metric_name", "loss", "histograms"}),
         makes_arrays=False,
     ),
     "connect": Kind(
@@ -117,7 +117,7 @@ def chain(cell: Cell) -> list[Stage]:
         stages.append(stage)
         if KINDS[kind].makes_arrays:
             parent = stage
-    if cell.recipe.memory == "network" and stages[-1].kind == "measure":
+    if cell.recipe.memory == "network" and not cell.method.points:
         network = _network(cell)
         # Of seed 0 for all seeds: they take the same memory.
         weights = _stage("initialize", settings.Initialize(network, 0), None)
@@ -148,16 +148,21 @@ def facts(stage: Stage) -> frozenset[str]:
 
 def _network(cell: Cell) -> settings.Network:
     return settings.Network(
-        cell.model, cell.input_shape, cell.num_classes, cell.batch_norm, cell.width
+        cell.model,
+        cell.input_shape,
+        cell.input_dtype,
+        cell.num_classes,
+        cell.batch_norm,
+        cell.width,
     )
 
 
 def _steps(cell: Cell) -> list[_Step]:
     """Return the kinds and settings of the stages of a cell."""
     recipe, method = cell.recipe, cell.method
-    rewind = config.REWINDS[config.rewind_of(cell)]
+    rewind = methods.REWINDS[config.rewind_of(cell)]
     network, seed = _network(cell), cell.seed
-    images = settings.Images(cell.dataset, cell.data_version, cell.train_examples)
+    dataset = settings.Dataset(cell.dataset, cell.data_version, cell.train_examples)
     start = recipe.rewind_epochs if rewind.continues else 0
 
     def training(epochs: float | None, **options: Any) -> settings.Train:
@@ -166,7 +171,7 @@ def _steps(cell: Cell) -> list[_Step]:
             schedule = dataclasses.replace(schedule, epochs=epochs)
         if "start" in options and rewind.constant:
             schedule = _at_last_rate(schedule)
-        return settings.Train(network, seed, images, schedule, **options)
+        return settings.Train(network, seed, dataset, schedule, **options)
 
     steps: list[_Step] = [("initialize", settings.Initialize(network, seed))]
     if method.pretrained:
@@ -194,8 +199,8 @@ def _steps(cell: Cell) -> list[_Step]:
             )
             steps.append(("level", level_settings))
     elif method.score:
-        scoring, density = _scoring(cell, images), config.density(cell)
-        rounds = recipe.synflow_rounds if method.score == "synflow" else 1
+        scoring, density = _scoring(cell, dataset), config.density(cell)
+        rounds = recipe.synflow_rounds if method.score == "synflow" else method.rounds
         if rounds == 1:
             steps.append(("score", scoring))
             steps.append(("select", settings.Select(density, recipe.ties)))
@@ -211,12 +216,11 @@ def _steps(cell: Cell) -> list[_Step]:
         again = training(None, start=recipe.rewind_epochs)
         fields = {f.name: getattr(again, f.name) for f in dataclasses.fields(again)}
         return [*steps, ("connect", settings.Connect(**fields, points=method.points))]
-    measuring = settings.Measure(network, images, memory=recipe.memory == "cell")
-    return [
-        *steps,
-        ("evaluate", settings.Evaluate(network, images)),
-        ("measure", measuring),
-    ]
+    steps.append(("evaluate", settings.Evaluate(network, dataset)))
+    if recipe.time:
+        measuring = settings.Measure(network, dataset, memory=recipe.memory == "cell")
+        steps.append(("measure", measuring))
+    return steps
 
 
 def _at_last_rate(training: Training) -> Training:
@@ -232,20 +236,22 @@ def _at_last_rate(training: Training) -> Training:
     )
 
 
-def _scoring(cell: Cell, images: settings.Images) -> settings.Score:
+def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
     """Return the settings that a score depends on, and no others."""
-    recipe, method = cell.recipe, cell.method.score
-    network, needs = _network(cell), scores.SCORERS[method].needs
+    recipe, needs = cell.recipe, cell.method.needs
+    method = cast(str | Code, cell.method.score)  # other functions have no JSON
+    network = _network(cell)
     if needs == "inputs":
         flow = recipe.norm_flow, recipe.synflow_rescale
-        return settings.ScoreFlow(network, cell.seed, method, *flow)
+        return settings.ScoreFlow(network, cell.seed, method, needs, *flow)
     if needs != "batches":
-        return settings.Score(network, cell.seed, method)
+        return settings.Score(network, cell.seed, method, needs)
     return settings.ScoreData(
         network,
         cell.seed,
         method,
-        images,
+        needs,
+        dataset,
         examples=recipe.score_examples,
         temperature=recipe.grasp_temperature if method == "grasp" else 1.0,
         train_mode=method in recipe.train_mode_scores,

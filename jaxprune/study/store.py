@@ -16,7 +16,7 @@ from typing import Any, NamedTuple, TypeAlias
 import jax
 import jax.numpy as jnp
 
-from jaxprune import checkpoint, data, sharding
+from jaxprune import checkpoint, sharding
 from jaxprune.disk import CorruptFileError
 from jaxprune.study import files, locks, provenance, stages, workbench
 from jaxprune.study.files import RunsError
@@ -34,7 +34,7 @@ class Store(NamedTuple):
 
     Attributes:
         folder: `runs/<study>`.
-        dataset_files: where the data set is.
+        source: the data set.
         on_progress: called when a stage starts and after each epoch.
         mesh: devices that share the work of a stage, as (data, model), or None for one.
         arrays: of the stages that were used last, with all before each, by id; on the host,
@@ -42,7 +42,7 @@ class Store(NamedTuple):
     """
 
     folder: Path
-    dataset_files: data.DatasetFiles
+    source: workbench.Source
     on_progress: OnProgress
     mesh: tuple[int, int] | None
     arrays: OrderedDict[str, dict[str, Any]]
@@ -208,7 +208,7 @@ def _run(store: Store, stage: Stage, inputs: dict[str, Any]) -> Result:
         on_device = sharding.shard_params(read_arrays, mesh)
     else:
         on_device = jax.tree.map(jnp.asarray, read_arrays)
-    bench = workbench.Bench(store.dataset_files, on_epoch, mesh)
+    bench = workbench.Bench(store.source, on_epoch, mesh)
     new, facts = kind.run(stage.settings, on_device, bench)
     jax.block_until_ready(new)
     seconds = time.perf_counter() - start

@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,7 @@ from jaxprune import (
     tree,
 )
 from jaxprune.study import settings, workbench
+from jaxprune.study.code import Code
 from jaxprune.study.workbench import Arrays, Bench, Output
 
 
@@ -41,8 +42,8 @@ def _fit(
     own: settings.Train, arrays: Arrays, mask: Any, bench: Bench, noise: str = "train"
 ) -> train.FitResult:
     """Train; `noise` names the key of the order of the data and of augmentation."""
-    image_set = workbench.train_set(own.images, bench)
-    steps = data.steps_per_epoch(image_set.images.shape[0], own.training.batch_size)
+    image_set = workbench.train_set(own.dataset, bench)
+    steps = data.steps_per_epoch(image_set[0].shape[0], own.training.batch_size)
     rewind = own.rewind_epochs
     return train.fit(
         workbench.model(own.network, arrays),
@@ -63,7 +64,7 @@ def count_steps(own: settings.Train, bench: Bench) -> int:
         ValueError: if there are none.
     """
     examples, training = (
-        workbench.train_set(own.images, bench).images.shape[0],
+        workbench.train_set(own.dataset, bench)[0].shape[0],
         own.training,
     )
     per_epoch = data.steps_per_epoch(examples, training.batch_size)
@@ -71,8 +72,8 @@ def count_steps(own: settings.Train, bench: Bench) -> int:
     if steps < 1:
         raise ValueError(
             f"training to epoch {training.epochs:g} from {own.start:g} has no step "
-            f"with {examples} images in batches of {training.batch_size}. Train for more "
-            "epochs, on more images, or in smaller batches."
+            f"with {examples} examples in batches of {training.batch_size}. Train for more "
+            "epochs, on more examples, or in smaller batches."
         )
     return steps
 
@@ -120,38 +121,44 @@ def score(own: settings.Score, arrays: Arrays, bench: Bench) -> Output:
 
 def _scorer(own: settings.Score, arrays: Arrays, bench: Bench) -> Callable[[Any], Any]:
     """Return the scoring function of a mask."""
-    params, model = arrays["params"], workbench.model(own.network, arrays)
-    if isinstance(own, settings.ScoreFlow):
-        ones = jnp.ones((1, *own.network.input_shape))
-        flow, rescale = models.flow(model, batch_norm=own.batch_norm), own.rescale
-        return lambda mask: _checked(_flow_scores(params, ones, mask, flow, rescale))
-    if isinstance(own, settings.ScoreData):
-        batch = _batch(own, bench)
-        loss_fn = train.loss_function(
-            model, train=own.train_mode, temperature=own.temperature
-        )
-        return lambda mask: _data_scores(loss_fn, params, batch, mask, own.method)
-    if scores.SCORERS[own.method].needs == "key":
-        random_scores = _random_scores(workbench.key_for(own.seed, "score"), params)
-        return lambda mask: random_scores
-    return lambda mask: scores.magnitude(params, mask=mask)
-
-
-def _batch(own: settings.ScoreData, bench: Bench) -> Any:
-    """Return the images to score with, preprocessed, and their labels."""
-    image_set = workbench.train_set(own.images, bench)
-    key, augment_key = jax.random.split(workbench.key_for(own.seed, "examples"))
-    chosen = data.sample_examples(key, image_set.images.shape[0], own.examples)
-    batch = (
-        data.preprocess(image_set.images[chosen], image_set.preprocessing, augment_key),
-        image_set.labels[chosen],
+    params, model, method = (
+        arrays["params"],
+        workbench.model(own.network, arrays),
+        own.method,
     )
+    if isinstance(own, settings.ScoreFlow):
+        shape = workbench.example(own.network)
+        ones, options = jnp.ones(shape.shape, shape.dtype), {}
+        if method == "synflow":
+            options = {"rescale": own.rescale}
+        flow = models.flow(model, batch_norm=own.batch_norm)
+        return lambda mask: _checked(
+            _scores(flow, params, ones, mask, method, **options)
+        )
+    if isinstance(own, settings.ScoreData):
+        batch, objective = _batch(own, bench)
+        loss_fn = train.loss_function(
+            model,
+            train=own.train_mode,
+            temperature=own.temperature,
+            objective=objective,
+        )
+        return lambda mask: _scores(loss_fn, params, [batch], mask, method)
+    if own.needs == "key":
+        key = workbench.key_for(own.seed, "score")
+        return lambda mask: _random_scores(key, params, mask, method)
+    return lambda mask: _own_scores(params, mask, method)
+
+
+def _batch(own: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
+    """Return the examples to score with as inputs and targets, and the objective."""
+    inputs, targets, task = train.unpack(workbench.train_set(own.dataset, bench))
+    key, augment_key = jax.random.split(workbench.key_for(own.seed, "examples"))
+    chosen = data.sample_examples(key, inputs.shape[0], own.examples)
+    batch = task.inputs(inputs[chosen], augment_key), targets[chosen]
     if bench.mesh is not None and len(chosen) % bench.mesh.shape["data"] == 0:
         batch = sharding.shard_batch(batch, bench.mesh)
-    return batch
-
-
-_random_scores = jax.jit(scores.random)  # leaf by leaf, each shape would compile
+    return batch, task.objective
 
 
 def _checked(scored: Any) -> Any:
@@ -159,14 +166,31 @@ def _checked(scored: Any) -> Any:
     return scored
 
 
-@functools.partial(jax.jit, static_argnames="rescale")
-def _flow_scores(params: Any, ones: Any, mask: Any, flow: Any, rescale: bool) -> Any:
-    return scores.synflow(flow, params, ones, mask=mask, rescale=rescale)
+def _function(method: str | Code) -> Callable[..., Any]:
+    return scores.SCORERS[method].score if isinstance(method, str) else method
+
+
+# Leaf by leaf, each shape would compile.
+@functools.partial(jax.jit, static_argnames="method")
+def _random_scores(key: Any, params: Any, mask: Any, method: str | Code) -> Any:
+    return _function(method)(key, params, mask=mask)
 
 
 @functools.partial(jax.jit, static_argnames="method")
-def _data_scores(loss_fn: Any, params: Any, batch: Any, mask: Any, method: str) -> Any:
-    return scores.SCORERS[method].score(loss_fn, params, [batch], mask=mask)
+def _own_scores(params: Any, mask: Any, method: str | Code) -> Any:
+    return _function(method)(params, mask=mask)
+
+
+@functools.partial(jax.jit, static_argnames=("method", "rescale"))
+def _scores(
+    function: Any,
+    params: Any,
+    batch: Any,
+    mask: Any,
+    method: str | Code,
+    **options: Any,
+) -> Any:
+    return _function(method)(function, params, batch, mask=mask, **options)
 
 
 def select(own: settings.Select, arrays: Arrays, bench: Bench) -> Output:
@@ -232,7 +256,7 @@ def connect(own: settings.Connect, arrays: Arrays, bench: Bench) -> Output:
     errors = train.errors_between(
         dataclasses.replace(first, params=masks.apply(first.params, mask)),
         again.model,
-        workbench.test_set(bench),
+        cast(train.ImageSet, workbench.test_set(bench)),
         points=own.points,
     )
     connectivity = {"errors": errors, "barrier": train.error_barrier(errors)}

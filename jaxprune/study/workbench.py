@@ -1,20 +1,25 @@
-"""What stages share: keys, networks and images."""
+"""What stages share: keys, networks and examples."""
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias, cast
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from jaxprune import data, masks, models, sharding, train
-from jaxprune.study import settings
+from jaxprune.study import settings, user
+from jaxprune.study.code import Code
 from jaxprune.types import Mask, RandomKey
 
 # The arrays of all stages up to one, the newest of each name: params, state, mask, scores,
 # rewind_point.
 Arrays: TypeAlias = Mapping[str, Any]
+
+
+# Where examples come from: a data set of `data.DATASETS`, or arrays of the user.
+Source: TypeAlias = data.DatasetFiles | user.Data
 
 
 class Output(NamedTuple):
@@ -33,12 +38,12 @@ class Bench(NamedTuple):
     """What a stage works with, besides what its id depends on.
 
     Attributes:
-        dataset_files: where the data set is.
+        source: the data set.
         on_epoch: called after every epoch of training.
         mesh: devices that share the work, None for one.
     """
 
-    dataset_files: data.DatasetFiles
+    source: Source
     on_epoch: Callable[[Mapping[str, float]], None] = lambda history: None
     mesh: Mesh | None = None
 
@@ -70,17 +75,39 @@ class Built(NamedTuple):
 @functools.lru_cache(maxsize=8)
 def build(network: settings.Network) -> Built:
     """Return the functions of a network."""
-    create = functools.partial(
-        models.create,
-        network.model,
-        input_shape=network.input_shape,
-        num_classes=network.num_classes,
-        batch_norm=network.batch_norm,
-        width=network.width,
-    )
+    if isinstance(network.model, Code):
+        create = functools.partial(_own_model, network.model)
+    else:
+        create: Any = functools.partial(
+            models.create,
+            network.model,
+            input_shape=cast(Any, network.input_shape),
+            num_classes=network.num_classes,
+            batch_norm=network.batch_norm,
+            width=network.width,
+        )
     init = jax.jit(lambda key: create(key=key))
     apply = jax.eval_shape(init, jax.random.key(0)).apply
     return Built(init, apply)
+
+
+def _own_model(init: Code, key: RandomKey) -> models.Model:
+    """Draw a network of the user."""
+    network = init(key)
+    if isinstance(network, models.Model):
+        return network
+    try:
+        return models.functional(network)
+    except TypeError as error:
+        raise ValueError(
+            f"model {init.name} returned a {type(network).__name__}. Return a Flax NNX "
+            "module, or models.Model(params, state, apply)."
+        ) from error
+
+
+def example(network: settings.Network, number: int = 1) -> jax.ShapeDtypeStruct:
+    """Return shape and dtype of inputs of a network."""
+    return jax.ShapeDtypeStruct((number, *network.input_shape), network.input_dtype)
 
 
 def mask_of(arrays: Arrays) -> Mask:
@@ -88,41 +115,54 @@ def mask_of(arrays: Arrays) -> Mask:
     return arrays.get("mask") or masks.ones_like(arrays["params"])
 
 
-def train_set(images: settings.Images, bench: Bench) -> train.ImageSet:
-    """Put the training set on the device, or as many images as the settings ask for."""
-    return _image_set(bench.dataset_files, "train", images.examples, bench.mesh)
+def train_set(
+    dataset: settings.Dataset, bench: Bench
+) -> train.ImageSet | train.Examples:
+    """Put the training set on the device, or as many examples as the settings ask for."""
+    return _example_set(bench.source, "train", dataset.examples, bench.mesh)
 
 
-def test_set(bench: Bench) -> train.ImageSet:
+def test_set(bench: Bench) -> train.ImageSet | train.Examples:
     """Put the test set on the device."""
-    return _image_set(bench.dataset_files, "test", None, bench.mesh)
+    return _example_set(bench.source, "test", None, bench.mesh)
 
 
 @functools.lru_cache(maxsize=2)
-def _image_set(
-    dataset_files: data.DatasetFiles,
-    split: str,
-    examples: int | None,
+def _example_set(
+    source: Source,
+    split: Literal["train", "test"],
+    number: int | None,
     mesh: Mesh | None,
+) -> train.ImageSet | train.Examples:
+    if isinstance(source, user.Data):
+        examples: Any = source.examples(split)
+    else:
+        examples = _images(source, split)
+    inputs, targets = examples[:2]
+    if number is not None and number > len(inputs):
+        raise ValueError(
+            f"train_examples is {number}, but {source.name} has {len(inputs)} "
+            "training examples. Pass fewer, or leave it out for all."
+        )
+    arrays = jnp.asarray(inputs[:number]), jnp.asarray(targets[:number])
+    if mesh is not None:
+        arrays = sharding.replicate(arrays, mesh)
+    return examples._make([*arrays, *examples[2:]])
+
+
+def _images(
+    files: data.DatasetFiles, split: Literal["train", "test"]
 ) -> train.ImageSet:
-    source, dataset = data.DATASETS[dataset_files.name], _loaded(dataset_files)
-    preprocessing = data.Preprocessing(source.mean, source.std, source.pad, source.flip)
+    spec, dataset = data.DATASETS[files.name], _loaded(files)
+    preprocessing = data.Preprocessing(spec.mean, spec.std, spec.pad, spec.flip)
     images, labels = (
         (dataset.train_images, dataset.train_labels)
         if split == "train"
         else (dataset.test_images, dataset.test_labels)
     )
-    if examples is not None and examples > len(images):
-        raise ValueError(
-            f"train_examples is {examples}, but {dataset_files.name} has {len(images)} "
-            "training images. Pass fewer, or leave it out for all."
-        )
-    images, labels = images[:examples], labels[:examples]
-    if mesh is not None:
-        images, labels = sharding.replicate((images, labels), mesh)
-    return train.ImageSet(jnp.asarray(images), jnp.asarray(labels), preprocessing)
+    return train.ImageSet(cast(Any, images), cast(Any, labels), preprocessing)
 
 
 @functools.lru_cache(maxsize=1)
-def _loaded(dataset_files: data.DatasetFiles) -> data.Dataset:
-    return data.load(dataset_files)
+def _loaded(files: data.DatasetFiles) -> data.Dataset:
+    return data.load(files)

@@ -4,15 +4,21 @@ from jaxprune.train.connectivity import (
     error_barrier,
     errors_between,
 )
+from jaxprune.train.examples import (
+    Examples,
+    ImageSet,
+    Task,
+    unpack,
+)
 from jaxprune.train.loop import (
     EvaluationResult,
     FitResult,
-    ImageSet,
     evaluate,
     fit,
 )
 from jaxprune.train.objective import (
-    count_correct,
+    CLASSIFICATION,
+    Objective,
     cross_entropy,
     loss_function,
 )
@@ -23,11 +29,14 @@ from jaxprune.train.optimizer import (
 from jaxprune.train.recipe import Training
 
 __all__ = [
+    "CLASSIFICATION",
     "EvaluationResult",
+    "Examples",
     "FitResult",
     "ImageSet",
+    "Objective",
+    "Task",
     "Training",
-    "count_correct",
     "cross_entropy",
     "error_barrier",
     "errors_between",
@@ -36,4 +45,5 @@ __all__ = [
     "learning_rate",
     "loss_function",
     "optimizer",
+    "unpack",
 ]

@@ -6,7 +6,8 @@ import jax.numpy as jnp
 
 from jaxprune import tree
 from jaxprune.models import Model
-from jaxprune.train.loop import ImageSet, evaluate
+from jaxprune.train.examples import ImageSet
+from jaxprune.train.loop import evaluate
 
 
 def errors_between(
@@ -53,7 +54,7 @@ def errors_between(
         between = tree.map_floating(
             lambda a, b, share=share: a + share.astype(a.dtype) * (b - a), first, second
         )
-        errors.append(100.0 - evaluate(between, image_set).accuracy)
+        errors.append(100.0 - evaluate(between, image_set).metric)
     return errors
 
 

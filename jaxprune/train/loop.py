@@ -13,29 +13,16 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float32, Int32, PyTree, UInt8
+from jaxtyping import Array, Float32, Int32, PyTree
 
 from jaxprune import data, masks, sharding, tree
-from jaxprune.data import Preprocessing
 from jaxprune.models import Model
 from jaxprune.train import objective
+from jaxprune.train.examples import Examples, ImageSet, Task, unpack
+from jaxprune.train.objective import CLASSIFICATION
 from jaxprune.train.optimizer import learning_rate, optimizer
 from jaxprune.train.recipe import Training
 from jaxprune.types import Mask, Params, RandomKey
-
-
-class ImageSet(NamedTuple):
-    """Labeled images on the device.
-
-    Attributes:
-        images: uint8 pixels of 0 to 255, (examples, height, width, channels).
-        labels: int32 from 0, (examples,).
-        preprocessing: how images become inputs.
-    """
-
-    images: UInt8[Array, "examples height width channels"]
-    labels: Int32[Array, " examples"]
-    preprocessing: Preprocessing
 
 
 class FitResult(NamedTuple):
@@ -45,8 +32,8 @@ class FitResult(NamedTuple):
         model: the trained network.
         rewind_point: the network after `rewind_iteration`, or None. In a `train_fn`, return
             `imp.TrainResult(result.model, rewind_point=result.rewind_point)`.
-        history: one dict per epoch: `epoch` (from 1), `loss` (nats per example), `accuracy`
-            (%) and `learning_rate` (of its last iteration).
+        history: one dict per epoch: `epoch` (from 1), `loss`, the metric by its name, such as
+            `accuracy` (%), and `learning_rate` (of its last iteration).
         diverged: whether a loss or a weight is not finite; training then ended with
             that epoch.
     """
@@ -69,7 +56,7 @@ class _Totals(NamedTuple):
     """Sums over the examples of an epoch so far."""
 
     loss: Float32[Array, ""]
-    correct: Int32[Array, ""]
+    metric: Float32[Array, ""]
     seen: Int32[Array, ""]
 
 
@@ -77,20 +64,20 @@ class _Job(NamedTuple):
     """What a compiled step depends on."""
 
     apply: Any
-    preprocessing: Preprocessing
+    task: Task
     training: Training
     steps_per_epoch: int
     mesh: Mesh | None
 
 
 def _no_totals() -> _Totals:
-    return _Totals(jnp.float32(0), jnp.int32(0), jnp.int32(0))
+    return _Totals(jnp.float32(0), jnp.float32(0), jnp.int32(0))
 
 
 def fit(
     model: Model,
     mask: Mask,
-    image_set: ImageSet,
+    examples: ImageSet | Examples,
     training: Training,
     key: RandomKey,
     *,
@@ -112,7 +99,7 @@ def fit(
     Args:
         model: the network at iteration `start`; it is not changed.
         mask: True keeps; a mask of `model.params`.
-        image_set: the training set.
+        examples: the training set.
         training: the recipe.
         key: order of the data and augmentation.
         start: iteration to continue from.
@@ -123,17 +110,19 @@ def fit(
         The trained network and the history.
 
     Raises:
-        TypeError: if `image_set` is not an `ImageSet`, its images are not uint8 or its
-            labels not int32.
-        ValueError: if its sizes do not fit, `mask` does not mirror the parameters, `start`
-            is not an iteration of the schedule, the batch size is not a multiple of the
-            `data` axis of the mesh, or precision is "float64" without jax_enable_x64.
+        TypeError: if `examples` is neither an `ImageSet` nor `Examples`, its images are not
+            uint8 or its labels not int32.
+        ValueError: if its sizes do not fit, its loss or metric is not one value for each
+            example, `mask` does not mirror the parameters, `start` is not an iteration of
+            the schedule, the batch size is not a multiple of the `data` axis of the mesh,
+            precision is "float64" without jax_enable_x64, or labels are smoothed where the
+            loss is not the cross-entropy.
 
     Example:
         >>> from jaxprune import models
         >>> init_key, data_key, fit_key = jax.random.split(jax.random.key(0), 3)
         >>> images = jax.random.bits(data_key, (8, 8, 8, 1), "uint8")
-        >>> preprocessing = Preprocessing(mean=(0.5,), std=(0.5,))
+        >>> preprocessing = data.Preprocessing(mean=(0.5,), std=(0.5,))
         >>> image_set = ImageSet(images, jnp.arange(8), preprocessing)
         >>> model = models.create(
         ...     "mlp", key=init_key, input_shape=(8, 8, 1), num_classes=8, width=0.1
@@ -144,9 +133,9 @@ def fit(
         >>> [entry["epoch"] for entry in result.history], result.diverged
         ([1, 2], False)
     """
-    _check_images(image_set)
-    examples = image_set.images.shape[0]
-    steps = data.steps_per_epoch(examples, training.batch_size)
+    inputs, targets, task = unpack(examples)
+    number = inputs.shape[0]
+    steps = data.steps_per_epoch(number, training.batch_size)
     total = round(training.epochs * steps)
     if not 0 <= start <= total:
         raise ValueError(
@@ -158,7 +147,12 @@ def fit(
             'precision="float64" needs 64-bit mode. Call jax.config.update('
             '"jax_enable_x64", True), or pass precision="float32".'
         )
-    mesh = sharding.mesh_of(image_set.images)
+    if training.label_smoothing and task.objective.loss is not CLASSIFICATION.loss:
+        raise ValueError(
+            f"label_smoothing {training.label_smoothing} needs the cross-entropy, and the "
+            "objective has another loss. Pass label_smoothing=0."
+        )
+    mesh = sharding.mesh_of(inputs)
     if mesh is not None:
         sharding.check_divides(mesh, training.batch_size)
 
@@ -172,7 +166,7 @@ def fit(
     carry = _Carry(
         params, state, optimizer_state, place(jnp.int32(start)), place(_no_totals())
     )
-    job = _Job(model.apply, image_set.preprocessing, training, steps, mesh)
+    job = _Job(model.apply, task, training, steps, mesh)
     order_key, augment_key = jax.random.split(key)
     augment_key = place(augment_key)
 
@@ -184,14 +178,15 @@ def fit(
     iteration = start
     while iteration < total:
         epoch = iteration // steps
-        order = place(data.epoch_order(order_key, examples, epoch))
+        order = place(data.epoch_order(order_key, number, epoch))
         end = min((epoch + 1) * steps, total)
         stops = [end]
         if rewind_iteration is not None and iteration < rewind_iteration < end:
             stops = [rewind_iteration, end]
         for stop in stops:
             iterations = range(iteration, stop)
-            carry = _advance(carry, image_set, order, augment_key, iterations, job)
+            arrays = (inputs, targets, order, augment_key)
+            carry = _advance(carry, arrays, iterations, job)
             iteration = stop
             if iteration == rewind_iteration:
                 rewind_point = tree.copy(trained(carry))
@@ -207,57 +202,24 @@ def fit(
     return FitResult(trained(carry), rewind_point, history, not is_finite)
 
 
-def _check_images(image_set: Any) -> None:
-    """Check the types and sizes of a set of images."""
-    if not isinstance(image_set, ImageSet):
-        raise TypeError(
-            f"image_set is a {type(image_set).__name__}. Pass train.ImageSet(images, "
-            "labels, data.Preprocessing(mean, std))."
-        )
-    if image_set.images.dtype != jnp.uint8:
-        raise TypeError(
-            f"images are {image_set.images.dtype}, where uint8 pixels of 0 to 255 are "
-            "expected; preprocessing scales them. For images in 0..1, pass "
-            "(255 * images).round().astype('uint8')."
-        )
-    images, labels = image_set.images, image_set.labels
-    if images.ndim != 4 or labels.shape != images.shape[:1] or not labels.size:
-        raise ValueError(
-            f"images have the shape {images.shape} and labels {labels.shape}. Pass images "
-            "of (examples, height, width, channels), at least one, and a label for each."
-        )
-    if labels.dtype != jnp.int32:
-        raise TypeError(
-            f"labels are {labels.dtype}, where int32 from 0 is expected. Pass "
-            "labels.astype('int32')."
-        )
-
-
 def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
     """Fetch the epoch's sums: the only time the host waits for the device."""
-    loss, correct, seen = jax.device_get(carry.totals)
+    loss, metric, seen = jax.device_get(carry.totals)
     rate = learning_rate(job.training, job.steps_per_epoch)
+    target = job.task.objective
     return {
         "epoch": epoch + 1,
         "loss": float(loss) / int(seen),
-        "accuracy": 100.0 * int(correct) / int(seen),
+        target.metric_name: objective.mean_metric(target, metric, int(seen)),
         "learning_rate": float(rate(carry.iteration - 1)),
     }
 
 
-def _advance(
-    carry: _Carry,
-    image_set: ImageSet,
-    order: Array,
-    key: RandomKey,
-    iterations: range,
-    job: _Job,
-) -> _Carry:
+def _advance(carry: _Carry, arrays: tuple, iterations: range, job: _Job) -> _Carry:
     """Run iterations of one epoch."""
-    batch_size, examples = job.training.batch_size, image_set.images.shape[0]
+    batch_size, examples = job.training.batch_size, arrays[0].shape[0]
     first_batch = iterations.start % job.steps_per_epoch
     full_batches = min(len(iterations), examples // batch_size - first_batch)
-    arrays = (image_set.images, image_set.labels, order, key)
     if jax.default_backend() == "cpu":
         for _ in range(full_batches):
             carry = _step(carry, arrays, batch_size, job)
@@ -271,7 +233,7 @@ def _advance(
 @functools.partial(jax.jit, static_argnames=("size", "job"), donate_argnames="carry")
 def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     """Train on the next `size` examples of the epoch."""
-    images, labels, order, key = arrays
+    inputs, targets, order, key = arrays
     training = job.training
     first = (carry.iteration % job.steps_per_epoch) * training.batch_size
     indices = jax.lax.dynamic_slice(order, (first,), (size,))
@@ -281,17 +243,19 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
         )
     dtype = jnp.dtype(training.precision)
     augment_key = jax.random.fold_in(key, carry.iteration)
-    inputs = data.preprocess(images[indices], job.preprocessing, augment_key)
+    inputs = job.task.inputs(inputs[indices], augment_key)
+    inputs = tree.map_floating(lambda leaf: leaf.astype(dtype), inputs)
+    targets = targets[indices]
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Array, PyTree]]:
         cast = tree.map_floating(lambda leaf: leaf.astype(dtype), params)
-        logits, state = job.apply(cast, carry.state, inputs.astype(dtype), train=True)
-        loss = objective.cross_entropy(
-            logits, labels[indices], smoothing=training.label_smoothing
+        outputs, state = job.apply(cast, carry.state, inputs, train=True)
+        loss = objective.mean_loss(
+            job.task.objective, outputs, targets, smoothing=training.label_smoothing
         )
-        return loss, (logits, state)
+        return loss, (outputs, state)
 
-    (loss, (logits, state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
+    (loss, (outputs, state)), gradients = jax.value_and_grad(loss_fn, has_aux=True)(
         carry.params
     )
     rate = learning_rate(training, job.steps_per_epoch)(carry.iteration)
@@ -309,7 +273,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
         carry.iteration + 1,
         _Totals(
             totals.loss + loss.astype(jnp.float32) * jnp.float32(size),
-            totals.correct + objective.count_correct(logits, labels[indices]),
+            totals.metric + objective.metric_sum(job.task.objective, outputs, targets),
             totals.seen + jnp.int32(size),
         ),
     )
@@ -327,78 +291,74 @@ class EvaluationResult(NamedTuple):
     """Averages over all examples.
 
     Attributes:
-        loss: nats per example.
-        accuracy: percent.
+        loss: of the objective; the cross-entropy is in nats per example.
+        metric: of the objective, in its unit; the accuracy is in percent.
     """
 
     loss: float
-    accuracy: float
+    metric: float
 
 
 def evaluate(
-    model: Model, image_set: ImageSet, *, batch_size: int = 256
+    model: Model, examples: ImageSet | Examples, *, batch_size: int = 256
 ) -> EvaluationResult:
     """Evaluate a network on every example, each counted once.
 
     Args:
         model: the network, its parameters masked already.
-        image_set: the test set.
+        examples: the test set.
         batch_size: examples per call, rounded up to a multiple of the parts of a mesh.
 
     Returns:
-        Mean loss and accuracy.
+        Mean loss and metric, such as the accuracy.
 
     Raises:
-        TypeError: if `image_set` is not an `ImageSet`, its images are not uint8 or its
-            labels not int32.
-        ValueError: if `batch_size` is less than 1, or sizes do not fit.
+        TypeError: if `examples` is neither an `ImageSet` nor `Examples`, its images are not
+            uint8 or its labels not int32.
+        ValueError: if `batch_size` is less than 1, sizes do not fit, or its loss or metric is
+            not one value for each example.
 
     Example:
         >>> image_set = ImageSet(
         ...     jnp.full((3, 1, 1, 1), 255, jnp.uint8),
         ...     jnp.zeros(3, jnp.int32),
-        ...     Preprocessing(mean=(0.0,), std=(1.0,)),
+        ...     data.Preprocessing(mean=(0.0,), std=(1.0,)),
         ... )
         >>> apply = lambda params, state, x: (x[:, 0, 0] * params["w"], state)
-        >>> evaluate(Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply), image_set).accuracy
+        >>> evaluate(Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply), image_set).metric
         100.0
     """
-    _check_images(image_set)
+    inputs, targets, task = unpack(examples)
     if batch_size < 1:
         raise ValueError(
             f"batch_size is the number of examples per call; got {batch_size}. Pass 1 or "
             "more."
         )
-    examples, mesh = image_set.images.shape[0], sharding.mesh_of(image_set.images)
+    total, mesh = inputs.shape[0], sharding.mesh_of(inputs)
     batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
-    arrays = (image_set.images, image_set.labels)
-    loss, num_correct = 0.0, 0
-    for first in range(0, examples, batch_size):
-        number = min(batch_size, examples - first)
-        indices = (jnp.arange(batch_size) + first) % examples
+    loss, metric = 0.0, 0.0
+    for first in range(0, total, batch_size):
+        number = min(batch_size, total - first)
+        indices = (jnp.arange(batch_size) + first) % total
         counts = jnp.arange(batch_size) < number
         if mesh is not None:
             indices, counts = sharding.shard_batch((indices, counts), mesh)
-        batch_loss, batch_num_correct = _evaluate(
-            model, arrays, indices, counts, image_set.preprocessing
+        batch_loss, batch_metric = _evaluate(
+            model, (inputs, targets), indices, counts, task
         )
         loss += float(batch_loss) * number
-        num_correct += int(batch_num_correct)
-    return EvaluationResult(loss / examples, 100.0 * num_correct / examples)
+        metric += float(batch_metric)
+    mean = objective.mean_metric(task.objective, metric, total)
+    return EvaluationResult(loss / total, mean)
 
 
-@functools.partial(jax.jit, static_argnames="preprocessing")
+@functools.partial(jax.jit, static_argnames="task")
 def _evaluate(
-    model: Model,
-    arrays: tuple,
-    indices: Array,
-    counts: Array,
-    preprocessing: Preprocessing,
+    model: Model, arrays: tuple, indices: Array, counts: Array, task: Task
 ) -> tuple[Array, Array]:
-    images, labels = arrays
-    inputs = data.preprocess(images[indices], preprocessing)
-    logits = model.apply(model.params, model.state, inputs)[0]
+    inputs, targets = (array[indices] for array in arrays)
+    outputs = model.apply(model.params, model.state, task.inputs(inputs))[0]
     return (
-        objective.cross_entropy(logits, labels[indices], counts),
-        objective.count_correct(logits, labels[indices], counts),
+        objective.mean_loss(task.objective, outputs, targets, counts),
+        objective.metric_sum(task.objective, outputs, targets, counts),
     )

@@ -9,7 +9,7 @@ import optax
 from jaxtyping import Array, Float32, Int32
 
 from jaxprune import sparse_training, tree
-from jaxprune.train.recipe import Training
+from jaxprune.train.recipe import OptimizerFactory, Training
 
 
 def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
@@ -27,22 +27,54 @@ def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
     Example:
         >>> recipe = Training(epochs=1, batch_size=1, learning_rate=0.1)
         >>> state = optimizer(recipe).init({"w": jnp.ones(2)})
+
+        Another optimizer of optax, with its own weight decay:
+
+        >>> adamw = lambda rate: optax.adamw(rate, weight_decay=0.1)
+        >>> recipe = Training(epochs=1, batch_size=1, learning_rate=0.1, optimizer=adamw)
+        >>> state = optimizer(recipe).init({"w": jnp.ones(2)})
     """
     decayed = tree.prunable if training.decay_mask == "kernels" else None
-    rule = (
-        optax.scale_by_adam()
-        if training.optimizer == "adam"
-        else optax.trace(training.momentum, nesterov=training.momentum > 0)
-    )
-    return sparse_training.hold_pruned(
-        optax.chain(
-            optax.add_decayed_weights(training.weight_decay, decayed),
-            rule,
-            optax.GradientTransformationExtraArgs(
-                optax.init_empty_state, cast(Any, _scale_by_learning_rate)
-            ),
+    decay = optax.add_decayed_weights(training.weight_decay, decayed)
+    if callable(training.optimizer):
+        rules = [_from_factory(training.optimizer)]
+    else:
+        rule = (
+            optax.scale_by_adam()
+            if training.optimizer == "adam"
+            else optax.trace(training.momentum, nesterov=training.momentum > 0)
         )
-    )
+        scale = optax.GradientTransformationExtraArgs(
+            optax.init_empty_state, cast(Any, _scale_by_learning_rate)
+        )
+        rules = [rule, scale]
+    return sparse_training.hold_pruned(optax.chain(decay, *rules))
+
+
+def _from_factory(factory: OptimizerFactory) -> optax.GradientTransformationExtraArgs:
+    """Make an optimizer whose learning rate is an argument of each update."""
+
+    def at(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+        made = factory(learning_rate)
+        if not (hasattr(made, "init") and hasattr(made, "update")):
+            raise TypeError(
+                f"the optimizer factory returned a {type(made).__name__}. Return an optax "
+                "transformation, such as optax.adamw(learning_rate)."
+            )
+        return optax.with_extra_args_support(made)
+
+    def update(
+        updates: Any,
+        state: Any,
+        params: Any = None,
+        *,
+        learning_rate: Array,
+        **extra: Any,
+    ) -> tuple[Any, Any]:
+        return at(learning_rate).update(updates, state, params, **extra)
+
+    init = lambda params: at(jnp.float32(0)).init(params)
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
 def _scale_by_learning_rate(

@@ -2,9 +2,13 @@
 
 import dataclasses
 import math
-from typing import Literal, get_args, get_type_hints
+from collections.abc import Callable
+from typing import Any, Literal, TypeAlias, get_args, get_type_hints
 
 from jaxprune import tree
+
+OptimizerName: TypeAlias = Literal["adam", "sgd"]
+OptimizerFactory: TypeAlias = Callable[[Any], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +19,9 @@ class Training:
         epochs: length of the whole schedule.
         batch_size: examples per step.
         learning_rate: the peak of the learning rate.
-        optimizer: "adam" (beta 0.9, 0.999) or "sgd" (Nesterov).
+        optimizer: "adam" (beta 0.9, 0.999), "sgd" (Nesterov), or a factory of an optax
+            transformation, such as `optax.lion`: it is called with the learning rate of each
+            step, a traced scalar, and its state must not depend on that.
         momentum: momentum of "sgd".
         schedule: "constant"; "steps", times `drop_factor` at each of `drop_epochs`; or
             "cosine", to 0 at the end.
@@ -32,7 +38,7 @@ class Training:
     epochs: float
     batch_size: int
     learning_rate: float
-    optimizer: Literal["adam", "sgd"] = "sgd"
+    optimizer: OptimizerName | OptimizerFactory = "sgd"
     momentum: float = 0.9
     schedule: Literal["constant", "steps", "cosine"] = "constant"
     drop_factor: float = 0.1
@@ -46,6 +52,8 @@ class Training:
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
+        if not callable(self.optimizer):
+            tree.check_option("optimizer", self.optimizer, get_args(OptimizerName))
         for name, hint in get_type_hints(type(self)).items():
             known = [choice for choice in get_args(hint) if isinstance(choice, str)]
             if known:

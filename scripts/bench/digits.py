@@ -16,7 +16,7 @@ from rich.console import Console
 
 from experiments import STUDIES
 from jaxprune import data
-from jaxprune.study import config, provenance, runner, stages, store
+from jaxprune.study import config, provenance, runner, select, stages, store
 
 # What JAX reports for every program that it compiles or reads from its cache on disk.
 _COMPILED = "/jax/core/compile/backend_compile_duration"
@@ -38,7 +38,7 @@ def study(
         _cli.check_writable(to)
     dataset_files = data.find("digits", cache_dir=_cli.CACHE / "data")
     whole = STUDIES["digits"].study(dataset_files)
-    digits = whole._replace(cells=config.select_cells(whole.cells, only))
+    digits = whole._replace(cells=select.select_cells(whole.cells, only))
     compiled: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         if not warm:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxprune.study import config
+from jaxprune.study import methods
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ROOT / "scripts"
@@ -182,7 +182,7 @@ def test_an_unknown_choice_gets_the_choices_and_exit_code_2(arguments, tmp_path)
 
 def test_help_lists_the_methods_models_and_data_sets():
     text = plain(script("prune", "--help").stdout)
-    assert f"--method{{{','.join(config.METHODS)}}}" in text
+    assert f"--method{{{','.join(methods.METHODS)}}}" in text
     assert "{mlp,lenet-300-100,conv2," in text
     assert "--dataset{digits,cifar10," in text
 

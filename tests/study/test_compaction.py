@@ -3,6 +3,7 @@
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import pytest
 
 from jaxprune import masks, models
@@ -16,7 +17,9 @@ def test_a_network_without_half_its_units_is_counted():
     )
     mask = masks.ones_like(model.params)
     mask["fc2"]["kernel"] = mask["fc2"]["kernel"].at[150:].set(False)
-    results: Any = compaction.compare(model, mask, shape, batches=(1, 2), calls=1).facts
+    results: Any = compaction.compare(
+        model, mask, jnp.ones((2, *shape)), batches=(1, 2), calls=1
+    ).facts
     assert results["weights_dense"] == 4 * 300 + 300 * 100 + 1000
     assert results["weights_kept"] == 4 * 300 + 150 * 100 + 1000
     assert results["weights_compacted"] == 4 * 150 + 150 * 100 + 1000

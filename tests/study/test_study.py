@@ -16,8 +16,10 @@ from jaxprune.study import (
     config,
     files,
     load_cell,
+    methods,
     records,
     runner,
+    select,
     stages,
     store,
     workbench,
@@ -97,7 +99,7 @@ def test_the_digits_study_has_all_methods_and_densities():
 
 
 def test_cells_with_the_same_first_stages_share_them():
-    chains = {name: stages.chain(cell(name)) for name in config.METHODS}
+    chains = {name: stages.chain(cell(name)) for name in methods.METHODS}
     mag, imp2, imp3 = (chains[name] for name in ("magnitude", "imp2", "imp3"))
     assert mag[:2] == imp2[:2] == imp3[:2]  # the dense network
     assert imp2[2].id != imp3[2].id
@@ -156,7 +158,7 @@ def images_to_test() -> train.ImageSet:
 def ran(tmp_path_factory):
     """A study of every method: its folder, its cells and their records."""
     runs = tmp_path_factory.mktemp("runs")
-    comparison = study(*(cell(method) for method in config.COMPARED))
+    comparison = study(*(cell(method) for method in methods.COMPARED))
     return runs, comparison, list(runner.run(comparison, runs, DIGITS))
 
 
@@ -394,10 +396,10 @@ def test_a_study_that_is_killed_ends_with_the_same_bits(tmp_path):
 
 def test_conditions_select_cells_and_a_condition_without_a_match_is_refused():
     cells = digits.study(DIGITS).cells
-    chosen = config.select_cells(cells, ["method=snip,synflow", "c=1"])
+    chosen = select.select_cells(cells, ["method=snip,synflow", "c=1"])
     assert len(chosen) == 2
-    assert config.select_cells(cells, ["method=SNIP,SynFlow", "c=1"]) == chosen
-    by_density = config.select_cells(cells, ["method=snip,synflow", "density=0.1"])
+    assert select.select_cells(cells, ["method=SNIP,SynFlow", "c=1"]) == chosen
+    by_density = select.select_cells(cells, ["method=snip,synflow", "density=0.1"])
     assert by_density == chosen
     for wrong, sentence in {
         "density=0.2": "there is no density 0.2. Pass some of 0.01, 0.1, 0.316",
@@ -408,7 +410,7 @@ def test_conditions_select_cells_and_a_condition_without_a_match_is_refused():
         "color=red": "known names are method, c, density, seed, model",
     }.items():
         with pytest.raises(ValueError, match=sentence):
-            config.select_cells(cells, [wrong])
+            select.select_cells(cells, [wrong])
 
 
 def test_invalid_cells_are_refused():
@@ -438,7 +440,7 @@ def test_invalid_cells_are_refused():
 
 def test_every_cell_and_a_note_record_that_a_study_is_reduced():
     whole = study(cell("imp2"), cell("grasp"))
-    small = config.reduced(whole, epochs_scale=0.5, width=0.02, train_examples=256)
+    small = select.reduced(whole, epochs_scale=0.5, width=0.02, train_examples=256)
     (note,) = small.notes
     assert "epochs x 0.5, width 0.02, 256 training images" in note
     for one in small.cells:
@@ -446,11 +448,11 @@ def test_every_cell_and_a_note_record_that_a_study_is_reduced():
         assert one.recipe.epochs_scale == 0.5
         assert one.recipe.training.epochs == 0.5
         assert one.recipe.rewind_epochs == 0.25
-    assert config.reduced(whole) == whole == config.reduced(whole, width=0.03)
-    twice = config.reduced(config.reduced(whole, epochs_scale=0.5), epochs_scale=0.5)
+    assert select.reduced(whole) == whole == select.reduced(whole, width=0.03)
+    twice = select.reduced(select.reduced(whole, epochs_scale=0.5), epochs_scale=0.5)
     assert twice.cells[0].recipe.epochs_scale == 0.25
     with pytest.raises(ValueError, match="epochs_scale multiplies all epochs; got 0"):
-        config.reduced(whole, epochs_scale=0)
+        select.reduced(whole, epochs_scale=0)
 
 
 def test_a_recipe_sets_the_length_of_training_by_method():
@@ -463,7 +465,7 @@ def test_a_recipe_sets_the_length_of_training_by_method():
     )
     spent = {
         name: sum(map(stages.epochs, stages.chain(cell(name, recipe=recipe))))
-        for name in config.COMPARED
+        for name in methods.COMPARED
     }
     assert spent == {
         "random": 1, "snip": 1, "synflow": 1, "grasp": 3, "magnitude": 5,
@@ -532,7 +534,7 @@ def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
         RECIPE, training=Training(0.1, 256, 0.1), rewind_epochs=0.0
     )
     with pytest.raises(
-        ValueError, match="to epoch 0.1 from 0 has no step with 512 images"
+        ValueError, match="to epoch 0.1 from 0 has no step with 512 examples"
     ):
         list(runner.run(study(cell("random", recipe=short)), tmp_path, DIGITS))
     with pytest.raises(ValueError, match="train_examples is 9999, but digits has 1437"):
@@ -543,7 +545,7 @@ def test_a_training_without_a_step_is_refused_before_anything_runs(tmp_path):
 def test_the_plan_counts_cells_of_other_sizes_that_a_run_would_unlist(ran):
     runs, comparison, _ = ran
     assert runner.plan(comparison, runs / "tiny").unlisted == 0
-    other = config.reduced(comparison, width=0.02)
+    other = select.reduced(comparison, width=0.02)
     written = len(list((runs / "tiny").glob("*/record.json")))
     assert runner.plan(other, runs / "tiny").unlisted == written
 

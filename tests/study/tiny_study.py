@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxprune import data, masks
-from jaxprune.study import records
+from jaxprune.study import methods, records
 from jaxprune.study.config import Cell, Recipe, Study
 from jaxprune.train import Training
 
@@ -32,7 +32,7 @@ def cell(
         data_version=DIGITS.version,
         input_shape=(8, 8, 1),
         num_classes=10,
-        method=config.method(method),
+        method=methods.get(method),
         compression=c,
         seed=seed,
         recipe=recipe,

@@ -51,7 +51,7 @@ def test_training_learns(model, image_set):
     assert [entry["epoch"] for entry in history] == list(range(1, 11))
     assert history[-1]["loss"] < 0.7 * history[0]["loss"]
     assert result.rewind_point is None
-    assert train.evaluate(result.model, image_set, batch_size=32).accuracy > 80
+    assert train.evaluate(result.model, image_set, batch_size=32).metric > 80
 
 
 def test_training_does_not_change_its_arguments(model, image_set):
@@ -155,7 +155,7 @@ def test_evaluation_does_not_depend_on_the_batch_size(model, image_set):
     one, other = (
         train.evaluate(model, image_set, batch_size=size) for size in (70, 32)
     )
-    assert one.accuracy == other.accuracy
+    assert one.metric == other.metric
     assert one.loss == pytest.approx(other.loss, rel=1e-5)
 
 
@@ -250,10 +250,10 @@ def test_errors_between_two_networks_interpolate_weights_and_statistics(
 ):
     result = fit(model, image_set, recipe())
     ends = [
-        100 - train.evaluate(end, image_set).accuracy for end in (model, result.model)
+        100 - train.evaluate(end, image_set).metric for end in (model, result.model)
     ]
     errors = train.errors_between(model, result.model, image_set, points=3)
     assert errors[::2] == pytest.approx(ends)
     middle = jax.tree.map(lambda a, b: (a + b) / 2, model, result.model)
-    assert errors[1] == pytest.approx(100 - train.evaluate(middle, image_set).accuracy)
+    assert errors[1] == pytest.approx(100 - train.evaluate(middle, image_set).metric)
     assert train.error_barrier(errors) == max(errors) - (errors[0] + errors[2]) / 2

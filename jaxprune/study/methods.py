@@ -1,0 +1,130 @@
+"""The methods that a study can compare, and what their levels restart from."""
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from jaxprune import scores, tree
+
+NEEDS = ("nothing", "key", "batches", "inputs")  # as in scores.Scorer
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A column of the study's tables.
+
+    Attributes:
+        name: in ids, files and conditions.
+        title: its name in tables and figures.
+        score: a name in scores.SCORERS, or a scoring function of the user; empty for the
+            dense network itself.
+        needs: what the scoring function takes, as in scores.Scorer: "nothing": `score(params,
+            mask=mask)`; "batches": `score(loss_fn, params, batches, mask=mask)`; "inputs":
+            `score(apply_fn, params, inputs, mask=mask)`; "key": `score(key, params,
+            mask=mask)`. Of a name it is known.
+        rounds: of scoring and selecting, where it prunes once; a recipe has those of SynFlow.
+        levels: levels of iterative magnitude pruning; 0 for methods that prune once.
+        keep_fraction: instead of a number of levels, the fraction of the remaining
+            weights that each level keeps.
+        rewind: a key of REWINDS, where the method decides it and not the recipe.
+        pretrained: whether the dense network is trained before scoring.
+        points: if not 0, the network is trained a second time from the rewind point
+            with other noise, and the error is measured at this many points between the
+            two.
+    """
+
+    name: str
+    title: str
+    score: str | Callable[..., Any]
+    needs: str = "batches"
+    rounds: int = 1
+    levels: int = 0
+    keep_fraction: float | None = None
+    rewind: str | None = None
+    pretrained: bool = False
+    points: int = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+            raise ValueError(
+                f"a method is named {self.name!r}; names become folders. Pass letters, "
+                "digits, and _ . + - after the first."
+            )
+        if isinstance(self.score, str) and self.score:
+            tree.check_option("score", self.score, scores.SCORERS)
+            object.__setattr__(self, "needs", scores.SCORERS[self.score].needs)
+        tree.check_option("needs", self.needs, NEEDS)
+        if self.rounds < 1:
+            raise ValueError(
+                f"rounds is the number of rounds of scoring; got {self.rounds}. Pass 1 or "
+                "more."
+            )
+
+
+def _imp(name: str, title: str, **options: Any) -> Method:
+    return Method(name, title, "magnitude", pretrained=True, **options)
+
+
+_METHODS = (
+    Method("dense", "Dense", "", pretrained=True),
+    Method("random", "Rand", "random"),
+    Method("magnitude", "Mag", "magnitude", pretrained=True),
+    Method("snip", "SNIP", "snip"),
+    Method("grasp", "GraSP", "grasp"),
+    Method("synflow", "SynFlow", "synflow"),
+    _imp("imp2", "IMP-2", levels=2),
+    _imp("imp3", "IMP-3", levels=3),
+    _imp("imp4", "IMP-4", levels=4),
+    _imp("imp_late", "IMP-late", keep_fraction=0.8, rewind="early"),
+    _imp("imp_rate", "IMP-rate", keep_fraction=0.8, rewind="learning_rate"),
+    _imp("imp_finetune", "IMP-tune", keep_fraction=0.8, rewind="finetune"),
+    _imp("imp_connect", "IMP-twice", keep_fraction=0.8, rewind="early", points=30),
+)
+METHODS: Mapping[str, Method] = {method.name: method for method in _METHODS}
+
+
+def get(name: str) -> Method:
+    """Return a method by its name.
+
+    Args:
+        name: a key of METHODS.
+
+    Raises:
+        ValueError: if it is unknown.
+
+    Example:
+        >>> get("snip").title
+        'SNIP'
+    """
+    tree.check_option("method", name, METHODS)
+    return METHODS[name]
+
+
+# The columns of the published tables.
+COMPARED = ("random", "magnitude", "snip", "grasp", "synflow", "imp2", "imp3", "imp4")
+
+
+class Rewind(NamedTuple):
+    """What a level of IMP restarts from.
+
+    Attributes:
+        weights: the `rewind` option of imp.step.
+        continues: whether training continues at the rewind point instead of iteration 0.
+        constant: whether it continues at the last learning rate of the schedule.
+    """
+
+    weights: str
+    continues: bool = False
+    constant: bool = False
+
+
+# The last three are compared by Renda et al., https://arxiv.org/abs/2003.02389, ICLR 2020.
+REWINDS: Mapping[str, Rewind] = {
+    "init": Rewind("init"),
+    "weights_kept": Rewind("weights_kept"),
+    "early": Rewind("early", continues=True),
+    "learning_rate": Rewind("weights_kept", continues=True),
+    "finetune": Rewind("weights_kept", continues=True, constant=True),
+}
