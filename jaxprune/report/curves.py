@@ -232,7 +232,11 @@ def effective(records: Sequence[Record]) -> Figure | None:
         "Kept weights that do something",
         "Percentage of the kept weights that are on a live path, which is a path of kept "
         "weights from input to output. The other kept weights change nothing.",
-        [_plot(series, _DENSITY, "kept weights on a live path (%)")],
+        [
+            _plot(series, _DENSITY, "kept weights on a live path (%)")._replace(
+                y_range=span([0.0, 100.0])
+            )
+        ],
     )
 
 

@@ -111,7 +111,8 @@ def _lead(content: Content) -> str:
     """Describe what was run, in two sentences."""
     records = content.records
     networks = dict.fromkeys(
-        f"{r.cell['model']}"
+        # A user's network is its function's name, then @ and a hash of its source.
+        r.cell["model"].split("@")[0].replace("<lambda>", "A network")
         + (f" at width {r.cell['width']:g}" if r.cell.get("width", 1) != 1 else "")
         for r in records
         if r.cell.get("model")
@@ -309,12 +310,14 @@ def _facts(content: Content) -> list[str]:
         for r in records
         if r.cell.get("dataset")
     )
+    networks = dict.fromkeys(r.cell["model"] for r in records if r.cell.get("model"))
     lines = [
         "A network is one method at one density with one seed. Their stages took "
         f"{minutes:.1f} minutes; a stage that several networks share is counted for each.",
         f"Device: {', '.join(device) or 'unknown'}; {made.get('devices', 1)} in use.",
         f"Versions: {', '.join(versions)}.",
         f"Data: {', '.join(data) or 'unknown'}.",
+        f"Network: {', '.join(networks) or 'unknown'}.",
     ]
     for record in records:
         name = (
