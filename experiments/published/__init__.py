@@ -26,6 +26,7 @@ _TABLES = (
             "100 for Rand, SNIP and SynFlow, 100 + 50 L for IMP-L. Ours: top-1 on the whole "
             "test set after the last epoch, mean over the seeds; the table of epochs lists "
             "the length of each training.",
+            "higher",
         ),
     ),
     (
@@ -48,6 +49,7 @@ _TABLES = (
             4,
             "Published and ours: multiply-accumulates that the mask leaves, with all biases, "
             "counted and not timed; no run of either study became faster.",
+            "lower",
         ),
     ),
     (

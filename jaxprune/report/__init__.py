@@ -1,38 +1,34 @@
 """The report of a study: tables, figures and a page; imports no JAX."""
 
-from jaxprune.report.figures import FIGURES, draw
-from jaxprune.report.page import (
-    Published,
-    build_all,
-    write,
-)
+from jaxprune.report.formats import terminal
+from jaxprune.report.frame import records
+from jaxprune.report.quantities import Quantity, flop_ratio
 from jaxprune.report.tables import (
-    TABLES,
     Comparison,
-    Quantity,
+    Published,
     Table,
     build,
     compare,
     compare_layers,
-    flop_ratio,
-    records,
-    terminal,
 )
+from jaxprune.report.verdict import Leader, Verdict, leaders, verdicts
+from jaxprune.report.writing import build_all, write
 
 __all__ = [
-    "FIGURES",
-    "TABLES",
     "Comparison",
+    "Leader",
     "Published",
     "Quantity",
     "Table",
+    "Verdict",
     "build",
     "build_all",
     "compare",
     "compare_layers",
-    "draw",
     "flop_ratio",
+    "leaders",
     "records",
     "terminal",
+    "verdicts",
     "write",
 ]

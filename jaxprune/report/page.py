@@ -1,227 +1,331 @@
-"""The report of a study: one page with all tables and figures, and a file for each."""
+"""The page of a study: one HTML file without scripts or references to the network."""
 
-import base64
 import html
-import tempfile
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from jaxprune.report import figures, gain, tables
-from jaxprune.report.tables import Comparison, Table
-from jaxprune.study import files, records
+from jaxprune.report import frame, svg, verdict
+from jaxprune.report.charts import Figure, HeatMap, Panel, Plot
+from jaxprune.report.quantities import metric
+from jaxprune.report.style import STYLE
+from jaxprune.report.tables import Table
+from jaxprune.report.verdict import Leader
 from jaxprune.study.records import Record
 
-# By the name of the figure.
-CAPTIONS = {
-    "accuracy": "Test accuracy against density. Error bars show one standard deviation over "
-    "the seeds.",
-    "layer_density": "Percentage of weights that each method keeps in each layer, in network "
-    "order.",
-    "effective_density": "Percentage of the kept weights that are on a live path, which is a "
-    "path of kept weights from input to output. The other kept weights do nothing.",
-    "weight_histograms": "Histograms of the weights that the mask keeps in each layer, after "
-    "training.",
-    "speed_up": "Solid lines: time of the masked network divided by that of the compacted "
-    "network, a smaller dense network with the same outputs. Hollow markers: the same, where "
-    "layers of the compacted network multiply by their kept weights only, wherever that was "
-    "measured to be faster. Dashed lines: the bound for hardware that skips every zero: "
-    "dense / kept multiply-accumulates. A collapsed network is a constant, and exceeds "
-    "any bound.",
-    "connectivity": "Test error on the straight line between two networks that were trained "
-    "from the same rewind point with different data order and augmentation. A flat line "
-    "means that both are in one basin of the loss.",
-    "layer_macs": "Multiply-accumulates of the weights that the mask keeps in each layer, as "
-    "a percentage of the dense network's total.",
-}
 
-
-class Published(NamedTuple):
-    """Published numbers that a study is compared with.
+class Content(NamedTuple):
+    """What a page shows.
 
     Attributes:
-        source: author, title and setting of the publication, in one line.
-        tables: published tables and our quantities to compare with them.
-        layers: by method, kept multiply-accumulates of each layer at c = 0.5.
-        layers_dense: multiply-accumulates of each layer of the dense network.
+        study: contents of `study.json`.
+        records: records of the study, in the study's order.
+        figures: figures, in the order of the page.
+        compared: tables that compare ours with published numbers.
+        tables: our tables, the main one first.
+        blank: titles of the tables that have no value.
+        source: source of the published numbers; empty if there are none.
     """
 
-    source: str
-    tables: Sequence[Comparison]
-    layers: Mapping[str, Sequence[float]]
-    layers_dense: Sequence[float]
+    study: dict[str, Any]
+    records: Sequence[Record]
+    figures: Sequence[Figure]
+    compared: Sequence[Table]
+    tables: Sequence[Table]
+    blank: Sequence[str]
+    source: str = ""
 
 
-def write(folder: Path, published: Published | None = None) -> Path:
-    """Write the report of a study to `<folder>/report`.
+_text = html.escape
+
+
+def build(content: Content) -> str:
+    """Build the page.
 
     Args:
-        folder: `runs/<study>`.
-        published: published numbers to compare the study with.
+        content: what it shows.
 
     Returns:
-        `index.html`, a page with all tables and figures. The folder also contains each table
-        as CSV and Markdown, each figure as PNG and SVG, and `records.csv`.
-
-    Raises:
-        RunsError: if there is no study, or the disk is full.
-        ValueError: if no cell is finished yet.
+        HTML. Every text from the records is escaped.
     """
-    study, finished = records.read_study(folder), records.read_all(folder)
-    target = folder / "report"
-    # The report is complete before the first file of an earlier one is replaced.
-    with (
-        files.disk_errors(target),
-        tempfile.TemporaryDirectory(
-            prefix=".report.", suffix=".part", dir=folder
-        ) as partial,
-    ):
-        _write_files(Path(partial), study, finished, published)
-        target.mkdir(exist_ok=True)
-        for path in sorted(Path(partial).iterdir()):
-            path.replace(target / path.name)
-    return target / "index.html"
-
-
-def _write_files(
-    folder: Path,
-    study: dict[str, Any],
-    finished: Sequence[Record],
-    published: Published | None,
-) -> None:
-    report_tables = build_all(finished, study["notes"], published)
-    summary = _summary(study, finished)
-    if published is not None:
-        summary.append(f"Published: {published.source}")
-    for table in report_tables:
-        (folder / f"{table.name}.csv").write_text(tables.csv(table))
-        (folder / f"{table.name}.md").write_text(tables.markdown(table))
-    tables.frame(finished).write_csv(folder / "records.csv")
-    shares = {} if published is None else _shares(published)
-    figure_paths = figures.draw(finished, folder, study["notes"], shares)
-    page = _html(study, summary, report_tables, figure_paths)
-    (folder / "index.html").write_text(page)
-
-
-def build_all(
-    finished: Sequence[Record], notes: Sequence[str], published: Published | None = None
-) -> list[Table]:
-    """Build every table of a report: first the comparisons with published tables, then ours.
-
-    Args:
-        finished: records of one study, in the study's order.
-        notes: notes of the study.
-        published: published numbers to compare the study with.
-
-    Returns:
-        The tables, in the order of the page.
-
-    Raises:
-        ValueError: if there are no records.
-    """
-    ours = [tables.build(finished, name, notes) for name in tables.TABLES]
-    ours += gain.build(finished, notes)
-    if published is None:
-        return ours
-    layers = tables.compare_layers(finished, _shares(published), 0.5, notes)
-    return [
-        *(tables.compare(finished, table, notes) for table in published.tables),
-        *([layers] if layers.rows else []),
-        *ours,
-    ]
-
-
-def _shares(published: Published) -> dict[str, list[float]]:
-    """Return kept multiply-accumulates by method, as shares of the dense network's total."""
-    dense = sum(published.layers_dense)
-    return {
-        method: [kept / dense for kept in layers]
-        for method, layers in published.layers.items()
-    }
-
-
-def _summary(study: dict[str, Any], finished: Sequence[Record]) -> list[str]:
-    """Describe what was run and where, and list the cells that diverged or collapsed."""
-    machine = finished[-1].made
-    minutes = sum(record.seconds for record in finished) / 60
-    unmeasured = sum(record.status == "trained" for record in finished)
-    trained = f" ({unmeasured} not measured yet)" if unmeasured else ""
-    lines = [
-        f"{len(finished)} of {len(study['cells'])} cells are trained{trained}. A cell is one "
-        "method "
-        f"at one compression c with one seed. Their stages took {minutes:.1f} minutes; a "
-        "stage that several cells share is counted for each of them.",
-        f"{machine['kind']} ({machine['devices']} device(s), {machine['processor']}, "
-        f"{machine['cores']} cores, {machine['ram_gb']} GB of memory), jax "
-        f"{machine['jax']}, flax {machine['flax']}, jaxprune {machine['jaxprune']}, commit "
-        f"{machine['commit'] or 'unknown'}, started {machine['began']}.",
-    ]
-    datasets = {f"{r.cell['dataset']} ({r.cell['data_version']})" for r in finished}
-    networks = {f"{r.cell['model']} at width {r.cell['width']:g}" for r in finished}
-    seeds = len({r.cell["seed"] for r in finished})
-    lines.append(
-        f"{', '.join(sorted(networks))} on {', '.join(sorted(datasets))}; {seeds} seed(s)."
+    title = _text(content.study["name"])
+    compared = [_table(table, is_open=False) for table in content.compared]
+    if compared:
+        source = f"<p class='small'>Published: {_text(content.source)}</p>"
+        compared = ["<h2 id='published'>Published numbers</h2>", source, *compared]
+    ours = [_table(table, i == 0) for i, table in enumerate(content.tables)]
+    return "\n".join(
+        [
+            "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
+            "<meta name='viewport' content='width=device-width, initial-scale=1'>",
+            f"<title>{title}: pruning study</title><style>{STYLE}</style></head>",
+            "<body><div class='page'>",
+            f"<header id='top'><p class='kind'>Pruning study</p><h1>{title}</h1>",
+            f"<p class='lead'>{_text(_lead(content))}</p>",
+            *(f"<p class='note'>{_text(note)}</p>" for note in content.study["notes"]),
+            f"</header>{_contents(content)}<main>",
+            *_verdicts(content.records),
+            "<h2 id='figures'>Figures</h2>",
+            f"<div class='figures'>{''.join(map(_figure, content.figures))}</div>",
+            *compared,
+            "<h2 id='tables'>Tables</h2>",
+            "<p class='small'>c is the compression exponent: a network at c keeps a density "
+            "of 10<sup>-c</sup> of its prunable weights. ±: one sample standard deviation "
+            "over the seeds. Bold: the best value of a row. Color: the better a value is "
+            "among those of its row, the stronger its color; where each row is one method, "
+            "among those of its column.</p>",
+            *ours,
+            _blank(content.blank),
+            "<h2 id='run'>How it was run</h2><div class='card'><ul class='facts'>",
+            *(f"<li>{_text(line)}</li>" for line in _facts(content)),
+            "</ul></div></main>",
+            "<footer class='small'>Each table is also a CSV and a Markdown file in the "
+            "folder of this page, each figure a PNG and an SVG file. All values of all "
+            "networks are in records.csv.</footer>",
+            "</div></body></html>\n",
+        ]
     )
-    for record in finished:
-        cell = record.cell
-        name = f"{record.title}, c = {cell['compression']:g}, seed {cell['seed']}"
+
+
+def _contents(content: Content) -> str:
+    links = [("top", "Verdict", ""), ("figures", "Figures", "")]
+    links += [(f"figure-{f.name}", f.title, "sub") for f in content.figures]
+    if content.compared:
+        links.append(("published", "Published numbers", ""))
+    links.append(("tables", "Tables", ""))
+    links += [
+        (f"table-{t.name}", t.title.split(" (")[0], "sub") for t in content.tables
+    ]
+    links.append(("run", "How it was run", ""))
+    items = "".join(
+        f"<li class='{kind}'><a href='#{_text(name)}'>{_text(title)}</a></li>"
+        for name, title, kind in links
+    )
+    return f"<nav aria-label='Contents'><ul>{items}</ul></nav>"
+
+
+def _count(number: int, noun: str, plural: str = "") -> str:
+    return f"{number} {noun if number == 1 else plural or noun + 's'}"
+
+
+def _lead(content: Content) -> str:
+    """Describe what was run, in two sentences."""
+    records = content.records
+    networks = dict.fromkeys(
+        # A user's network is its function's name, then @ and a hash of its source.
+        r.cell["model"].split("@")[0].replace("<lambda>", "A network")
+        + (f" at width {r.cell['width']:g}" if r.cell.get("width", 1) != 1 else "")
+        for r in records
+        if r.cell.get("model")
+    )
+    datasets = dict.fromkeys(
+        r.cell["dataset"] for r in records if r.cell.get("dataset")
+    )
+    what = (
+        f"{', '.join(networks) or 'A network'} on {', '.join(datasets) or 'a data set'}"
+    )
+    methods = _count(len(frame.titles(records)), "method")
+    levels = _count(len(frame.compressions(records)), "density", "densities")
+    seeds = _count(len({r.cell["seed"] for r in records}), "seed")
+    cells = len(content.study["cells"])
+    unmeasured = sum(record.status == "trained" for record in records)
+    trained = f", {unmeasured} of them not measured yet" if unmeasured else ""
+    return (
+        f"{what}: {methods}, {levels}, {seeds}. {len(records)} of "
+        f"{_count(cells, 'network')} are trained{trained}."
+    )
+
+
+def _verdicts(records: Sequence[Record]) -> list[str]:
+    cards = "".join(
+        f"<div class='card'><h3>{_text(one.label)}</h3><p>{_text(one.text)}</p></div>"
+        for one in verdict.verdicts(records)
+    )
+    tiles = [_tile(leader, records) for leader in verdict.leaders(records)]
+    parts = [f"<div class='verdicts'>{cards}</div>"]
+    if tiles:
+        rule = (
+            "The best method at each density, and its lead over the second best. The lead "
+            "is compared with the seed noise: two standard errors of the difference between "
+            "the two means. With few seeds this is a rule of thumb."
+        )
+        parts += [f"<div class='tiles'>{''.join(tiles)}</div>"]
+        parts += [f"<p class='small'>{rule}</p>"]
+    return parts
+
+
+def _tile(leader: Leader, records: Sequence[Record]) -> str:
+    """Describe the best method at one density in a few words."""
+    measured = metric(records)
+    number = lambda value: f"{value:.{measured.digits}f}"
+    lead = f"{number(leader.margin)}{measured.margin_unit} ahead of"
+    if not float(number(leader.margin)):
+        lead = "equal to"
+    if leader.noise is None:
+        kind, judgment = "", "one seed: noise unknown"
+    elif leader.is_clear:
+        kind, judgment = "clear", f"above the noise of {number(leader.noise)}"
+    else:
+        kind, judgment = "", f"within the noise of {number(leader.noise)}"
+    return (
+        f"<div class='tile'>density {frame.density(leader.c)}"
+        f"<b>{_text(leader.title)}</b>{number(leader.mean)}{_text(measured.unit)}<br>"
+        f"{_text(lead)} {_text(leader.second)}<br>"
+        f"<span class='{kind}'>{judgment}</span></div>"
+    )
+
+
+def _figure(figure: Figure) -> str:
+    legend = "".join(svg.key(label, style) for label, style in figure.legend.items())
+    if any(
+        series.kind == "front"
+        for panel in figure.panels
+        if isinstance(panel, Plot)
+        for series in panel.series
+    ):
+        legend += svg.key("Pareto front", None)
+    kind = "panels" if isinstance(figure.panels[0], Plot) else "maps"
+    size = "half" if _is_narrow(figure) else ""
+    panels = [_panel(panel) for panel in figure.panels]
+    parts = [f"<div class='{kind}'>{''.join(panels[: figure.shown])}</div>"]
+    if panels[figure.shown :]:
+        others = len(panels) - figure.shown
+        parts.append(
+            f"<details class='more'><summary>{_count(others, 'more panel')}</summary>"
+            f"<div class='{kind}'>{''.join(panels[figure.shown :])}</div></details>"
+        )
+    return (
+        f"<section class='card {size}' id='figure-{_text(figure.name)}'>"
+        f"<h3>{_text(figure.title)}</h3>"
+        + (f"<div class='legend'>{legend}</div>" if legend else "")
+        + "".join(parts)
+        + f"<p class='caption'>{_text(figure.caption)}</p></section>"
+    )
+
+
+def _is_narrow(figure: Figure) -> bool:
+    """Return whether a figure can share a row of the page with another."""
+    panel, *others = figure.panels
+    if others or isinstance(panel, Plot):
+        return not others
+    return len(panel.columns) <= (8 if isinstance(panel, HeatMap) else 3)
+
+
+def _panel(panel: Panel) -> str:
+    title = f"<h4>{_text(panel.title)}</h4>" if panel.title else ""
+    drawing = svg.draw(panel)
+    if not isinstance(panel, Plot):
+        drawing = f"<div class='scroll'>{drawing}</div>"
+    return f"<div>{title}{drawing}</div>"
+
+
+def _table(table: Table, is_open: bool) -> str:
+    head = "".join(f"<th>{_text(title)}</th>" for title in table.head)
+    marks = rank(table)
+    rows = "".join(
+        "<tr>"
+        + "".join(
+            _cell(text, marks.get((i, j), (0.0, False))) for j, text in enumerate(row)
+        )
+        + "</tr>"
+        for i, row in enumerate(table.rows)
+    )
+    return (
+        f"<details class='card' id='table-{_text(table.name)}'{' open' * is_open}>"
+        f"<summary>{_text(table.title)}</summary><div class='inside'>"
+        f"<div class='scroll'><table><thead><tr>{head}</tr></thead><tbody>{rows}</tbody>"
+        f"</table></div><p class='caption'>{_text(table.caption)}</p></div></details>"
+    )
+
+
+def _cell(text: str, mark: tuple[float, bool]) -> str:
+    shade, is_best = mark
+    style = f" style='--s:{shade:.2f}'" if shade else ""
+    return (
+        f"<td{style}>" + (f"<b>{_text(text)}</b>" if is_best else _text(text)) + "</td>"
+    )
+
+
+def rank(table: Table) -> dict[tuple[int, int], tuple[float, bool]]:
+    """Rank the values of a table.
+
+    Args:
+        table: a table; values are compared with those of their row or column.
+
+    Returns:
+        By row and column: how good a value is, from 0 for the worst to 1 for the best, and
+        whether it is the best of its row. Values are left out where nothing is better than
+        anything else.
+    """
+    groups: dict[int, list[tuple[int, int, float]]] = {}
+    for i, row in enumerate(table.values):
+        for j, value in enumerate(row):
+            if value is not None and table.better[j]:
+                signed = value if table.better[j] == "higher" else -value
+                groups.setdefault(i if table.ranked == "row" else j, []).append(
+                    (i, j, signed)
+                )
+    marks = {}
+    for group in groups.values():
+        values = [value for _, _, value in group]
+        low, high = min(values), max(values)
+        if low < high:
+            for i, j, value in group:
+                is_best = value == high and table.ranked == "row"
+                marks[i, j] = ((value - low) / (high - low), is_best)
+    return marks
+
+
+def _blank(titles: Sequence[str]) -> str:
+    """Name the tables that have no value, in one line."""
+    if not titles:
+        return ""
+    names = ", ".join(title[0].lower() + title[1:] for title in titles)
+    return (
+        "<p class='small' id='blank'>Not reported by this device, or not measured in this "
+        f"study: {_text(names)}.</p>"
+    )
+
+
+def _facts(content: Content) -> list[str]:
+    """Describe the machine, the versions and the data, and what went wrong."""
+    records = content.records
+    made = records[-1].made
+    minutes = sum(record.seconds for record in records) / 60
+    units = {
+        "kind": "",
+        "processor": "",
+        "cores": " cores",
+        "ram_gb": " GB of memory",
+    }
+    device = [
+        f"{made[n]}{unit}" for n, unit in units.items() if made.get(n) is not None
+    ]
+    versions = [
+        f"{name} {made[name]}" for name in ("jax", "flax", "jaxprune") if name in made
+    ]
+    versions.append(f"commit {made.get('commit') or 'unknown'}")
+    versions.append(f"started {made.get('began', 'at an unknown time')}")
+    data = dict.fromkeys(
+        f"{r.cell['dataset']} ({r.cell.get('data_version', 'unknown version')})"
+        for r in records
+        if r.cell.get("dataset")
+    )
+    networks = dict.fromkeys(r.cell["model"] for r in records if r.cell.get("model"))
+    lines = [
+        "A network is one method at one density with one seed. Their stages took "
+        f"{minutes:.1f} minutes; a stage that several networks share is counted for each.",
+        f"Device: {', '.join(device) or 'unknown'}; {made.get('devices', 1)} in use.",
+        f"Versions: {', '.join(versions)}.",
+        f"Data: {', '.join(data) or 'unknown'}.",
+        f"Network: {', '.join(networks) or 'unknown'}.",
+    ]
+    for record in records:
+        name = (
+            f"{record.title} at density {frame.density(record.cell['compression'])}, seed "
+            f"{record.cell['seed']}"
+        )
         if record.status == "diverged":
             lines.append(f"{name}: diverged; the loss was not finite.")
         elif record.collapse:
             lines.append(f"{name}: {record.collapse}")
     return lines
-
-
-_STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 72em; margin: 2em auto;
-       padding: 0 1em; color: #1a1a1a; background: #fff; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; font-size: 13px; }
-th, td { padding: .25em .7em; text-align: right; border-bottom: 1px solid #ddd; }
-tr:hover td { background: #f4f6f8; }
-.table { overflow-x: auto; }
-.caption { color: #555; font-size: 13px; margin: .3em 0 2em; }
-img { max-width: 100%; height: auto; }
-.note { background: #fff6dd; padding: .4em .8em; }
-"""
-
-
-def _html(
-    study: dict[str, Any],
-    summary: Sequence[str],
-    report_tables: Sequence[Table],
-    figure_paths: Sequence[Path],
-) -> str:
-    title = html.escape(f"Pruning study: {study['name']}")
-    parts = [
-        "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
-        "<meta name='viewport' content='width=device-width'>",
-        f"<title>{title}</title><style>{_STYLE}</style></head><body><h1>{title}</h1>",
-        *(f"<p class='note'>{html.escape(note)}</p>" for note in study["notes"]),
-        "<ul>",
-        *(f"<li>{html.escape(line)}</li>" for line in summary),
-        "</ul><p>c is the compression exponent: a network at c keeps a density of "
-        "10<sup>-c</sup> of its prunable weights.</p>",
-    ]
-    for path in figure_paths:
-        caption = html.escape(CAPTIONS[path.stem])
-        image = base64.b64encode(path.read_bytes()).decode()
-        parts.append(
-            f"<h2>{html.escape(path.stem.replace('_', ' ').capitalize())}</h2>"
-            f"<img alt='{caption}' src='data:image/png;base64,{image}'>"
-            f"<p class='caption'>{caption}</p>"
-        )
-    parts += [_table(table) for table in report_tables]
-    return "\n".join([*parts, "</body></html>\n"])
-
-
-def _table(table: Table) -> str:
-    head = "".join(f"<th>{html.escape(t)}</th>" for t in table.head)
-    rows = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(t)}</td>" for t in row) + "</tr>"
-        for row in table.rows
-    )
-    notes = "".join(f"<p class='note'>{html.escape(note)}</p>" for note in table.notes)
-    return (
-        f"<h2>{html.escape(table.title)}</h2>{notes}<div class='table'><table><tr>{head}"
-        f"</tr>{rows}</table></div><p class='caption'>{html.escape(table.caption)}</p>"
-    )

@@ -1,4 +1,4 @@
-"""Tables, figures and the page, built from handwritten records."""
+"""Tables and files of a report, built from handwritten records."""
 
 import io
 
@@ -6,8 +6,8 @@ import pytest
 import rich.console
 
 from jaxprune import report
-from jaxprune.report import figures, tables
-from jaxprune.report.page import CAPTIONS
+from jaxprune.report import charts, figures, formats
+from jaxprune.report.quantities import quantities
 from jaxprune.study import files, records
 from jaxprune.study.records import Layer, Record
 
@@ -39,6 +39,10 @@ def record(method, c, seed=0, accuracy=90.0, **changes):
     return Record(**{**fields, **changes})
 
 
+def table_of(cell_records, name="accuracy", notes=()):
+    return report.build(cell_records, name, quantities(cell_records)[name], notes)
+
+
 def two_seeds_and_another_method(c=1):
     return [
         record("snip", 1, 0, 90.0),
@@ -49,21 +53,21 @@ def two_seeds_and_another_method(c=1):
 
 def test_seeds_are_averaged_and_values_not_measured_are_blank():
     cell_records = two_seeds_and_another_method(c=2)
-    table = report.build(cell_records, "accuracy")
+    table = table_of(cell_records, "accuracy")
     assert table.head == ["c", "density", "SNIP", "Mag"]
     assert table.rows == [["1", "0.1", "91.00 ± 1.41", ""], ["2", "0.01", "", "90.00"]]
-    assert report.build(cell_records, "device_in_use").rows[0][2:] == ["", ""]
+    assert table_of(cell_records, "device_in_use").rows[0][2:] == []
 
 
 def test_a_method_that_a_quantity_is_never_measured_for_has_no_column():
     cell_records = [record("snip", 1), record("magnitude", 1, accuracy=None)]
-    assert report.build(cell_records, "accuracy").head == ["c", "density", "SNIP"]
+    assert table_of(cell_records, "accuracy").head == ["c", "density", "SNIP"]
 
 
 def test_a_diverged_seed_is_reported_and_left_out_of_the_mean():
     diverged = record("snip", 1, 1, None, status="diverged")
-    assert report.build([diverged], "accuracy").rows[0][2:] == ["diverged"]
-    both = report.build([record("snip", 1), diverged], "accuracy")
+    assert table_of([diverged], "accuracy").rows[0][2:] == ["diverged"]
+    both = table_of([record("snip", 1), diverged], "accuracy")
     assert both.rows[0][2:] == ["90.00 (1 diverged)"]
 
 
@@ -99,8 +103,10 @@ def test_compaction_results_have_one_row_per_method_and_density():
 
 def test_a_seed_without_a_time_leaves_the_gain_blank():
     missing = {**COMPACTION, "sparse_64_p50_s": None}
-    (time,) = compaction_tables(COMPACTION, missing)["compacted_time"].rows
-    assert time[-3:] == ["2.0x", "", ""]
+    table = compaction_tables(COMPACTION, missing)["compacted_time"]
+    # Columns without any value are left out, here those of the sparse network.
+    assert table.head[-1] == "gain"
+    assert table.rows[0][-1] == "2.0x"
 
 
 def test_a_study_without_compaction_has_no_compaction_tables():
@@ -108,28 +114,30 @@ def test_a_study_without_compaction_has_no_compaction_tables():
 
 
 def test_a_table_has_the_same_values_in_every_format():
-    table = report.build([record("snip", 0.5)], "flop_ratio")
-    assert "| 0.5 | 0.316 | 0.5000 |" in tables.markdown(table)
-    assert tables.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
+    table = table_of([record("snip", 0.5)], "flop_ratio")
+    assert "| 0.5 | 0.316 | 0.5000 |" in formats.markdown(table)
+    assert formats.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
 
 
 def test_notes_are_above_the_table_in_every_format():
-    table = report.build([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
-    assert "> Reduced run: width 0.25.\n" in tables.markdown(table)
-    assert tables.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
-    assert "Reduced run" in str(tables.terminal(table).title)
+    table = table_of([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
+    assert "> Reduced run: width 0.25.\n" in formats.markdown(table)
+    assert formats.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
+    assert "Reduced run" in str(formats.terminal(table).title)
 
 
 def test_a_comparison_shows_ours_the_published_value_and_the_difference():
     numbers = {("snip", 1.0): 88.5, ("snip", 2.0): 70.0}
-    comparison = report.Comparison("table1", report.TABLES["accuracy"], numbers)
+    comparison = report.Comparison(
+        "table1", quantities(two_seeds_and_another_method())["accuracy"], numbers
+    )
     table = report.compare(two_seeds_and_another_method(), comparison)
     assert table.rows == [
         ["1", "ours", "91.00 ± 1.41", "90.00"],
         ["", "published", "88.50", ""],
         ["", "diff.", "+2.50", ""],
     ]
-    assert "1,ours,91.00" in tables.csv(table)
+    assert "1,ours,91.00" in formats.csv(table)
     assert table.caption.endswith("diff.: ours minus published.")
 
 
@@ -158,20 +166,30 @@ def test_a_comparison_of_nine_methods_fits_in_80_columns():
     )
     cell_records = [record(title, 0.5, title=title) for title in titles]
     comparison = report.Comparison(
-        "table1", report.TABLES["accuracy"], {(title, 0.5): 10.0 for title in titles}
+        "table1",
+        quantities(two_seeds_and_another_method())["accuracy"],
+        {(title, 0.5): 10.0 for title in titles},
     )
     console = rich.console.Console(width=80, record=True, file=io.StringIO())
-    console.print(tables.terminal(report.compare(cell_records, comparison)))
+    console.print(formats.terminal(report.compare(cell_records, comparison)))
     assert console.export_text().count("+80.00") == 9
 
 
 def test_a_method_has_the_same_color_in_every_figure(tmp_path):
     snip, rand = record("snip", 0.5, title="SNIP"), record("random", 0.5, title="Rand")
     for cell_records, folder in (([snip, rand], "both"), ([snip], "one")):
-        figures.draw(cell_records, tmp_path / folder)
+        figures.draw(figures.build(cell_records), tmp_path / folder)
         svg = (tmp_path / folder / "weight_histograms.svg").read_text()
         assert "#009e73" in svg
         assert ("#e69f00" in svg) == (rand in cell_records)
+
+
+def test_methods_without_a_fixed_style_take_free_ones():
+    cell_records = [record(name, 1, title=name) for name in ("a", "SNIP", *"bcdefghij")]
+    indices = charts.styles(cell_records)
+    assert indices["SNIP"] == 3
+    assert len(set(indices.values())) == 11
+    assert indices["a"] == 1
 
 
 def test_the_published_numbers_are_those_of_the_publication():
@@ -199,43 +217,54 @@ def write_study(folder, cell_records, notes=()):
         records.write(folder / written.id, written)
 
 
-def test_the_page_is_one_file_and_escapes_its_text(tmp_path):
-    cell_records = [
-        record("snip", 1),
-        record("magnitude", 2, layers=[], accuracy=None, status="diverged"),
-    ]
-    write_study(tmp_path, cell_records, notes=["reduced <i>run</i>"])
-    page = report.write(tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == 5
-    assert "reduced &lt;i&gt;run&lt;/i&gt;" in page
-    assert "&lt;b&gt;m&lt;/b&gt;" in page
-    assert "<i>" not in page
-    assert "diverged; the loss was not finite" in page
-    assert "http" not in page
+def test_a_report_has_a_file_for_each_table_and_figure_and_none_that_is_blank(tmp_path):
+    write_study(tmp_path, [record("snip", 1, compaction=COMPACTION)])
+    folder = report.write(tmp_path).parent
+    names = {path.name for path in folder.iterdir()}
+    for table in report.build_all(records.read_all(tmp_path), []):
+        assert {f"{table.name}.csv", f"{table.name}.md"} <= names
+    for name in ("accuracy", "layer_density", "effective_density", "weight_histograms",
+                 "speed_up", "layer_macs", "cost"):  # fmt: skip
+        assert {f"{name}.png", f"{name}.svg"} <= names
+    assert "records.csv" in names
+    assert "device_in_use.csv" not in names
+    assert "connectivity.png" not in names
 
 
-def test_every_figure_has_a_caption(tmp_path):
-    connectivity = {"errors": [1.0, 2.0, 1.0], "barrier": 1.0}
-    cell_records = [record("snip", 1, compaction=COMPACTION, connectivity=connectivity)]
-    write_study(tmp_path, cell_records)
-    page = report.write(tmp_path).read_text()
-    assert page.count("data:image/png;base64,") == len(CAPTIONS)
+def test_a_report_replaces_an_earlier_one_and_removes_its_blank_tables(tmp_path):
+    write_study(tmp_path, [record("snip", 1)])
+    folder = tmp_path / "report"
+    folder.mkdir()
+    for name in ("barrier.csv", "barrier.md", "connectivity.png", "my_notes.txt"):
+        (folder / name).write_text("old")
+    report.write(tmp_path)
+    assert not (folder / "barrier.csv").exists()
+    assert not (folder / "connectivity.png").exists()
+    assert (folder / "my_notes.txt").exists()
 
 
-def test_a_study_without_cell_recordsis_an_error(tmp_path):
+def test_the_records_are_a_frame_with_a_column_for_the_metric(tmp_path):
+    write_study(tmp_path, two_seeds_and_another_method())
+    frame = report.records(tmp_path)
+    assert frame["accuracy"].to_list() == [90.0, 92.0, 90.0]
+    assert frame["title"].to_list() == ["SNIP", "SNIP", "Mag"]
+    assert frame["device_in_use"].null_count() == 3
+
+
+def test_a_study_without_records_is_an_error(tmp_path):
     write_study(tmp_path, [])
     with pytest.raises(ValueError, match="no records yet.*Run the study"):
         report.write(tmp_path)
 
 
-def test_names_from_cell_recordsare_escaped_in_every_format():
+def test_names_from_records_are_escaped_in_every_format():
     """Records are files: a name in them is neither markup, nor HTML, nor a new column."""
-    table = report.build([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
+    table = table_of([record("snip", 1, title="[red]<script>|x[/red]")], "accuracy")
     table = table._replace(notes=["[b]<i>note</i>"])
     printed = io.StringIO()
     rich.console.Console(file=printed, width=120).print(report.terminal(table))
     assert "[red]<script>|x[/red]" in printed.getvalue()
     assert "[b]<i>note</i>" in printed.getvalue()
-    markdown = tables.markdown(table)
+    markdown = formats.markdown(table)
     assert "[red]&lt;script&gt;\\|x[/red]" in markdown
     assert "<script>" not in markdown
