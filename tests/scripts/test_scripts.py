@@ -106,6 +106,7 @@ def test_conditions_of_one_and_of_several_only_add_up(only, tmp_path):
     assert cells == ["snip-c1", "synflow-c1"]
 
 
+OWN = str(ROOT / "experiments" / "own_study.py")
 INVALID = {
     ("study", "run", "digit"): "study 'digit' is unknown. Pass one of digits, poster",
     ("study", "run", "digits", "--recipe", "as_run"): "recipe 'as_run' of digits is unknown",
@@ -119,6 +120,12 @@ INVALID = {
     ("study", "run", "poster", "--data-dir", "/tmp", "--cache-dir", "none"): "fetch_data.py cifar10 --data-dir /tmp",
     ("study", "check", "digits"): "digits has no published numbers. Pass one of poster",
     ("study", "run", "digits", "--seeds", "0"): "1 to 1000; got 0",
+    ("study", "run", "digits", "--method", "snap"): "method 'snap' is unknown. Pass one of random",
+    ("study", "run", "digits", "--density", "95"): "in (0, 1]; got 95. For a sparsity of s",
+    ("study", "run", "nowhere.py"): "nowhere.py is not a file. Pass the path",
+    ("study", "run", OWN, "--recipe", "x"): "has its own. Leave it out",
+    ("study", "run", OWN, "--width", "0.5"): "width scales the networks of jaxprune.models",
+    ("study", "check", OWN): "has no published numbers. Pass one of poster",
     ("study", "run", "digits", "--executor", "ray", "--cpus", "0"): "cpus",
     ("study", "run", "digits", "--mesh", "8"): "--mesh '8' is invalid. Pass sizes such as data=8",
     ("study", "run", "digits", "--mesh", "data=2,data=1"): "is invalid. Pass sizes such as data=8",
@@ -151,15 +158,6 @@ INVALID = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("arguments", INVALID, ids=" ".join)
-def test_invalid_arguments_get_one_sentence_and_exit_code_2(arguments, tmp_path):
-    done = script(*arguments, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert INVALID[arguments] in done.stderr
-    assert done.stderr.startswith("error: ")
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
 CHOICES = {
     ("prune", "mlp", "--optimizer", "lion"): ("sgd", "adam"),
     ("prune", "mlp", "--schedule", "steps"): ("cosine", "constant"),
@@ -172,19 +170,54 @@ CHOICES = {
 }
 
 
+@pytest.fixture(scope="module")
+def refused(tmp_path_factory):
+    """Exit code and output of all invalid commands, and of help."""
+    commands = [*INVALID, *CHOICES, ("prune", "--help")]
+    done = subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "tests.programs.run_scripts",
+            tmp_path_factory.mktemp("cwd"),
+        ],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return dict(zip(commands, json.loads(done.stdout), strict=True))
+
+
+@pytest.mark.parametrize("arguments", INVALID, ids=" ".join)
+def test_invalid_arguments_get_one_sentence_and_exit_code_2(arguments, refused):
+    code, _, errors = refused[arguments]
+    assert code == 2, errors
+    assert INVALID[arguments] in errors
+    assert errors.startswith("error: ")
+    assert len(errors.strip().splitlines()) == 1
+
+
 @pytest.mark.parametrize("arguments", CHOICES, ids=" ".join)
-def test_an_unknown_choice_gets_the_choices_and_exit_code_2(arguments, tmp_path):
-    done = script(*arguments, cwd=tmp_path)
-    assert done.returncode == 2
+def test_an_unknown_choice_gets_the_choices_and_exit_code_2(arguments, refused):
+    code, _, errors = refused[arguments]
+    assert code == 2
     for choice in CHOICES[arguments]:
-        assert f"'{choice}'" in plain(done.stderr)
+        assert f"'{choice}'" in plain(errors)
 
 
-def test_help_lists_the_methods_models_and_data_sets():
-    text = plain(script("prune", "--help").stdout)
+def test_help_lists_the_methods_models_and_data_sets(refused):
+    text = plain(refused["prune", "--help"][1])
     assert f"--method{{{','.join(methods.METHODS)}}}" in text
     assert "{mlp,lenet-300-100,conv2," in text
     assert "--dataset{digits,cifar10," in text
+
+
+def test_a_script_on_its_own_ends_with_the_same_exit_code_and_sentence(tmp_path):
+    done = script("study", "run", "digit", cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("error: study 'digit' is unknown.")
 
 
 MISSING = {
