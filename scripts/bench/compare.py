@@ -130,7 +130,7 @@ def _row(task: Task, repeats: int) -> dict[str, Any]:
         row |= {f"{side}_s": statistics.median(per_step), f"{side}_rss_mb": rss_mb}
         row[f"{side}_range_s"] = [min(per_step), max(per_step)]
         if task in PASSES:
-            gflop = 2 * ours.macs() * PASSES[task] / 1e9
+            gflop = 2 * ours.macs(ours.vgg()) * PASSES[task] / 1e9
             row[f"{side}_gflops"] = gflop / statistics.median(seconds)
     row["ratio"] = row["torch_s"] / row["ours_s"]
     return row

@@ -45,6 +45,7 @@ def epoch(
     batch_sizes: tuple[int, ...] = (128, 256, 512),
     examples: int = 50_000,
     repeats: int = 3,
+    width: float = 1.0,
     scores: tuple[ScoreTask, ...] = get_args(ScoreTask),
     to: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
@@ -58,6 +59,7 @@ def epoch(
         batch_sizes: images per step.
         examples: images of 32x32 per epoch, which stay on the device as uint8.
         repeats: timed epochs and score calls, after one that compiles.
+        width: factor on the number of channels of the network that is trained.
         scores: scores to time.
         to: file to write the measurements to.
     """
@@ -98,17 +100,16 @@ def epoch(
     for precision, batch_size in track(
         settings, "training", console=console, transient=True
     ):
-        device = str(machine["kind"])
-        rows.append(_row(precision, batch_size, examples, repeats, device))
+        rows.append(_row(precision, batch_size, examples, repeats, width))
         save()
     _print(rows, milliseconds, machine)
 
 
 def _row(
-    precision: Precision, batch_size: int, examples: int, repeats: int, device: str
+    precision: Precision, batch_size: int, examples: int, repeats: int, width: float
 ) -> dict[str, Any]:
     dtype, product_precision = DTYPES[precision]
-    network, image_set = ours.vgg(), ours.random_images(examples)
+    network, image_set = ours.vgg(width=width), ours.random_images(examples)
     training = train.Training(
         epochs=repeats + 1, batch_size=batch_size, learning_rate=1e-3, precision=dtype
     )
@@ -125,11 +126,12 @@ def _row(
     # The first epoch compiles; its end starts the clock.
     seconds = statistics.median(b - a for a, b in itertools.pairwise(epoch_ends))
     # A backward pass counts as two forward passes.
-    flops = 3 * 2 * ours.macs() * examples / seconds
+    flops = 3 * 2 * ours.macs(network) * examples / seconds
     side = 2048 if jax.default_backend() == "cpu" else 8192
     square = jnp.ones((side, side), dtype)
     with jax.default_matmul_precision(product_precision):
         dot_seconds = profiling.latency(jnp.dot, square, square, calls=3, warmup=1).p50
+    device = profiling.describe()["kind"]
     peak = next(
         (peaks[precision] for name, peaks in PEAK.items() if name in device), None
     )

@@ -32,9 +32,8 @@ def vgg(name: str = "vgg16", width: float = 1.0) -> models.Model:
     return models.create(name, key=jax.random.key(0), batch_norm=False, width=width)
 
 
-def macs() -> int:
-    """Count the multiply-accumulates of VGG-16 per image."""
-    network = vgg()
+def macs(network: models.Model) -> int:
+    """Count the multiply-accumulates of a network per image."""
     counts = profiling.macs(
         lambda params, x: network.apply(params, network.state, x)[0],
         network.params,

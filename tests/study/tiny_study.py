@@ -1,5 +1,6 @@
 """A study of small networks on scikit-learn's digits, which the tests of the engine run."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ RECIPE = Recipe(
     training=Training(epochs=1.0, batch_size=256, learning_rate=0.1),
     rewind_epochs=0.5,
     synflow_rounds=3,
-    memory="network",
+    time=False,
+    memory="none",
 )
+MEASURED = dataclasses.replace(RECIPE, time=True, memory="network")
 
 
 def cell(
