@@ -7,26 +7,24 @@ from collections.abc import Sequence
 
 import rich.table
 from rich import box
+from rich.console import Group
 from rich.text import Text
 
 from jaxprune.report.tables import Table
 
 
-def terminal(table: Table) -> rich.table.Table:
+def terminal(table: Table) -> Group:
     """Convert a table for the terminal; print it with a rich console."""
     layout = rich.table.Table(  # narrow enough for 9 methods in 80 columns
-        title=Text("\n".join([*table.notes, table.title])),
-        caption=Text(table.caption),
-        box=box.SIMPLE_HEAD,
-        padding=0,
-        show_edge=False,
+        box=box.SIMPLE_HEAD, padding=0, show_edge=False
     )
     for title in table.head:
         head = Text(title)  # not markup: names come from files and may contain brackets
         layout.add_column(head, justify="right", no_wrap=True, min_width=len(title))
     for row in table.rows:
         layout.add_row(*(Text(text.replace(" ± ", "\n±")) for text in row))
-    return layout
+    above = Text("\n".join(["", *table.notes, table.title]), style="bold")
+    return Group(above, layout, Text(table.caption, style="dim"))
 
 
 def markdown(table: Table) -> str:

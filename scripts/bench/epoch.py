@@ -131,7 +131,7 @@ def _row(
     square = jnp.ones((side, side), dtype)
     with jax.default_matmul_precision(product_precision):
         dot_seconds = profiling.latency(jnp.dot, square, square, calls=3, warmup=1).p50
-    device = profiling.describe()["kind"]
+    device = str(profiling.describe()["kind"])
     peak = next(
         (peaks[precision] for name, peaks in PEAK.items() if name in device), None
     )

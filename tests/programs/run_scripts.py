@@ -12,6 +12,7 @@ import json
 import os
 import runpy
 import sys
+import traceback
 
 from tests.programs.launch import ROOT
 
@@ -28,6 +29,9 @@ def run(name: str, *args: str) -> tuple[int, str, str]:
             runpy.run_path(str(path), run_name="__main__")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
+        except Exception:
+            code = 1
+            traceback.print_exc()
     return code, output.getvalue(), errors.getvalue()
 
 

@@ -123,7 +123,9 @@ def test_notes_are_above_the_table_in_every_format():
     table = table_of([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
     assert "> Reduced run: width 0.25.\n" in formats.markdown(table)
     assert formats.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
-    assert "Reduced run" in str(formats.terminal(table).title)
+    printed = io.StringIO()
+    rich.console.Console(file=printed).print(formats.terminal(table))
+    assert printed.getvalue().lstrip().startswith("Reduced run: width 0.25.\nTest acc")
 
 
 def test_a_comparison_shows_ours_the_published_value_and_the_difference():
