@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 
 lax = jax.lax
@@ -39,17 +40,15 @@ class Network(NamedTuple):
     batched: bool = True
 
 
-def normal(key: jax.Array, *shape: int) -> jax.Array:
-    """Draw a leaf."""
-    return jax.random.normal(key, shape) / max(1, shape[0]) ** 0.5
-
-
 def draw(key: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
-    """Draw leaves by name."""
-    keys = jax.random.split(key, len(shapes))
+    """Draw leaves by name, with NumPy: `jax.random` compiles a program for each shape."""
+    rng = np.random.default_rng(np.asarray(jax.random.key_data(key)))
     return {
-        name: normal(k, *shape)
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        name: jnp.asarray(
+            rng.standard_normal(shape) / max(1, shape[0]) ** 0.5,
+            jax.dtypes.canonicalize_dtype(float),
+        )
+        for name, shape in shapes.items()
     }
 
 
