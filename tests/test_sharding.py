@@ -31,10 +31,13 @@ def network():
         yield model, batch
 
 
-def scorers(model):
+@pytest.fixture(scope="module")
+def scorers(network):
+    """Compile the methods once for each way to shard."""
+    model, _ = network
     loss_fn = train.loss_function(model)
     flow = models.flow(model)
-    return {
+    methods = {
         "magnitude": lambda params, batch, mask: scores.magnitude(params, mask=mask),
         "snip": lambda params, batch, mask: scores.snip(
             loss_fn, params, [batch], mask=mask
@@ -46,12 +49,13 @@ def scorers(model):
             flow, params, jnp.ones_like(batch[0]), mask=mask
         ),
     }
+    return {name: jax.jit(method) for name, method in methods.items()}
 
 
 @pytest.mark.parametrize("method", ["magnitude", "snip", "grasp", "synflow"])
-def test_scores_and_masks_are_the_same_on_eight_devices(method, network):
+def test_scores_and_masks_are_the_same_on_eight_devices(method, network, scorers):
     model, batch = network
-    score = jax.jit(scorers(model)[method])
+    score = scorers[method]
     mask = masks.select(scores.random(jax.random.key(1), model.params), 0.5)
     want = score(model.params, batch, mask)
     kept = masks.select(want, 0.1, mask=mask)
@@ -70,17 +74,18 @@ def test_scores_and_masks_are_the_same_on_eight_devices(method, network):
         chex.assert_trees_all_equal(jax.device_get(chosen), jax.device_get(kept))
 
 
-@pytest.mark.parametrize(("parts", "cuts"), MESHES)
-def test_pruning_in_rounds_is_the_same_on_eight_devices(parts, cuts, network):
+def test_pruning_in_rounds_is_the_same_on_eight_devices(network, scorers):
     model, batch = network
-    mesh = sharding.make_mesh(data=parts, model=cuts)
-    score = jax.jit(scorers(model)["synflow"])
-    score_fn = lambda batch: lambda params, *, mask: score(params, batch, mask)
+    score_fn = lambda batch: (
+        lambda params, *, mask: scorers["synflow"](params, batch, mask)
+    )
     want, _ = prune.prune(score_fn(batch), model.params, 0.1, rounds=3)
-    params = sharding.shard_params(model.params, mesh)
-    sharded_batch = sharding.shard_batch(batch, mesh)
-    got, _ = prune.prune(score_fn(sharded_batch), params, 0.1, rounds=3)
-    chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(want))
+    for parts, cuts in MESHES:
+        mesh = sharding.make_mesh(data=parts, model=cuts)
+        params = sharding.shard_params(model.params, mesh)
+        sharded_batch = sharding.shard_batch(batch, mesh)
+        got, _ = prune.prune(score_fn(sharded_batch), params, 0.1, rounds=3)
+        chex.assert_trees_all_equal(jax.device_get(got), jax.device_get(want))
 
 
 def run_level(model, mesh):

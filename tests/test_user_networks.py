@@ -195,7 +195,8 @@ def test_flow_replaces_norm_layers_whatever_their_epsilon_or_parameters():
 
 def test_layer_norm_and_rms_norm_do_not_stop_the_flow():
     model = models.functional(nets.VisionTransformer(nnx.Rngs(0)))
-    scored = scores.synflow(models.flow(model), model.params, jnp.ones((1, 8, 8, 1)))
+    synflow = jax.jit(functools.partial(scores.synflow, models.flow(model)))
+    scored = synflow(model.params, jnp.ones((1, 8, 8, 1)))
     named = tree.by_name(scored)
     total = named["head/kernel"].sum()
     assert total > 1
@@ -402,14 +403,15 @@ def test_grasp_in_training_mode_sees_the_statistics_of_the_batch():
         logs = jax.nn.log_softmax(logits / 200.0)
         return -jnp.take_along_axis(logs, batch[1].reshape(-1, 1), axis=1).mean()
 
-    loss_fn = train.loss_function(model, train=True, temperature=200.0)
-    ours = scores.grasp(loss_fn, model.params, [batch])
-    expected = scores.grasp(reference, model.params, [batch])
+    def grasp(loss_fn):
+        score = jax.jit(functools.partial(scores.grasp, loss_fn))
+        return score(model.params, [batch])
+
+    ours = grasp(train.loss_function(model, train=True, temperature=200.0))
+    expected = grasp(reference)
     largest = max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(expected))
     chex.assert_trees_all_close(ours, expected, atol=1e-4 * largest)
-    evaluated = scores.grasp(
-        train.loss_function(model, temperature=200.0), model.params, [batch]
-    )
+    evaluated = grasp(train.loss_function(model, temperature=200.0))
     one, other = evaluated["conv"]["kernel"], ours["conv"]["kernel"]
     assert not np.allclose(one, other, rtol=0.1, atol=1e-3 * largest)
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen, nnx
 
 lax = jax.lax
@@ -39,17 +40,22 @@ class Network(NamedTuple):
     batched: bool = True
 
 
-def normal(key: jax.Array, *shape: int) -> jax.Array:
-    """Draw a leaf."""
-    return jax.random.normal(key, shape) / max(1, shape[0]) ** 0.5
+# Drawn with NumPy: `jax.random` compiles a program for each shape.
+
+
+def normal(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """Draw an input."""
+    rng = np.random.default_rng([1, *np.asarray(jax.random.key_data(key))])
+    return jnp.asarray(rng.standard_normal(shape), jax.dtypes.canonicalize_dtype(float))
 
 
 def draw(key: jax.Array, shapes: Mapping[str, tuple[int, ...]]) -> dict[str, jax.Array]:
     """Draw leaves by name."""
-    keys = jax.random.split(key, len(shapes))
+    rng = np.random.default_rng([0, *np.asarray(jax.random.key_data(key))])
+    dtype = jax.dtypes.canonicalize_dtype(float)
     return {
-        name: normal(k, *shape)
-        for k, (name, shape) in zip(keys, shapes.items(), strict=True)
+        name: jnp.asarray(rng.standard_normal(shape) / max(1, shape[0]) ** 0.5, dtype)
+        for name, shape in shapes.items()
     }
 
 
@@ -85,7 +91,7 @@ def of_equinox(module: Any, *args: Any) -> Network:
 
 def images(key: jax.Array, channels: int = 3, size: int = 8) -> jax.Array:
     """Draw a batch of images."""
-    return jax.random.normal(key, (2, size, size, channels))
+    return normal(key, (2, size, size, channels))
 
 
 def mlp(key: jax.Array) -> Network:
@@ -97,7 +103,7 @@ def mlp(key: jax.Array) -> Network:
         h = jnp.tanh(h @ p["w2"] + p["b2"])
         return h @ p["w3"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 5)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 5)),))
 
 
 class LinenConv(linen.Module):
@@ -146,7 +152,7 @@ class EquinoxGroups(eqx.Module):
 
 def equinox_groups(key: jax.Array) -> Network:
     """Equinox, depthwise and grouped convolutions."""
-    return of_equinox(EquinoxGroups(key), jax.random.normal(key, (2, 3, 6, 6)))
+    return of_equinox(EquinoxGroups(key), normal(key, (2, 3, 6, 6)))
 
 
 class Mobile(nnx.Module):
@@ -216,7 +222,7 @@ def dense_concat(key: jax.Array) -> Network:
             x = jnp.concatenate([x, jax.nn.relu(x @ p[f"w{i}"] + p[f"b{i}"])], -1)
         return x @ p["out"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 5)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 5)),))
 
 
 def twice(key: jax.Array) -> Network:
@@ -228,7 +234,7 @@ def twice(key: jax.Array) -> Network:
         h = jnp.concatenate([h, h], -1) @ p["v"]
         return jax.nn.relu(h)[..., ::-1] @ p["out"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 4)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 4)),))
 
 
 class Block(nnx.Module):
@@ -253,7 +259,7 @@ class Transformer(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs):
         self.embed = nnx.Embed(7, 8, rngs=rngs)
-        self.position = nnx.Param(jax.random.normal(rngs.params(), (5, 8)))
+        self.position = nnx.Param(normal(rngs.params(), (5, 8)))
         self.blocks = nnx.List([Block(rngs) for _ in range(2)])
         self.norm = nnx.LayerNorm(8, rngs=rngs)
 
@@ -325,7 +331,7 @@ def gqa(key: jax.Array) -> Network:
         h = rms(x, p["scale"])
         return x + (jax.nn.silu(h @ p["gate"]) * (h @ p["up"])) @ p["down"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 5, 8)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 5, 8)),))
 
 
 def cross(key: jax.Array) -> Network:
@@ -340,8 +346,8 @@ def cross(key: jax.Array) -> Network:
 
     first, second = jax.random.split(key)
     inputs = {
-        "query": jax.random.normal(first, (2, 3, 6)),
-        "memory": jax.random.normal(second, (2, 4, 5)),
+        "query": normal(first, (2, 3, 6)),
+        "memory": normal(second, (2, 4, 5)),
     }
     return Network(fn, draw(key, shapes), (inputs,))
 
@@ -380,7 +386,7 @@ def mixer(key: jax.Array) -> Network:
         x = x + jax.nn.gelu(x @ p["c1"]) @ p["c2"]
         return x.mean(1) @ p["out"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 5, 6)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 5, 6)),))
 
 
 def convnext(key: jax.Array) -> Network:
@@ -426,7 +432,7 @@ def lstm(key: jax.Array) -> Network:
         (h, _), _ = lax.scan(cell, (zeros, zeros), x.swapaxes(0, 1))
         return h @ p["out"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 4, 3)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 4, 3)),))
 
 
 def gru(key: jax.Array) -> Network:
@@ -442,7 +448,7 @@ def gru(key: jax.Array) -> Network:
 
     first, second = jax.random.split(key)
     model = Model(eqx.nn.GRUCell(3, 5, key=first), eqx.nn.Linear(5, 2, key=second))
-    return of_equinox(model, jax.random.normal(key, (2, 4, 3)))
+    return of_equinox(model, normal(key, (2, 4, 3)))
 
 
 def scanned(key: jax.Array) -> Network:
@@ -457,7 +463,7 @@ def scanned(key: jax.Array) -> Network:
         x = lax.scan(layer, x, (p["w"], p["b"], p["v"]))[0]
         return x @ p["out"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 6)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 6)),))
 
 
 def lora(key: jax.Array) -> Network:
@@ -469,7 +475,7 @@ def lora(key: jax.Array) -> Network:
         h = jnp.where(jnp.arange(6) < 4, h, 0.0)
         return {"logits": h @ p["out"], "norm": (h**2).sum(-1)}
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 5)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 5)),))
 
 
 def option_a(key: jax.Array) -> Network:
@@ -518,7 +524,7 @@ def dilated(key: jax.Array) -> Network:
             dimension_numbers=("NWC", "WIO", "NWC"),
         )  # fmt: skip
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 9, 2)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 9, 2)),))
 
 
 def shared(key: jax.Array) -> Network:
@@ -531,7 +537,7 @@ def shared(key: jax.Array) -> Network:
             h = jax.nn.relu(h @ p["w"] + p["b"])
         return h @ p["out"]
 
-    return Network(fn, draw(key, shapes), (jax.random.normal(key, (2, 4)),))
+    return Network(fn, draw(key, shapes), (normal(key, (2, 4)),))
 
 
 def own_model(name: str, size: int, **options: Any) -> Callable[[jax.Array], Network]:
@@ -562,7 +568,7 @@ def indexed(key: jax.Array) -> Network:
         start = jnp.argmax(x.sum((0, 2))) % 3
         return lax.dynamic_slice_in_dim(h, start, 2, 1) @ p["out"]
 
-    x = jax.random.normal(key, (2, 5, 4))
+    x = normal(key, (2, 5, 4))
     return Network(fn, draw(key, shapes), (x,), batched=False)
 
 

@@ -90,7 +90,7 @@ def create(
 
     Example:
         >>> import jax
-        >>> model = create("vgg16", key=jax.random.key(0), batch_norm=False, width=0.125)
+        >>> model = create("conv2", key=jax.random.key(0), batch_norm=False, width=0.125)
         >>> model.params["conv1"]["kernel"].shape
         (3, 3, 3, 8)
 
