@@ -1,10 +1,12 @@
 """Functions of the user as values that ids can hash: named by version and source."""
 
+import copyreg
 import dataclasses
 import functools
 import hashlib
 import inspect
 import pickle
+import sys
 import sysconfig
 import textwrap
 import types
@@ -81,7 +83,7 @@ def digest(value: Any, name: str) -> str:
         CodeError: if a source can't be read, or a value that it uses can't be hashed.
     """
     result = hashlib.sha256()
-    for part in _parts(value, name, set()):
+    for part in _parts(value, name, {}):
         result.update(part.encode() + b"\0")
     return result.hexdigest()[:12]
 
@@ -146,102 +148,85 @@ def _is_own(file: str) -> bool:
     return not file.startswith("<frozen") and not is_installed
 
 
-def _parts(value: Any, where: str, seen: set[int]) -> Iterator[str]:
+def _parts(value: Any, where: str, seen: dict[int, Any]) -> Iterator[str]:
     """Yield the texts that describe a value and all that it uses."""
-    if isinstance(value, functools.partial):
-        yield "partial"
-        for part in (value.func, value.args, value.keywords):
-            yield from _parts(part, where, seen)
-    elif isinstance(value, Code):
-        yield value.name
-    elif isinstance(value, types.ModuleType):
-        yield value.__name__
-    elif isinstance(value, types.MethodType):
-        yield from _parts(value.__func__, where, seen)
-        yield from _parts(value.__self__, where, seen)
-    elif isinstance(value, type | types.FunctionType):
-        yield from _code_parts(value, where, seen)
+    if value is None or isinstance(value, _PLAIN):
+        yield repr(value)
+    elif isinstance(value, Code | types.ModuleType):
+        yield value.name if isinstance(value, Code) else value.__name__
     elif isinstance(value, jax.Array | np.ndarray | np.generic):
         is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(cast(Any, value)) if is_key else value)
         yield f"{array.dtype}{array.shape}"
         yield hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            yield from _parts(key, where, seen)
+    elif type(value) is dict:
+        for item in value.items():
             yield from _parts(item, where, seen)
-    elif dataclasses.is_dataclass(value):
-        yield type(value).__qualname__
-        for field in dataclasses.fields(value):
-            yield from _parts(getattr(value, field.name), where, seen)
-    elif isinstance(value, list | tuple):
+    elif type(value) in (list, tuple):
         yield type(value).__name__
         for item in value:
             yield from _parts(item, where, seen)
-    elif value is None or isinstance(value, bool | int | float | complex | str | bytes):
-        yield repr(value)
-    elif callable(value) and hasattr(value, "__wrapped__"):
-        yield from _parts(value.__wrapped__, where, seen)
-    elif callable(value) and hasattr(value, "__qualname__"):  # built in
-        yield f"{getattr(value, '__module__', '')}.{value.__qualname__}"
+    elif isinstance(value, set | frozenset):
+        yield from sorted("".join(_parts(item, where, {})) for item in value)
+    elif id(value) in seen:
+        yield type(value).__qualname__
     else:
-        yield from _object_parts(value, where)
+        seen[id(value)] = value  # keeps it alive, so that no other object gets its id
+        if isinstance(value, types.FunctionType):
+            yield from _function_parts(value, where, seen)
+        elif isinstance(value, type):
+            yield from _class_parts(value, where, seen)
+        else:
+            yield from _object_parts(value, where, seen)
 
 
-def _object_parts(value: Any, where: str) -> Iterator[str]:
+_PLAIN = (bool, int, float, complex, str, bytes, types.EllipsisType, range, slice)
+
+
+def _source(value: Any, where: str) -> str:
+    """Return the source of a function or class of the user."""
     try:
-        yield hashlib.sha256(pickle.dumps(value)).hexdigest()
-    except Exception as error:  # each class has its own
+        if getattr(value, "co_name", None) == "<lambda>":
+            return _lambda_source(value)
+        return textwrap.dedent(inspect.getsource(value))
+    except (OSError, TypeError) as error:
         raise CodeError(
-            f"{where} uses a {type(value).__name__}, which can't be hashed. Build it inside "
-            "the function, or use arrays, numbers and texts."
+            f"a source that {where} uses can't be read. Define functions and classes in a "
+            "file."
         ) from error
 
 
-def _code_parts(value: Any, where: str, seen: set[int]) -> Iterator[str]:
-    """Yield the source of a function or class of the user, and of what it uses."""
-    value = inspect.unwrap(value)
-    yield value.__qualname__
-    if id(value) in seen:
-        return
-    seen.add(id(value))
-    try:
-        file = inspect.getfile(value)
-    except (TypeError, OSError):
-        return  # built in
-    if not _is_own(file):
-        yield value.__module__
-        for cell in getattr(value, "__closure__", None) or ():
-            yield from _parts(cell.cell_contents, where, seen)
-        return
-    try:
-        yield textwrap.dedent(inspect.getsource(value))
-    except OSError as error:
-        raise CodeError(
-            f"the source of {_title(value)}, which {where} uses, can't be read. Define it in "
-            "a file."
-        ) from error
-    functions = [value]
-    if isinstance(value, type):
-        own = [base for base in value.__bases__ if base is not object]
-        for base in own:
-            yield from _parts(base, where, seen)
-        functions = [
-            getattr(member, "__func__", getattr(member, "fget", member))
-            for member in vars(value).values()
-        ]
-    for function in functions:
-        if isinstance(function, types.FunctionType):
-            yield from _used(function, where, seen)
+def _lambda_source(code: types.CodeType) -> str:
+    """Return the arguments and the expression of a lambda; a line may have several."""
+    lines, _ = inspect.findsource(code)
+    places: Any = [place for place in code.co_positions() if None not in place]
+    (first, start), (last, end) = (
+        min((place[0], place[2]) for place in places),
+        max((place[1], place[3]) for place in places),
+    )
+    body = [line.encode() for line in lines[first - 1 : last]]
+    body[-1] = body[-1][:end]
+    body[0] = body[0][start:]
+    return f"{code.co_varnames}: {b''.join(body).decode()}"
 
 
-def _used(function: types.FunctionType, where: str, seen: set[int]) -> Iterator[str]:
-    """Yield what describes the globals, the closure and the defaults of a function."""
-    yield from _parts(function.__defaults__, where, seen)
-    yield from _parts(function.__kwdefaults__, where, seen)
+def _function_parts(
+    function: types.FunctionType, where: str, seen: dict[int, Any]
+) -> Iterator[str]:
+    """Yield what describes a function: source, defaults, closure and globals.
+
+    A function that a package has wrapped, such as `jax.grad(f)`, has f in its closure.
+    """
+    code = function.__code__
+    yield code.co_qualname
     for cell in function.__closure__ or ():
         yield from _parts(cell.cell_contents, where, seen)
-    for name in sorted(_names(function.__code__)):
+    if not _is_own(code.co_filename):
+        yield function.__globals__["__name__"]
+        return
+    yield _source(code, where)
+    yield from _parts((function.__defaults__, function.__kwdefaults__), where, seen)
+    for name in sorted(_names(code)):
         if name in function.__globals__:
             yield name
             yield from _parts(function.__globals__[name], f"{where}: {name}", seen)
@@ -251,3 +236,48 @@ def _names(code: types.CodeType) -> set[str]:
     """Return all names that a function and the functions in it look up."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return set(code.co_names).union(*map(_names, inner))
+
+
+def _class_parts(kind: type, where: str, seen: dict[int, Any]) -> Iterator[str]:
+    """Yield what describes a class: its source, its bases, and what its methods use."""
+    yield kind.__qualname__
+    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
+    if file is None or not _is_own(file):
+        yield kind.__module__
+        return
+    yield _source(kind, where)
+    yield from _parts(kind.__bases__, where, seen)
+    for member in vars(kind).values():
+        function = getattr(member, "__func__", getattr(member, "fget", member))
+        if isinstance(function, types.FunctionType):
+            yield from _parts(function, where, seen)
+
+
+def _object_parts(value: Any, where: str, seen: dict[int, Any]) -> Iterator[str]:
+    """Yield what describes any other object: what pickle would write, and its class."""
+    if isinstance(value, types.MethodType):
+        yield from _parts((value.__func__, value.__self__), where, seen)
+        return
+    if hasattr(value, "__wrapped__"):  # such as jax.jit(f); its options are attributes
+        options = {k: v for k, v in vars(value).items() if not k.startswith("__")}
+        yield type(value).__qualname__
+        yield from _parts((value.__wrapped__, options), where, seen)
+        return
+    try:
+        reduce = copyreg.dispatch_table.get(type(value))
+        reduced = reduce(value) if reduce else value.__reduce_ex__(4)
+        if isinstance(reduced, str):
+            pickle.dumps(value)  # it is what this name stands for
+    except Exception as error:  # each class has its own
+        raise CodeError(
+            f"{where} uses a {type(value).__name__}, which can't be hashed. Build it inside "
+            "the function, or use arrays, numbers and texts."
+        ) from error
+    if isinstance(reduced, str):
+        yield f"{getattr(value, '__module__', '')}.{reduced}"
+        return
+    function, arguments, *state = reduced
+    yield from _parts((function, arguments), where, seen)
+    for part in state:
+        items = list(part) if isinstance(part, Iterator) else part
+        yield from _parts(items, where, seen)

@@ -168,6 +168,8 @@ def check(
                 "imp_connect measures the error between two networks, which is done for "
                 "image sets only. Leave it out."
             )
+        if stage.kind == "train" and isinstance(source, user.Data):
+            work.check_outputs(stage.settings.network, source)
         if stages.epochs(stage):
             work.count_steps(stage.settings, bench)
             size = stage.settings.training.batch_size

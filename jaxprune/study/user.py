@@ -70,6 +70,8 @@ class Data:
                 f"{place} has inputs of {inputs.shape} and targets of {targets.shape}. Pass "
                 "arrays whose first axis counts the same examples, at least one."
             )
+        if self.objective is CLASSIFICATION and targets.dtype.kind in "iu":
+            targets = targets.astype(np.int32)
         if self.objective is CLASSIFICATION and (
             targets.ndim != 1 or targets.dtype != np.int32 or targets.min() < 0
         ):
@@ -99,12 +101,17 @@ def _array(value: Any, place: str) -> np.ndarray:
             "booleans."
         )
     if array.dtype == np.float64:
-        array = array.astype(np.float32)
-    elif array.dtype.kind in "iu" and array.dtype.itemsize > 4:
-        array = array.astype(np.int32)
+        with np.errstate(over="ignore"):  # found below
+            array = array.astype(np.float32)
+    elif array.dtype.kind in "iu" and array.dtype.itemsize >= 4:
+        narrow = array.astype(np.int32)
+        if (narrow != array).any():
+            raise ValueError(f"{place} has integers beyond int32. Pass smaller ones.")
+        array = narrow
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise ValueError(
-            f"{place} has numbers that are not finite. Remove those examples."
+            f"{place} has numbers that are not finite in {array.dtype}. Remove those "
+            "examples, or scale them."
         )
     return array
 

@@ -21,7 +21,7 @@ from jaxprune import (
     train,
     tree,
 )
-from jaxprune.study import settings, workbench
+from jaxprune.study import code, settings, user, workbench
 from jaxprune.study.code import Code
 from jaxprune.study.workbench import Arrays, Bench, Output
 
@@ -76,6 +76,28 @@ def count_steps(own: settings.Train, bench: Bench) -> int:
             "epochs, on more examples, or in smaller batches."
         )
     return steps
+
+
+@functools.lru_cache(maxsize=1)
+def check_outputs(network: settings.Network, data: user.Data) -> None:
+    """Check that a network of the user has an output for every label.
+
+    Raises:
+        ValueError: if it has fewer, or no logits.
+    """
+    if data.objective is not train.CLASSIFICATION:
+        return
+    labels = 1 + max(int(targets.max()) for _, targets in (data.train, data.test))
+    model = jax.eval_shape(workbench.build(network).init, jax.random.key(0))
+    forward = lambda model, x: model.apply(model.params, model.state, x)[0]
+    run = lambda: jax.eval_shape(forward, model, workbench.example(network, 2))
+    shape = code.call(run, "model").shape
+    if len(shape) != 2 or shape[0] != 2 or shape[1] < labels:
+        raise ValueError(
+            f"the network returned outputs of shape {shape} for 2 examples, and the labels "
+            f"are 0 to {labels - 1}. Return logits of shape (examples, {labels}), or pass an "
+            "objective with a loss and a metric."
+        )
 
 
 def check_scoring(own: settings.ScoreData, bench: Bench) -> None:

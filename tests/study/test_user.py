@@ -1,6 +1,7 @@
 """Studies of the user's own: any network, data, loss, score and optimizer, from a file."""
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -11,7 +12,9 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from jaxprune import masks, models, train
 from jaxprune.study import code, config, load_cell, runner, select, stages, user
@@ -136,6 +139,47 @@ def test_a_value_that_a_function_reads_is_part_of_its_name():
         named(x for x in "ab")
 
 
+def double(x):
+    return 2 * x
+
+
+class Scale:
+    def __init__(self, factor):
+        self.factor = factor
+
+    def __call__(self, x):
+        return self.factor * x
+
+
+def with_gradient(backward):
+    function = jax.custom_vjp(double)
+    function.defvjp(lambda x: (double(x), None), backward)
+    return function
+
+
+def test_functions_that_differ_only_in_how_they_are_wrapped_have_different_names():
+    functions = [
+        double,
+        jax.jit(double),
+        jax.grad(double),
+        jax.value_and_grad(double),
+        jax.vmap(double),
+        jax.vmap(double, in_axes=1),
+        jax.checkpoint(double),
+        nnx.jit(double),
+        functools.partial(double, 1),
+        functools.partial(double, 2),
+        *(with_gradient(f) for f in (lambda r, g: (g,), lambda r, g: (2 * g,))),
+        *(lambda x: x + 1, lambda x: x + 2),
+        *(Scale(1.0), Scale(2.0), Scale(2.0).__call__, Scale),
+        *(optax.adam, optax.adam(1e-3), optax.adam(1e-2)),
+        optax.chain(optax.clip(1.0), optax.adam(1e-3)),
+    ]
+    names = [code.digest(function, "function") for function in functions]
+    assert len(set(names)) == len(functions)
+    assert code.digest(Scale(2.0), "scale") == code.digest(Scale(2.0), "scale")
+
+
 def test_densities_are_exact_counts():
     for density in (0.3, 0.5, 0.7, 1 / 3):
         cell = next(
@@ -181,6 +225,8 @@ INVALID = {
     "first axis counts": lambda: data(targets=np.zeros(4, int)),
     "labels are integers from 0": lambda: data(targets=np.zeros(5)),
     "not finite": lambda: data(inputs=np.full((5, 3), np.nan)),
+    "not finite in float32": lambda: data(inputs=np.full((5, 3), 1e300)),
+    "integers beyond int32": lambda: data(inputs=np.full((5, 3), 2**40)),
     "an array of <U1": lambda: data(inputs=np.array(["a"] * 5)),
     "is not a pair": lambda: data(train=np.ones(3)),
     "shape (3,) in train and (2,) in test": lambda: data(
@@ -229,6 +275,9 @@ def with_loss(loss):
 
 
 FAILING = {
+    "returned outputs of shape (2, 5, 12) for 2 examples": {
+        "data": user.Data("labels", *[(STUDY.data.train[0], np.arange(64))] * 2)
+    },
     "snip scores with 99 examples, but the training set has 64": {
         "methods": ("snip",),
         "recipe": dataclasses.replace(STUDY.recipe, score_examples=99),
@@ -288,6 +337,10 @@ def test_the_example_compares_a_new_score_from_the_command_line(tmp_path):
     assert "Sensitivity" in (tmp_path / "own_study/report/index.html").read_text()
     written = [path.parent.name for path in tmp_path.glob("own_study/*/record.json")]
     assert sorted(name.split("-")[0] for name in written) == ["sensitivity", "snip"]
+    again = subprocess.run(
+        [*command, "--plan"], capture_output=True, text=True, cwd=ROOT
+    )
+    assert "(2 cells and" in again.stdout  # another process finds the same ids
     cell = json.loads((tmp_path / "own_study" / written[0] / "config.json").read_text())
     assert cell["model"].startswith("<lambda>@1-")
 
