@@ -191,9 +191,9 @@ def run(
     )
     if planned.unlisted:
         console.print(
-            f"{planned.unlisted} finished cells of {folder} have another recipe or size. "
-            "They stay on disk, but status and report no longer list them. Pass another "
-            "--runs-dir to keep both.",
+            f"{planned.unlisted} finished cells of {folder} have another recipe, size or "
+            "function. They stay on disk, but status and report no longer list them. Pass "
+            "another --runs-dir to keep both.",
             highlight=False,
             markup=False,
         )
@@ -201,10 +201,20 @@ def run(
         runner.check(planned, source, mesh_shape)
         _print_plan(study, planned, source)
         return
-    with _progress_bar() as bar:
-        if executor == "ray":
-            _run_on_ray(study, runs_dir, source, bar, cpus)
-        _run(study, runs_dir, source, bar, mesh_shape)
+    try:
+        with _progress_bar() as bar:
+            if executor == "ray":
+                _run_on_ray(study, runs_dir, source, bar, cpus)
+            _run(study, runs_dir, source, bar, mesh_shape)
+    except (ValueError, RuntimeError):
+        if (folder / "study.json").exists() and records.read_all(folder):
+            _try_report(name, folder)  # of the cells that did not fail
+        raise
+    _try_report(name, folder)
+
+
+def _try_report(name: str, folder: Path) -> None:
+    """Write the report, if its packages are installed."""
     try:
         _report(name, folder, tables=1)
     except ImportError as error:
@@ -362,9 +372,8 @@ def _run(
 
 def _summary(record: Record) -> str:
     """Return the result of a cell in one line."""
-    label = (
-        f"{record.title} c={record.cell['compression']:g} seed {record.cell['seed']}"
-    )
+    density = 10.0 ** -record.cell["compression"]
+    label = f"{record.title} at density {density:.3g}, seed {record.cell['seed']}"
     if record.status == "diverged":
         return f"{label}: diverged"
     collapsed = ", collapsed" if record.collapse else ""
@@ -375,10 +384,7 @@ def _summary(record: Record) -> str:
         if record.metric_unit == "%"
         else f"{record.metric_name} {record.metric:.4g} {record.metric_unit}".strip()
     )
-    return (
-        f"{label}: {result} at density {record.density:.4f}{collapsed} "
-        f"({record.seconds:.1f} s)"
-    )
+    return f"{label}: {result}{collapsed} ({record.seconds:.1f} s)"
 
 
 def list_studies() -> None:

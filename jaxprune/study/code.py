@@ -1,16 +1,20 @@
 """Functions of the user as values that ids can hash: named by version and source."""
 
+import ast
 import copyreg
 import dataclasses
 import functools
 import hashlib
 import inspect
+import linecache
+import os
 import pickle
 import sys
 import sysconfig
 import textwrap
 import types
-from collections.abc import Callable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,10 +34,12 @@ class Code:
     Attributes:
         function: what is called.
         name: `<name>@<version>-<hash of its source>`; what ids and records contain.
+        role: what it is in a study, for errors.
     """
 
     function: Callable[..., Any]
     name: str
+    role: str
 
     def __eq__(self, other: object) -> bool:
         """Compare by name, which contains the hash of the source."""
@@ -45,11 +51,12 @@ class Code:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function; an error names it."""
-        return call(lambda: self.function(*args, **options), _title(self.function))
+        name = f"{self.role} {_title(self.function)}"
+        return call(lambda: self.function(*args, **options), name)
 
 
 def call(function: Callable[[], Any], name: str) -> Any:
-    """Call code of the user, or ours that calls it.
+    """Call a function, and turn an error in the user's code into one sentence.
 
     Args:
         function: without arguments.
@@ -63,13 +70,23 @@ def call(function: Callable[[], Any], name: str) -> Any:
     except CodeError:
         raise
     except (Exception, SystemExit) as error:
-        place = _place(error)
+        files = _trace(error)
+        place = next(
+            (f"{Path(f).name}:{n}" for f, n in files[::-1] if _is_own(f)), None
+        )
+        where = f" ({place})" if place else ""
+        is_sentence = isinstance(error, ValueError | TypeError) and _is_ours(
+            files[-1][0]
+        )
+        if is_sentence and place:
+            raise CodeError(f"{name}{where}: {error}") from error
         if place is None and not isinstance(error, TypeError):
-            raise  # an error of ours
+            raise
         lines = str(error).strip().splitlines()
         reason = f"{type(error).__name__}: {lines[0]}" if lines else repr(error)
-        what = f"{name} ({place}) raised {reason}" if place else f"{name}: {lines[0]}"
-        raise CodeError(f"{what} (JAXPRUNE_TRACEBACK=1 shows the traceback)") from error
+        raise CodeError(
+            f"{name}{where} raised {reason} (JAXPRUNE_TRACEBACK=1 shows the traceback)"
+        ) from error
 
 
 def digest(value: Any, name: str) -> str:
@@ -88,16 +105,18 @@ def digest(value: Any, name: str) -> str:
     return result.hexdigest()[:12]
 
 
-def of(function: Callable[..., Any], version: str) -> Code:
+def of(function: Callable[..., Any], version: str, role: str = "function") -> Code:
     """Name a function by a version and by its source.
 
-    The hash covers the function and all that it uses: functions, classes, constants and
-    arrays, also in other files of the user. Of installed packages it covers names and bound
-    values, but no source; `version` stands for the rest.
+    The hash covers the source of the function, and of the user's functions and classes that
+    it names, the values of globals, defaults and closures, and the whole file of a module of
+    the user that it names. Of installed packages it covers names and bound values, but no
+    source; `version` stands for these, and for files that the function reads.
 
     Args:
-        function: a function, class, or functools.partial of one.
+        function: a function, class, callable object, or functools.partial of one.
         version: the user's own, changed where the source does not show a change.
+        role: what it is in a study, for errors.
 
     Returns:
         The function as a value.
@@ -112,7 +131,7 @@ def of(function: Callable[..., Any], version: str) -> Code:
         (2.0, True)
     """
     name = _title(function)
-    return Code(function, f"{name}@{version}-{digest(function, name)}")
+    return Code(function, f"{name}@{version}-{digest(function, name)}", role)
 
 
 def _title(function: Any) -> str:
@@ -122,49 +141,59 @@ def _title(function: Any) -> str:
     return getattr(function, "__name__", type(function).__name__)
 
 
-def _place(error: BaseException) -> str | None:
-    """Return the file and line of the user's code that an error comes from, if it does."""
-    places = []
+def _trace(error: BaseException) -> list[tuple[str, int | None]]:
+    """Return the files and lines that an error has passed, the innermost last."""
+    places: list[tuple[str, int | None]] = []
     trace = error.__traceback__
     while trace is not None:
         places.append((trace.tb_frame.f_code.co_filename, trace.tb_lineno))
         trace = trace.tb_next
     if isinstance(error, SyntaxError):
         places.append((error.filename or "", error.lineno))
-    own = [(file, line) for file, line in places if _is_own(file)]
-    return f"{Path(own[-1][0]).name}:{own[-1][1]}" if own else None
+    return places
+
+
+_PACKAGE = str(Path(__file__).parents[1])
 
 
 @functools.cache
-def _package_folders() -> tuple[str, ...]:
+def _installed() -> tuple[str, ...]:
     names = ("stdlib", "platstdlib", "purelib", "platlib")
-    folders = {sysconfig.get_paths()[name] for name in names}
-    return (*folders, str(Path(__file__).parents[1]))
+    return tuple(sysconfig.get_paths()[name] + os.sep for name in names)
 
 
-def _is_own(file: str) -> bool:
+def is_own(module: types.ModuleType) -> bool:
+    """Return whether a module is the user's, not of an installed package or of this one."""
+    return _is_own(getattr(module, "__file__", None))
+
+
+def _is_ours(file: str) -> bool:
+    return file.startswith(_PACKAGE + os.sep)
+
+
+def _is_own(file: str | None) -> bool:
     """Return whether a file is the user's, not of an installed package or of this one."""
-    is_installed = "site-packages" in file or file.startswith(_package_folders())
-    return not file.startswith("<frozen") and not is_installed
+    if file is None or file.startswith("<") or "site-packages" in file:
+        return False
+    return not file.startswith(_installed()) and not _is_ours(file)
 
 
 def _parts(value: Any, where: str, seen: dict[int, Any]) -> Iterator[str]:
     """Yield the texts that describe a value and all that it uses."""
     if value is None or isinstance(value, _PLAIN):
         yield repr(value)
-    elif isinstance(value, Code | types.ModuleType):
-        yield value.name if isinstance(value, Code) else value.__name__
+    elif isinstance(value, Code):
+        yield value.name
+    elif isinstance(value, weakref.ReferenceType):
+        yield from _parts(value(), where, seen)
     elif isinstance(value, jax.Array | np.ndarray | np.generic):
         is_key = jnp.issubdtype(value.dtype, jax.dtypes.prng_key)
         array = np.asarray(jax.random.key_data(cast(Any, value)) if is_key else value)
         yield f"{array.dtype}{array.shape}"
         yield hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-    elif type(value) is dict:
-        for item in value.items():
-            yield from _parts(item, where, seen)
-    elif type(value) in (list, tuple):
-        yield type(value).__name__
-        for item in value:
+    elif type(value) in (dict, list, tuple):
+        yield f"{type(value).__name__}{len(value)}"
+        for item in value.items() if isinstance(value, dict) else value:
             yield from _parts(item, where, seen)
     elif isinstance(value, set | frozenset):
         yield from sorted("".join(_parts(item, where, {})) for item in value)
@@ -172,7 +201,9 @@ def _parts(value: Any, where: str, seen: dict[int, Any]) -> Iterator[str]:
         yield type(value).__qualname__
     else:
         seen[id(value)] = value  # keeps it alive, so that no other object gets its id
-        if isinstance(value, types.FunctionType):
+        if isinstance(value, types.ModuleType):
+            yield from _module_parts(value, where, seen)
+        elif isinstance(value, types.FunctionType):
             yield from _function_parts(value, where, seen)
         elif isinstance(value, type):
             yield from _class_parts(value, where, seen)
@@ -188,12 +219,27 @@ def _source(value: Any, where: str) -> str:
     try:
         if getattr(value, "co_name", None) == "<lambda>":
             return _lambda_source(value)
+        if isinstance(value, type):
+            _check_is_only(value)
         return textwrap.dedent(inspect.getsource(value))
-    except (OSError, TypeError) as error:
+    except (OSError, TypeError, SyntaxError) as error:
         raise CodeError(
             f"a source that {where} uses can't be read. Define functions and classes in a "
             "file."
         ) from error
+
+
+def _check_is_only(kind: type) -> None:
+    """Check that a file has one class of a name; Python finds its source by name."""
+    lines, _ = inspect.findsource(kind)
+    classes = [
+        n for n in ast.walk(ast.parse("".join(lines))) if isinstance(n, ast.ClassDef)
+    ]
+    if sum(node.name == kind.__name__ for node in classes) > 1:
+        raise CodeError(
+            f"{inspect.getfile(kind)} has two classes named {kind.__name__}, which can't be "
+            "told apart. Give them different names."
+        )
 
 
 def _lambda_source(code: types.CodeType) -> str:
@@ -222,14 +268,40 @@ def _function_parts(
     for cell in function.__closure__ or ():
         yield from _parts(cell.cell_contents, where, seen)
     if not _is_own(code.co_filename):
-        yield function.__globals__["__name__"]
+        yield function.__globals__.get("__name__", "")
         return
     yield _source(code, where)
     yield from _parts((function.__defaults__, function.__kwdefaults__), where, seen)
-    for name in sorted(_names(code)):
-        if name in function.__globals__:
+    yield from _named(_names(code), function.__globals__, where, seen)
+
+
+def _named(
+    names: set[str], scope: Mapping[str, Any], where: str, seen: dict[int, Any]
+) -> Iterator[str]:
+    """Yield what describes the globals of some names, and modules that are imported."""
+    for name in sorted(names):
+        if name in scope:
             yield name
-            yield from _parts(function.__globals__[name], f"{where}: {name}", seen)
+            yield from _parts(scope[name], f"{where}: {name}", seen)
+        elif name in sys.modules:  # imported inside a function
+            yield from _parts(sys.modules[name], f"{where}: {name}", seen)
+
+
+def _module_parts(
+    module: types.ModuleType, where: str, seen: dict[int, Any]
+) -> Iterator[str]:
+    """Yield what describes a module: of the user's, its text and its modules."""
+    yield module.__name__
+    file = getattr(module, "__file__", None)
+    if file is None or not _is_own(file):
+        return
+    yield "".join(linecache.getlines(file))
+    for value in list(vars(module).values()):
+        other: Any = value
+        if not isinstance(value, types.ModuleType):
+            other = sys.modules.get(getattr(value, "__module__", None) or "")
+        if other is not None and is_own(other):
+            yield from _parts(other, where, seen)
 
 
 def _names(code: types.CodeType) -> set[str]:
@@ -239,17 +311,23 @@ def _names(code: types.CodeType) -> set[str]:
 
 
 def _class_parts(kind: type, where: str, seen: dict[int, Any]) -> Iterator[str]:
-    """Yield what describes a class: its source, its bases, and what its methods use."""
+    """Yield what describes a class: its source, its bases, methods and what these use."""
     yield kind.__qualname__
-    file = getattr(sys.modules.get(kind.__module__), "__file__", None)
-    if file is None or not _is_own(file):
+    module = sys.modules.get(kind.__module__)
+    if module is None or not is_own(module):
         yield kind.__module__
         return
-    yield _source(kind, where)
+    source = _source(kind, where)
+    yield source
     yield from _parts(kind.__bases__, where, seen)
-    for member in vars(kind).values():
+    names = {
+        node.id for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Name)
+    }
+    yield from _named(names, vars(module), where, seen)
+    for name, member in vars(kind).items():
         function = getattr(member, "__func__", getattr(member, "fget", member))
-        if isinstance(function, types.FunctionType):
+        if isinstance(function, types.FunctionType) or hasattr(function, "__wrapped__"):
+            yield name
             yield from _parts(function, where, seen)
 
 

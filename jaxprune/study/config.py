@@ -29,8 +29,8 @@ class Recipe:
         synflow_rescale: as `rescale` in scores.synflow.
         score_examples: examples that SNIP, GraSP and other scores of the loss use, in one
             batch.
-        train_mode_scores: names of the scores that run the network in training mode, where
-            BatchNorm uses the statistics of the batch. GraSP's authors score so.
+        train_mode_scores: names of the scores or methods that run the network in training
+            mode, where BatchNorm uses the statistics of the batch. GraSP's authors score so.
         grasp_temperature: divides the logits of GraSP.
         norm_flow: BatchNorm in SynFlow, as in models.flow.
         dense_epochs: length of the training before magnitude pruning.
@@ -137,6 +137,11 @@ class Cell:
             raise ValueError(
                 "fine-tuning continues at the last learning rate, which is 0 with "
                 'schedule="cosine". Pass schedule="steps" or "constant".'
+            )
+        if recipe.score_examples < 1:
+            raise ValueError(
+                f"score_examples is the number of examples to score with; got "
+                f"{recipe.score_examples}. Pass 1 or more."
             )
         if self.train_examples is not None and self.train_examples < 1:
             raise ValueError(

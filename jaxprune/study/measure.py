@@ -53,6 +53,11 @@ def evaluate(own: settings.Evaluate, arrays: Arrays, bench: Bench) -> Output:
     result, objective = train.evaluate(model, test), train.unpack(test)[2].objective
     if not np.isfinite(result.loss):  # finite weights may still overflow on new images
         return Output({}, {"diverged": True})
+    if not np.isfinite(result.metric):
+        raise ValueError(
+            f"the metric {objective.metric_name!r} is {result.metric} on the test set, where "
+            "the loss is finite. Return finite values from the metric."
+        )
     prunable = tree.by_name(tree.prunable(mask))
     weights = tree.by_name(params)
     histograms = {

@@ -22,8 +22,9 @@ class Method:
         needs: what the scoring function takes, as in scores.Scorer: "nothing": `score(params,
             mask=mask)`; "batches": `score(loss_fn, params, batches, mask=mask)`; "inputs":
             `score(apply_fn, params, inputs, mask=mask)`; "key": `score(key, params,
-            mask=mask)`. Of a name it is known.
-        rounds: of scoring and selecting, where it prunes once; a recipe has those of SynFlow.
+            mask=mask)`. Ignored where `score` is a name.
+        rounds: number of rounds of scoring and selecting, for methods that prune once; None
+            for 1, or for SynFlow those of the recipe.
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
         keep_fraction: instead of a number of levels, the fraction of the remaining
             weights that each level keeps.
@@ -38,7 +39,7 @@ class Method:
     title: str
     score: str | Callable[..., Any]
     needs: str = "batches"
-    rounds: int = 1
+    rounds: int | None = None
     levels: int = 0
     keep_fraction: float | None = None
     rewind: str | None = None
@@ -56,7 +57,14 @@ class Method:
             tree.check_option("score", self.score, scores.SCORERS)
             object.__setattr__(self, "needs", scores.SCORERS[self.score].needs)
         tree.check_option("needs", self.needs, NEEDS)
-        if self.rounds < 1:
+        is_iterative = self.levels or self.keep_fraction is not None
+        if is_iterative and (self.score != "magnitude" or not self.pretrained):
+            raise ValueError(
+                f"method {self.name} prunes in levels, which is done by the magnitude of the "
+                'trained weights. Pass score="magnitude" and pretrained=True, or rounds= in '
+                "place of levels."
+            )
+        if self.rounds is not None and self.rounds < 1:
             raise ValueError(
                 f"rounds is the number of rounds of scoring; got {self.rounds}. Pass 1 or "
                 "more."

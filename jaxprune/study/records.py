@@ -11,7 +11,7 @@ import dataclasses
 import json
 import re
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -213,6 +213,22 @@ def _recipe(cell: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in cell.items() if name not in own}
 
 
+def _belongs(
+    cells: Sequence[Mapping[str, Any]],
+) -> Callable[[Mapping[str, Any]], bool]:
+    """Return whether another cell can be in the tables of these: one definition a method."""
+    recipes = [_recipe(cell) for cell in cells]
+    methods = {cell["method"]["name"]: cell["method"] for cell in cells}
+
+    def belongs(cell: Mapping[str, Any]) -> bool:
+        method = cell["method"]
+        return (
+            _recipe(cell) in recipes and methods.get(method["name"], method) == method
+        )
+
+    return belongs
+
+
 def _on_disk(folder: Path) -> list[dict[str, Any]]:
     """List the cells that have a folder, in case the list is lost."""
     cells = []
@@ -253,11 +269,9 @@ def open_runs(
     folder.mkdir(parents=True, exist_ok=True)
     before = read_study(folder)["cells"] if path.exists() else _on_disk(folder)
     known = {cell["id"] for cell in cells}
-    recipes = [_recipe(cell["cell"]) for cell in cells]
-    # Other recipes and sizes stay on disk, but must not be averaged with these.
-    earlier = [
-        c for c in before if c["id"] not in known and _recipe(c["cell"]) in recipes
-    ]
+    belongs = _belongs([cell["cell"] for cell in cells])
+    # Other recipes, sizes and functions stay on disk, but must not be averaged with these.
+    earlier = [c for c in before if c["id"] not in known and belongs(c["cell"])]
     listed = sorted(
         [*cells, *earlier], key=lambda c: _rank(c["cell"]["method"]["name"], methods)
     )
@@ -276,12 +290,12 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     Raises:
         RunsError: if the folder belongs to another version.
     """
-    recipes = [_recipe(cell) for cell in cells]
+    belongs = _belongs(cells)
     try:
         listed = read_study(folder)["cells"] if (folder / "study.json").exists() else []
     except CorruptFileError:  # a run regenerates it
         return 0
-    others = [c for c in listed if _recipe(c["cell"]) not in recipes]
+    others = [c for c in listed if not belongs(c["cell"])]
     return sum(is_finished(folder / cell["id"]) for cell in others)
 
 

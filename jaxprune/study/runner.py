@@ -29,6 +29,7 @@ from jaxprune.study import (
     work,
     workbench,
 )
+from jaxprune.study.code import Code
 from jaxprune.study.config import Cell, Study
 from jaxprune.study.locks import BusyError
 from jaxprune.study.records import Record
@@ -181,8 +182,10 @@ def check(
 
 
 def label(cell: Cell) -> str:
-    """Return the title, compression and seed of a cell."""
-    return f"{cell.method.title} c={cell.compression:g} seed {cell.seed}"
+    """Return the title, density and seed of a cell."""
+    return (
+        f"{cell.method.title} at density {config.density(cell):.3g}, seed {cell.seed}"
+    )
 
 
 def run(
@@ -295,6 +298,10 @@ def _measured(place: store.Store, cell: Cell) -> Record:
 def _open(folder: Path, study: Study) -> None:
     """Create the folder or add to it, one process at a time."""
     names = list(methods.METHODS)
+    if any(
+        isinstance(cell.model, Code) for cell in study.cells
+    ):  # in the order of the file
+        names = list(dict.fromkeys(cell.method.name for cell in study.cells))
     listed = [
         {"id": config.cell_id(cell), "cell": config.as_json(cell)}
         for cell in study.cells

@@ -24,7 +24,7 @@ def reduced(
         study: at full size.
         epochs_scale: factor on every number of epochs, including those of the schedule.
         width: factor on the number of channels, instead of the study's own.
-        train_examples: number of training images; None for the study's own.
+        train_examples: number of training examples; None for the study's own.
 
     Returns:
         The same cells at that size.
@@ -54,7 +54,7 @@ def reduced(
         changed.append(f"width {width:g}")
     if train_examples is not None:
         changes["train_examples"] = train_examples
-        changed.append(f"{train_examples} training images")
+        changed.append(f"{train_examples} training examples")
     if not changed:
         return study
     cells = [
@@ -138,10 +138,10 @@ def compression(density: float) -> float:
         >>> compression(0.01)
         2.0
     """
-    if not 0 < density <= 1:
+    if not isinstance(density, int | float) or not 0 < density <= 1:
         raise ValueError(
             "a density is the fraction of prunable weights to keep, in (0, 1]; got "
-            f"{density:g}. For a sparsity of s, pass 1 - s."
+            f"{density}. For a sparsity of s, pass 1 - s."
         )
     return round(abs(math.log10(density)), 12)
 

@@ -200,7 +200,8 @@ def _steps(cell: Cell) -> list[_Step]:
             steps.append(("level", level_settings))
     elif method.score:
         scoring, density = _scoring(cell, dataset), config.density(cell)
-        rounds = recipe.synflow_rounds if method.score == "synflow" else method.rounds
+        default = recipe.synflow_rounds if method.score == "synflow" else 1
+        rounds = method.rounds or default
         if rounds == 1:
             steps.append(("score", scoring))
             steps.append(("select", settings.Select(density, recipe.ties)))
@@ -254,7 +255,8 @@ def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
         dataset,
         examples=recipe.score_examples,
         temperature=recipe.grasp_temperature if method == "grasp" else 1.0,
-        train_mode=method in recipe.train_mode_scores,
+        train_mode=cell.method.name in recipe.train_mode_scores
+        or method in recipe.train_mode_scores,
     )
 
 

@@ -6,6 +6,7 @@ experiments/own_study.py is an example.
 
 import dataclasses
 import importlib.util
+import linecache
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -14,7 +15,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from jaxprune import train as training
+from jaxprune import scores, train as training, tree
 from jaxprune.study import code, config, methods, select
 from jaxprune.study.config import Cell, Recipe
 from jaxprune.study.methods import Method
@@ -50,6 +51,11 @@ class Data:
 
     def __post_init__(self) -> None:
         """Check the arrays, and turn them into those of JAX's types, on the host."""
+        if not isinstance(self.objective, Objective):
+            raise ValueError(
+                f"objective of the data '{self.name}' is a "
+                f"{type(self.objective).__name__}. Pass train.Objective(loss, metric)."
+            )
         for split in ("train", "test"):
             object.__setattr__(self, split, self._checked(split, getattr(self, split)))
         shapes = [getattr(self, split)[0].shape[1:] for split in ("train", "test")]
@@ -108,7 +114,10 @@ def _array(value: Any, place: str) -> np.ndarray:
         if (narrow != array).any():
             raise ValueError(f"{place} has integers beyond int32. Pass smaller ones.")
         array = narrow
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
+    if (
+        array.dtype.kind not in "biu"
+        and not np.isfinite(array.astype(np.float32)).all()
+    ):
         raise ValueError(
             f"{place} has numbers that are not finite in {array.dtype}. Remove those "
             "examples, or scale them."
@@ -150,7 +159,7 @@ class Study:
 
     def initializer(self) -> code.Code:
         """Return `model` with a name for ids."""
-        return code.of(self.model, self.version)
+        return code.of(self.model, self.version, "model")
 
     def build(self, seeds: int = 1) -> tuple[config.Study, Data]:
         """List the cells of the study, seed by seed.
@@ -198,19 +207,20 @@ class Study:
         if objective is not CLASSIFICATION:
             objective = dataclasses.replace(
                 objective,
-                loss=code.of(objective.loss, self.version),
-                metric=code.of(objective.metric, self.version),
+                loss=code.of(objective.loss, self.version, "loss"),
+                metric=code.of(objective.metric, self.version, "metric"),
             )
-        augment = self.data.augment and code.of(self.data.augment, self.version)
+        augment = self.data.augment
+        augment = augment and code.of(augment, self.version, "augment")
         return dataclasses.replace(self.data, objective=objective, augment=augment)
 
     def _named_recipe(self) -> Recipe:
         recipe = self.recipe
         if self.data.objective is not CLASSIFICATION:
-            # A temperature divides logits, and these outputs are none.
+            # These outputs are not logits, so GraSP must not divide them.
             recipe = dataclasses.replace(recipe, grasp_temperature=1.0)
         if callable(recipe.training.optimizer):
-            optimizer = code.of(recipe.training.optimizer, self.version)
+            optimizer = code.of(recipe.training.optimizer, self.version, "optimizer")
             schedule = dataclasses.replace(recipe.training, optimizer=optimizer)
             recipe = dataclasses.replace(recipe, training=schedule)
         return recipe
@@ -240,16 +250,29 @@ class Study:
                     f"{name} of the study is a {type(value).__name__}. Pass a "
                     f"{kind.__module__.rpartition('.')[2]}.{kind.__name__}."
                 )
-        if not callable(self.model):
+        if not callable(self.model) or hasattr(type(self.model), "train"):
             raise ValueError(
                 f"model of the study is a {type(self.model).__name__}. Pass a function of a "
-                "key that returns an NNX module or a models.Model."
+                "key that returns a network, such as lambda key: Network(nnx.Rngs(key))."
             )
-        if not self.methods or not self.densities:
+        for name, example in (
+            ("methods", '("magnitude", "snip")'),
+            ("densities", "(0.5, 0.1)"),
+        ):
+            values = getattr(self, name)
+            if not isinstance(values, tuple | list) or not values:
+                raise ValueError(
+                    f"{name} of the study is {values!r}. Pass a tuple of some, such as "
+                    f"{name}={example}."
+                )
+        exponents = [select.compression(density) for density in self.densities]
+        if len(set(exponents)) < len(exponents):
             raise ValueError(
-                "a study compares methods at densities, and one of them is empty. Pass some, "
-                'such as methods=("magnitude", "snip"), densities=(0.5, 0.1).'
+                f"densities {tuple(self.densities)} has one twice. Pass each once."
             )
+        known = {*scores.SCORERS, *(m.name for m in self._named_methods())}
+        for name in self.recipe.train_mode_scores:
+            tree.check_option("train_mode_scores", name, known)
 
 
 def _method(method: Any, version: str) -> Method:
@@ -258,11 +281,11 @@ def _method(method: Any, version: str) -> Method:
         return methods.get(method)
     if isinstance(method, Method):
         if not isinstance(method.score, str):
-            score = code.of(method.score, version)
+            score = code.of(method.score, version, "score")
             return dataclasses.replace(method, score=score)
         return method
     if callable(method):
-        named = code.of(method, version)
+        named = code.of(method, version, "score")
         name = named.name.partition("@")[0].strip("<>")
         return Method(name, name, named)
     raise ValueError(
@@ -285,18 +308,25 @@ def load(path: Path) -> Study:
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file. Pass the path of a study's file.")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
+    name = path.stem
+    if name in sys.modules and not code.is_own(sys.modules[name]):
+        raise ValueError(f"{path} has the name of the module {name}. Rename the file.")
+    spec = importlib.util.spec_from_file_location(name, path)
+    if spec is None:
         raise ValueError(
             f"{path} is not a Python file. Pass one whose name ends in .py."
         )
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)  # its classes can be pickled
+    sys.modules[name] = module  # its classes can be pickled
     folder = str(path.parent.absolute())
     if folder not in sys.path:
         sys.path.insert(0, folder)  # as `python path` does
-    run = spec.loader.exec_module
-    code.call(lambda: run(module), str(path))
+    # Sources are hashed as they are now, also if the file is edited while it runs.
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    linecache.cache[str(path)] = (len(text), None, lines, str(path))
+    run = lambda: exec(compile(text, str(path), "exec"), vars(module))
+    code.call(run, str(path))
     study = getattr(module, "STUDY", None)
     if not isinstance(study, Study):
         what = (

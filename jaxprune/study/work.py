@@ -80,21 +80,31 @@ def count_steps(own: settings.Train, bench: Bench) -> int:
 
 @functools.lru_cache(maxsize=1)
 def check_outputs(network: settings.Network, data: user.Data) -> None:
-    """Check that a network of the user has an output for every label.
+    """Check what a network of the user returns, and that it has a logit for every label.
 
     Raises:
-        ValueError: if it has fewer, or no logits.
+        ValueError: if it returns something else.
     """
+    model = jax.eval_shape(workbench.build(network).init, jax.random.key(0))
+
+    def forward(model: models.Model, x: jax.Array) -> Any:
+        pair = model.apply(model.params, model.state, x, train=False)
+        if not isinstance(pair, tuple) or len(pair) != 2:
+            raise ValueError(
+                f"apply returned a {type(pair).__name__}. Return the outputs and the state."
+            )
+        return pair[0]
+
+    run = lambda: jax.eval_shape(forward, model, workbench.example(network, 2))
+    outputs = code.call(run, "model")
     if data.objective is not train.CLASSIFICATION:
         return
     labels = 1 + max(int(targets.max()) for _, targets in (data.train, data.test))
-    model = jax.eval_shape(workbench.build(network).init, jax.random.key(0))
-    forward = lambda model, x: model.apply(model.params, model.state, x)[0]
-    run = lambda: jax.eval_shape(forward, model, workbench.example(network, 2))
-    shape = code.call(run, "model").shape
+    shape = getattr(outputs, "shape", ())
     if len(shape) != 2 or shape[0] != 2 or shape[1] < labels:
+        returned = shape if shape else type(outputs).__name__
         raise ValueError(
-            f"the network returned outputs of shape {shape} for 2 examples, and the labels "
+            f"the network returned outputs of {returned} for 2 examples, and the labels "
             f"are 0 to {labels - 1}. Return logits of shape (examples, {labels}), or pass an "
             "objective with a loss and a metric."
         )
@@ -170,7 +180,7 @@ def _scorer(own: settings.Score, arrays: Arrays, bench: Bench) -> Callable[[Any]
             options = {"rescale": own.rescale}
         flow = models.flow(model, batch_norm=own.batch_norm)
         return lambda mask: _checked(
-            _scores(flow, params, ones, mask, method, **options)
+            _scores(flow, params, ones, mask, method, **options), params, method
         )
     if isinstance(own, settings.ScoreData):
         batch, objective = _batch(own, bench)
@@ -180,11 +190,15 @@ def _scorer(own: settings.Score, arrays: Arrays, bench: Bench) -> Callable[[Any]
             temperature=own.temperature,
             objective=objective,
         )
-        return lambda mask: _scores(loss_fn, params, [batch], mask, method)
+        return lambda mask: _checked(
+            _scores(loss_fn, params, [batch], mask, method), params, method
+        )
     if own.needs == "key":
         key = workbench.key_for(own.seed, "score")
-        return lambda mask: _random_scores(key, params, mask, method)
-    return lambda mask: _own_scores(params, mask, method)
+        return lambda mask: _checked(
+            _random_scores(key, params, mask, method), params, method
+        )
+    return lambda mask: _checked(_own_scores(params, mask, method), params, method)
 
 
 def _batch(own: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
@@ -198,8 +212,30 @@ def _batch(own: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]
     return batch, task.objective
 
 
-def _checked(scored: Any) -> Any:
-    tree.check_finite(scored, "set synflow_rescale=True in the recipe.")
+def _checked(scored: Any, params: Any, method: str | Code) -> Any:
+    """Check the scores of a function of the user, and that those of SynFlow are finite."""
+    if method == "synflow":
+        tree.check_finite(scored, "set synflow_rescale=True in the recipe.")
+    if isinstance(method, str):
+        return scored
+    name = f"score {method.name.partition('@')[0]}"
+    leaves, structure = jax.tree.flatten(scored)
+    shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+    if structure != jax.tree.structure(params) or shapes != [
+        leaf.shape for leaf in jax.tree.leaves(params)
+    ]:
+        raise ValueError(
+            f"{name} returned {structure} of shapes {shapes}, where a tree like the "
+            f"parameters is expected: {jax.tree.map(lambda leaf: leaf.shape, params)}. "
+            "Return one score for each weight, such as jax.tree.map(..., params)."
+        )
+    for leaf_name, leaf in tree.by_name(scored).items():
+        if not jnp.issubdtype(leaf.dtype, jnp.floating) or not jnp.isfinite(leaf).all():
+            raise ValueError(
+                f"{name} returned {leaf.dtype} with {int((~jnp.isfinite(leaf)).sum())} "
+                f"entries that are not finite at '{leaf_name}'. Return finite floating "
+                "scores."
+            )
     return scored
 
 

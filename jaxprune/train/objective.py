@@ -82,6 +82,20 @@ class Objective:
     metric_unit: str = ""
     higher_is_better: bool = True
 
+    def __post_init__(self) -> None:
+        """Check the values."""
+        if self.metric_name in ("epoch", "loss", "learning_rate"):
+            raise ValueError(
+                f"metric_name {self.metric_name!r} is another entry of the history. Pass "
+                "another name, such as 'surprise' or 'squared error'."
+            )
+        for name in ("loss", "metric"):
+            if not callable(getattr(self, name)):
+                raise TypeError(
+                    f"{name} is a {type(getattr(self, name)).__name__}. Pass a function of "
+                    "outputs and targets that returns one value for each example."
+                )
+
 
 CLASSIFICATION = Objective(_cross_entropies, _is_correct, metric_unit="%")
 

@@ -54,14 +54,14 @@ def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
 def _from_factory(factory: OptimizerFactory) -> optax.GradientTransformationExtraArgs:
     """Make an optimizer whose learning rate is an argument of each update."""
 
-    def at(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
-        made = factory(learning_rate)
-        if not (hasattr(made, "init") and hasattr(made, "update")):
+    def with_rate(learning_rate: Any) -> optax.GradientTransformationExtraArgs:
+        rule = factory(learning_rate)
+        if not (hasattr(rule, "init") and hasattr(rule, "update")):
             raise TypeError(
-                f"the optimizer factory returned a {type(made).__name__}. Return an optax "
+                f"the optimizer factory returned a {type(rule).__name__}. Return an optax "
                 "transformation, such as optax.adamw(learning_rate)."
             )
-        return optax.with_extra_args_support(made)
+        return optax.with_extra_args_support(rule)
 
     def update(
         updates: Any,
@@ -71,10 +71,28 @@ def _from_factory(factory: OptimizerFactory) -> optax.GradientTransformationExtr
         learning_rate: Array,
         **extra: Any,
     ) -> tuple[Any, Any]:
-        return at(learning_rate).update(updates, state, params, **extra)
+        return with_rate(learning_rate).update(updates, state, params, **extra)
 
-    init = lambda params: at(jnp.float32(0)).init(params)
+    init = lambda params: with_rate(jnp.float32(0)).init(params)
+    _check_state(with_rate)
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+
+def _check_state(with_rate: Callable[[Any], optax.GradientTransformation]) -> None:
+    """Check that a state does not hold the learning rate, which later steps would use."""
+    with jax.ensure_compile_time_eval():
+        probe = {"kernel": jnp.zeros((1, 1))}
+        low, high = (with_rate(jnp.float32(rate)).init(probe) for rate in (0, 1))
+        holds_rate = any(
+            bool((a != b).any())
+            for a, b in zip(jax.tree.leaves(low), jax.tree.leaves(high), strict=True)
+        )
+    if holds_rate:
+        raise TypeError(
+            "the state of this optimizer holds its learning rate, so that the schedule would "
+            "have no effect. Pass a factory without optax.inject_hyperparams, such as "
+            "optax.adam."
+        )
 
 
 def _scale_by_learning_rate(

@@ -52,8 +52,19 @@ class Training:
     def __post_init__(self) -> None:
         """Check the values."""
         object.__setattr__(self, "drop_epochs", tuple(self.drop_epochs))
-        if not callable(self.optimizer):
-            tree.check_option("optimizer", self.optimizer, get_args(OptimizerName))
+        names = get_args(OptimizerName)
+        if not callable(self.optimizer) and self.optimizer not in names:
+            shown = self.optimizer
+            if not isinstance(shown, str):  # such as optax.adam(1e-3)
+                shown = f"a {type(shown).__name__}"
+            raise ValueError(
+                f"optimizer is {shown!r}. Pass one of {', '.join(names)}, or a function of "
+                "the learning rate, such as optax.adamw."
+            )
+        if not isinstance(self.batch_size, int):
+            raise ValueError(
+                f"batch_size must be a whole number; got {self.batch_size}. Pass one."
+            )
         for name, hint in get_type_hints(type(self)).items():
             known = [choice for choice in get_args(hint) if isinstance(choice, str)]
             if known:

@@ -312,7 +312,9 @@ def test_a_cell_that_fails_is_named_and_the_others_are_complete(tmp_path, monkey
     broken = iter([fail, whole])
     monkeypatch.setattr(compaction, "compare", lambda *a, **o: next(broken)(*a, **o))
     finished = []
-    with pytest.raises(ValueError, match="GraSP c=1 seed 0: the compacted function"):
+    with pytest.raises(
+        ValueError, match="GraSP at density 0.1, seed 0: the compacted function"
+    ):
         finished.extend(runner.run(study(grasp, snip), tmp_path, DIGITS))
     by_title = {r.title: r.status for r in records.read_all(tmp_path / "tiny")}
     assert by_title == {"SNIP": "finished", "GraSP": "trained"}

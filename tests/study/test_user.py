@@ -16,7 +16,7 @@ import optax
 import pytest
 from flax import nnx
 
-from jaxprune import masks, models, train
+from jaxprune import masks, models, report, train
 from jaxprune.study import code, config, load_cell, runner, select, stages, user
 from jaxprune.study.files import RunsError
 from jaxprune.study.methods import Method
@@ -118,6 +118,59 @@ def test_a_changed_source_gives_the_stages_that_use_it_new_ids(old, tmp_path):
     )
 
 
+def test_a_changed_module_gives_the_functions_that_use_it_new_names(tmp_path):
+    """Whether the module is named, or a function of it, or it is imported by another."""
+    files = {
+        "far.py": "def shift(x):\n    return x + 1\n",
+        "near.py": "import far\nfrom far import shift\n",
+        "uses.py": (
+            "import near\nfrom near import shift\n"
+            "def by_module(x): return near.far.shift(x)\n"
+            "def by_name(x): return shift(x)\n"
+            "def inside(x):\n    import near as other\n    return other.shift(x)\n"
+        ),
+    }
+
+    def names():
+        code_ = "import json, sys; sys.path.insert(0, '.'); import uses\n"
+        code_ += "from jaxprune.study import code\n"
+        code_ += "functions = uses.by_module, uses.by_name, uses.inside\n"
+        code_ += "print(json.dumps([code.of(f, '1').name for f in functions]))"
+        done = subprocess.run(
+            [sys.executable, "-c", code_], capture_output=True, text=True, cwd=tmp_path
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    before = names()
+    assert names() == before
+    (tmp_path / "far.py").write_text(files["far.py"].replace("+ 1", "+ 2"))
+    assert not set(names()) & set(before)
+
+
+def test_a_file_that_is_edited_while_it_runs_is_named_by_what_ran(tmp_path):
+    text = FILE.read_text()
+    edits = "\nfrom pathlib import Path\nPath(__file__).write_text('')\n"
+    path = tmp_path / "edited.py"
+    path.write_text(text + edits)
+    assert ids(user.load(path))["select"] == ids(STUDY)["select"]
+
+
+def test_two_versions_of_a_method_are_never_averaged(tmp_path):
+    """The cells of a changed score stay on disk, but the tables have only the new ones."""
+    study, examples = dataclasses.replace(STUDY, methods=STUDY.methods[2:]).build()
+    list(runner.run(study, tmp_path, examples))
+    text = FILE.read_text().replace("return x**SHARPNESS", "return -x")
+    (tmp_path / "own_tokens.py").write_text(text)
+    other = user.load(tmp_path / "own_tokens.py")
+    study, examples = dataclasses.replace(other, methods=other.methods[2:]).build()
+    assert runner.plan(study, tmp_path / "tokens").unlisted == 1
+    (record,) = runner.run(study, tmp_path, examples)
+    assert report.records(tmp_path / "tokens")["id"].to_list() == [record.id]
+
+
 def test_a_changed_density_or_method_repeats_no_other_stage():
     more = dataclasses.replace(STUDY, methods=("snip", "dense"), densities=(0.5, 0.3))
     assert ids(more, "dense") == ids(STUDY, "dense")
@@ -213,6 +266,10 @@ def test_other_methods_and_densities_of_a_study_are_compared():
         select.vary(study, densities=[95])
 
 
+def changed(**changes):
+    return dataclasses.replace(STUDY, **changes).build()
+
+
 def data(inputs=None, targets=None, **options):
     """Return data of three numbers an example, with changes."""
     inputs = np.ones((5, 3), np.float32) if inputs is None else inputs
@@ -233,7 +290,24 @@ INVALID = {
         test=(np.ones((5, 2)), np.zeros(5, int))
     ),
     "in (0, 1]; got 5": lambda: dataclasses.replace(STUDY, densities=(5,)).build(),
-    "one of them is empty": lambda: dataclasses.replace(STUDY, methods=()).build(),
+    "methods of the study is ()": lambda: changed(methods=()),
+    "methods of the study is 'snip'": lambda: changed(methods="snip"),
+    "densities of the study is 0.1": lambda: changed(densities=0.1),
+    "got 0.5a. For a sparsity": lambda: changed(densities=("0.5a",)),
+    "(0.5, 0.5) has one twice": lambda: changed(densities=(0.5, 0.5)),
+    "train_mode_scores 'snipp' is unknown": lambda: changed(
+        recipe=dataclasses.replace(STUDY.recipe, train_mode_scores=("snipp",))
+    ),
+    "score_examples is the number of examples": lambda: changed(
+        recipe=dataclasses.replace(STUDY.recipe, score_examples=0)
+    ),
+    "objective of the data 'd' is a NoneType": lambda: data(objective=None),
+    "model of the study is a Linear": lambda: changed(
+        model=nnx.Linear(2, 3, rngs=nnx.Rngs(0))
+    ),
+    "done by the magnitude of the trained weights": lambda: Method(
+        "m", "M", "snip", levels=2, pretrained=True
+    ),
     "named 'a/b'": lambda: dataclasses.replace(STUDY, name="a/b").build(),
     "data of the study is a dict": lambda: dataclasses.replace(STUDY, data={}).build(),
     "model of the study is a int": lambda: dataclasses.replace(STUDY, model=3).build(),
@@ -270,12 +344,16 @@ def with_broken_apply(key):
     return models.Model(STUDY.model(key).params, {}, fail)
 
 
+def only_outputs(params, state, tokens, *, train=False):
+    return STUDY.model(jax.random.key(0)).apply(params, state, tokens)[0]
+
+
 def with_loss(loss):
     return dataclasses.replace(STUDY.data, objective=train.Objective(loss, loss))
 
 
 FAILING = {
-    "returned outputs of shape (2, 5, 12) for 2 examples": {
+    "returned outputs of (2, 5, 12) for 2 examples": {
         "data": user.Data("labels", *[(STUDY.data.train[0], np.arange(64))] * 2)
     },
     "snip scores with 99 examples, but the training set has 64": {
@@ -283,9 +361,27 @@ FAILING = {
         "recipe": dataclasses.replace(STUDY.recipe, score_examples=99),
     },
     "done for image sets only": {"methods": ("imp_connect",)},
-    "fail (test_user.py:": {"model": fail},
-    "inspect (test_user.py:": {"model": with_broken_apply},
-    "<lambda> (test_user.py:": {"data": with_loss(lambda logits, tokens: tokens.none)},
+    "model fail (test_user.py:": {"model": fail},
+    "score <lambda> returned PyTreeDef": {"methods": (lambda *a, mask: 3.0,)},
+    "entries that are not finite at 'embedding'": {
+        "methods": (lambda loss, params, batches, mask: jax.tree.map(jnp.log, params),)
+    },
+    "Return the outputs and the state": {
+        "model": lambda key: models.Model(STUDY.model(key).params, {}, only_outputs)
+    },
+    "the metric 'accuracy' is nan on the test set": {
+        "data": dataclasses.replace(
+            STUDY.data,
+            objective=train.Objective(
+                STUDY.data.objective.loss,
+                lambda logits, tokens: logits[:, 0, 0] * jnp.nan,
+            ),
+        )
+    },
+    "model (test_user.py:": {"model": with_broken_apply},
+    "loss <lambda> (test_user.py:": {
+        "data": with_loss(lambda logits, tokens: tokens.none)
+    },
     "model <lambda>@1-": {"model": lambda key: 3},
     "raised KeyError: 'no such thing'": {"methods": (fail,)},
     "a plain function, in which no norm layers": {"methods": ("synflow",)},

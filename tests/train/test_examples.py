@@ -132,6 +132,20 @@ def test_invalid_examples_objectives_and_optimizers_are_refused():
     with pytest.raises(TypeError, match="factory returned a float. Return an optax"):
         fit(regression(), recipe(optimizer=lambda rate: 0.1))
     with pytest.raises(
-        ValueError, match="optimizer 'lion' is unknown. Pass one of adam"
+        ValueError, match="optimizer is 'lion'. Pass one of adam, sgd, or a"
     ):
         recipe(optimizer="lion")
+    with pytest.raises(
+        ValueError, match="is 'a GradientTransformationExtraArgs'. Pass"
+    ):
+        recipe(optimizer=optax.adam(1e-3))
+    with pytest.raises(ValueError, match="batch_size must be a whole number; got 8.0"):
+        recipe(batch_size=8.0)
+    with pytest.raises(
+        TypeError, match="state of this optimizer holds its learning rat"
+    ):
+        fit(regression(), recipe(optimizer=optax.inject_hyperparams(optax.adam)))
+    with pytest.raises(ValueError, match="metric_name 'loss' is another entry of the"):
+        Objective(squared, squared, "loss")
+    with pytest.raises(TypeError, match="loss is a str. Pass a function"):
+        Objective("mse", squared)
