@@ -20,10 +20,8 @@ from jaxprune.train import Training
 
 class Network(nnx.Module):
     def __init__(self, rngs):
-        self.hidden, self.norm = (
-            nnx.Linear(64, 64, rngs=rngs),
-            nnx.LayerNorm(64, rngs=rngs),
-        )
+        self.hidden = nnx.Linear(64, 64, rngs=rngs)
+        self.norm = nnx.LayerNorm(64, rngs=rngs)
         self.out = nnx.Linear(64, 10, rngs=rngs)
 
     def __call__(self, x):

@@ -1,10 +1,13 @@
 """Functions of the user as values that ids can hash: named by version and source."""
 
 import ast
+import contextlib
 import copyreg
 import dataclasses
+import dis
 import functools
 import hashlib
+import importlib.util
 import inspect
 import linecache
 import os
@@ -273,18 +276,21 @@ def _function_parts(
     yield _source(code, where)
     yield from _parts((function.__defaults__, function.__kwdefaults__), where, seen)
     yield from _named(_names(code), function.__globals__, where, seen)
+    for name in _imported(code):
+        spec = None
+        with contextlib.suppress(ImportError):  # an optional package
+            spec = importlib.util.find_spec(name)
+        if spec is not None and _is_own(spec.origin):
+            yield from _parts(importlib.import_module(name), where, seen)
 
 
 def _named(
     names: set[str], scope: Mapping[str, Any], where: str, seen: dict[int, Any]
 ) -> Iterator[str]:
-    """Yield what describes the globals of some names, and modules that are imported."""
-    for name in sorted(names):
-        if name in scope:
-            yield name
-            yield from _parts(scope[name], f"{where}: {name}", seen)
-        elif name in sys.modules:  # imported inside a function
-            yield from _parts(sys.modules[name], f"{where}: {name}", seen)
+    """Yield what describes the globals of some names."""
+    for name in sorted(names.intersection(scope)):
+        yield name
+        yield from _parts(scope[name], f"{where}: {name}", seen)
 
 
 def _module_parts(
@@ -308,6 +314,14 @@ def _names(code: types.CodeType) -> set[str]:
     """Return all names that a function and the functions in it look up."""
     inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
     return set(code.co_names).union(*map(_names, inner))
+
+
+def _imported(code: types.CodeType) -> list[str]:
+    """Return the modules that a function imports when it is called."""
+    inner = [const for const in code.co_consts if isinstance(const, types.CodeType)]
+    names = [i.argval for i in dis.get_instructions(code) if i.opname == "IMPORT_NAME"]
+    names += [name for function in inner for name in _imported(function)]
+    return sorted({name for name in names if name})  # relative ones have none
 
 
 def _class_parts(kind: type, where: str, seen: dict[int, Any]) -> Iterator[str]:
