@@ -14,12 +14,12 @@ from jaxprune.study.workbench import Arrays, Bench, Output
 BATCH = compaction.BATCHES[-1]  # examples per call, as in the published study
 
 
-def inspect(own: settings.Inspect, arrays: Arrays, bench: Bench) -> Output:
+def inspect(config: settings.Inspect, arrays: Arrays, bench: Bench) -> Output:
     """Count what the mask leaves, which training does not change."""
     del bench
-    model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
+    model, mask = workbench.model(config.network, arrays), workbench.mask_of(arrays)
     fn = lambda params, x: model.apply(params, model.state, x)[0]
-    example = workbench.example(own.network)
+    example = workbench.input_struct(config.network)
     dense = profiling.macs(fn, model.params, example)
     health = masks.health(fn, model.params, mask, example)
     macs, kept = tree.by_name(dense), tree.by_name(mask)
@@ -44,9 +44,9 @@ def inspect(own: settings.Inspect, arrays: Arrays, bench: Bench) -> Output:
     return Output({}, facts)
 
 
-def evaluate(own: settings.Evaluate, arrays: Arrays, bench: Bench) -> Output:
+def evaluate(config: settings.Evaluate, arrays: Arrays, bench: Bench) -> Output:
     """Evaluate on the test set, and bin the kept weights of each layer."""
-    model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
+    model, mask = workbench.model(config.network, arrays), workbench.mask_of(arrays)
     params = masks.apply(model.params, mask)
     model = dataclasses.replace(model, params=params)
     test = workbench.test_set(bench)
@@ -85,12 +85,12 @@ def _histogram(weights: np.ndarray) -> dict[str, list]:
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
+def measure(config: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
     """Time the masked network, a pass with its data feed, and the compacted network."""
-    model, mask = workbench.model(own.network, arrays), workbench.mask_of(arrays)
+    model, mask = workbench.model(config.network, arrays), workbench.mask_of(arrays)
     inputs, _, task = train.unpack(workbench.test_set(bench))
     some = task.inputs(inputs[:BATCH])
-    result = compaction.compare(model, mask, some, memory=own.memory)
+    result = compaction.compare(model, mask, some, memory=config.memory)
     host, forward = np.asarray(inputs), compaction.inference(model.apply)
     masked = {"params": masks.apply(model.params, mask), "state": model.state}
 
@@ -113,12 +113,12 @@ def measure(own: settings.Measure, arrays: Arrays, bench: Bench) -> Output:
     return Output({}, {"latency": latency, "compaction": result.facts, **memory})
 
 
-def memory(own: settings.Memory, arrays: Arrays, bench: Bench) -> Output:
+def memory(config: settings.Memory, arrays: Arrays, bench: Bench) -> Output:
     """Measure the memory of the network in a fresh process; masks do not change it."""
     del bench
-    forward = compaction.inference(workbench.build(own.network).apply)
+    forward = compaction.inference(workbench.build(config.network).apply)
     dense = {"params": arrays["params"], "state": arrays["state"]}
-    example = workbench.example(own.network, BATCH)
+    example = workbench.input_struct(config.network, BATCH)
     x = jnp.ones(example.shape, example.dtype)
     used = profiling.measure(forward, dense, x)
     return Output({}, {"memory": used._asdict()})
@@ -138,25 +138,32 @@ class EpochTime(NamedTuple):
     steps: int
 
 
-def epoch_time(own: settings.Train, bench: Bench, most: int | None = None) -> EpochTime:
+def epoch_time(
+    config: settings.Train, bench: Bench, most: int | None = None
+) -> EpochTime:
     """Time the training of a dense network, compilation left out.
 
     Args:
-        own: settings of a stage that trains.
+        config: settings of a stage that trains.
         bench: where the data set is.
         most: number of steps to time; None for a whole epoch.
 
     Returns:
         Seconds per epoch.
     """
-    examples, training = workbench.train_set(own.dataset, bench), own.training
-    model = workbench.build(own.network).init(workbench.key_for(own.seed, "initialize"))
+    examples, training = workbench.train_set(config.dataset, bench), config.training
+    model = workbench.build(config.network).init(
+        workbench.key_for(config.seed, "initialize")
+    )
     steps = data.steps_per_epoch(examples[0].shape[0], training.batch_size)
     total = round(training.epochs * steps)
     timed = min(steps, total, most or steps)
 
     def train_some_steps() -> Any:
-        key, mask = workbench.key_for(own.seed, "train"), masks.ones_like(model.params)
+        key, mask = (
+            workbench.key_for(config.seed, "train"),
+            masks.ones_like(model.params),
+        )
         start = total - timed
         return train.fit(model, mask, examples, training, key, start=start).model
 

@@ -246,17 +246,17 @@ def run(
             show(cell, stages.chain(cell)[len(record.stages) - 1], 0, None, record)
 
     arrays: OrderedDict[str, Any] = OrderedDict()
-    for _ in _in_turns(study.cells, train, errors):
+    for _ in _run_each(study.cells, train, errors):
         pass
     trained = [cell for cell in study.cells if cell not in errors]
-    yield from _in_turns(trained, lambda cell: _measured(place(cell), cell), errors)
+    yield from _run_each(trained, lambda cell: _measured(place(cell), cell), errors)
     for cell, error in errors.items():
         more = "" if len(errors) == 1 else f" ({len(errors) - 1} more cells failed)"
         kind = ValueError if isinstance(error, ValueError) else RuntimeError
         raise kind(f"{label(cell)}: {error}{more}") from error
 
 
-def _in_turns(
+def _run_each(
     waiting: Sequence[Cell],
     run_cell: Callable[[Cell], Any],
     errors: dict[Cell, Exception],

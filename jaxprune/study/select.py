@@ -67,9 +67,9 @@ def reduced(
     return study._replace(cells=cells, notes=(*study.notes, note))
 
 
-def _scaled(recipe: Recipe, by: float) -> Recipe:
+def _scaled(recipe: Recipe, factor: float) -> Recipe:
     def scale(epochs: Any) -> Any:
-        return None if epochs is None else round(epochs * by, 9)
+        return None if epochs is None else round(epochs * factor, 9)
 
     training = dataclasses.replace(
         recipe.training,
@@ -79,8 +79,10 @@ def _scaled(recipe: Recipe, by: float) -> Recipe:
     )
     names = ("rewind_epochs", "dense_epochs", "level_epochs", "grasp_epochs")
     lengths = {name: scale(getattr(recipe, name)) for name in names}
-    whole = recipe.epochs_scale * by
-    return dataclasses.replace(recipe, training=training, epochs_scale=whole, **lengths)
+    total_scale = recipe.epochs_scale * factor
+    return dataclasses.replace(
+        recipe, training=training, epochs_scale=total_scale, **lengths
+    )
 
 
 def vary(
@@ -93,8 +95,9 @@ def vary(
 
     Args:
         study: whose networks, data, recipes and seeds are used.
-        methods: names of its methods or of methods.METHODS; none for its own.
-        densities: shares of the prunable weights to keep, in (0, 1]; none for its own.
+        methods: names of its methods or of methods.METHODS; empty for those of the study.
+        densities: shares of the prunable weights to keep, in (0, 1]; empty for those of the
+            study.
 
     Returns:
         A cell for each network, seed, method and density; the dense network once.
@@ -176,13 +179,13 @@ def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:
                 f"method=snip,synflow or c=1; known names are {', '.join(fields)}."
             )
         field = fields[name]
-        there = sorted({field(cell) for cell in cells}, key=_sort_key)
+        values_of_cells = sorted({field(cell) for cell in cells}, key=_sort_key)
         for value in values.split(","):
-            if not any(_equal(value, have) for have in there):
+            if not any(_equal(value, known) for known in values_of_cells):
                 more = ", or more --seeds" if name == "seed" else ""
                 raise ValueError(
                     f"--only '{condition}' matches no cell: there is no {name} {value}. "
-                    f"Pass some of {', '.join(map(_text, there))}{more}."
+                    f"Pass some of {', '.join(map(_text, values_of_cells))}{more}."
                 )
         chosen = [
             cell

@@ -26,52 +26,56 @@ from jaxprune.study.code import Code
 from jaxprune.study.workbench import Arrays, Bench, Output
 
 
-def _initial(own: settings.Initialize | settings.Level) -> dict[str, Any]:
-    key = workbench.key_for(own.seed, "initialize")
-    model = workbench.build(own.network).init(key)
+def _initial(config: settings.Initialize | settings.Level) -> dict[str, Any]:
+    key = workbench.key_for(config.seed, "initialize")
+    model = workbench.build(config.network).init(key)
     return {"params": model.params, "state": model.state}
 
 
-def initialize(own: settings.Initialize, arrays: Arrays, bench: Bench) -> Output:
+def initialize(config: settings.Initialize, arrays: Arrays, bench: Bench) -> Output:
     """Draw the initial weights."""
     del arrays, bench
-    return Output(_initial(own), {})
+    return Output(_initial(config), {})
 
 
 def _fit(
-    own: settings.Train, arrays: Arrays, mask: Any, bench: Bench, noise: str = "train"
+    config: settings.Train,
+    arrays: Arrays,
+    mask: Any,
+    bench: Bench,
+    noise: str = "train",
 ) -> train.FitResult:
     """Train; `noise` names the key of the order of the data and of augmentation."""
-    image_set = workbench.train_set(own.dataset, bench)
-    steps = data.steps_per_epoch(image_set[0].shape[0], own.training.batch_size)
-    rewind = own.rewind_epochs
+    image_set = workbench.train_set(config.dataset, bench)
+    steps = data.steps_per_epoch(image_set[0].shape[0], config.training.batch_size)
+    rewind = config.rewind_epochs
     return train.fit(
-        workbench.model(own.network, arrays),
+        workbench.model(config.network, arrays),
         mask,
         image_set,
-        own.training,
-        workbench.key_for(own.seed, noise),
-        start=round(own.start * steps),
+        config.training,
+        workbench.key_for(config.seed, noise),
+        start=round(config.start * steps),
         rewind_iteration=None if rewind is None else round(rewind * steps),
         on_epoch=bench.on_epoch,
     )
 
 
-def count_steps(own: settings.Train, bench: Bench) -> int:
+def count_steps(config: settings.Train, bench: Bench) -> int:
     """Count the steps that a stage trains for.
 
     Raises:
         ValueError: if there are none.
     """
     examples, training = (
-        workbench.train_set(own.dataset, bench)[0].shape[0],
-        own.training,
+        workbench.train_set(config.dataset, bench)[0].shape[0],
+        config.training,
     )
     per_epoch = data.steps_per_epoch(examples, training.batch_size)
-    steps = round(training.epochs * per_epoch) - round(own.start * per_epoch)
+    steps = round(training.epochs * per_epoch) - round(config.start * per_epoch)
     if steps < 1:
         raise ValueError(
-            f"training to epoch {training.epochs:g} from {own.start:g} has no step "
+            f"training to epoch {training.epochs:g} from {config.start:g} has no step "
             f"with {examples} examples in batches of {training.batch_size}. Train for more "
             "epochs, on more examples, or in smaller batches."
         )
@@ -95,7 +99,7 @@ def check_outputs(network: settings.Network, data: user.Data) -> None:
             )
         return pair[0]
 
-    run = lambda: jax.eval_shape(forward, model, workbench.example(network, 2))
+    run = lambda: jax.eval_shape(forward, model, workbench.input_struct(network, 2))
     outputs = code.call(run, "model")
     if data.objective is not train.CLASSIFICATION:
         return
@@ -110,22 +114,22 @@ def check_outputs(network: settings.Network, data: user.Data) -> None:
         )
 
 
-def check_scoring(own: settings.ScoreData, bench: Bench) -> None:
+def check_scoring(config: settings.ScoreData, bench: Bench) -> None:
     """Check that there are as many examples as a score needs.
 
     Raises:
         ValueError: if there are fewer.
     """
-    number = len(workbench.train_set(own.dataset, bench)[0])
-    if own.examples > number:
-        name = own.method if isinstance(own.method, str) else own.method.name
+    number = len(workbench.train_set(config.dataset, bench)[0])
+    if config.examples > number:
+        name = config.method if isinstance(config.method, str) else config.method.name
         raise ValueError(
-            f"{name} scores with {own.examples} examples, but the training set has {number}. "
-            f"Pass score_examples={number} or less in the recipe."
+            f"{name} scores with {config.examples} examples, but the training set has "
+            f"{number}. Pass score_examples={number} or less in the recipe."
         )
 
 
-def train_stage(own: settings.Train, arrays: Arrays, bench: Bench) -> Output:
+def train_stage(config: settings.Train, arrays: Arrays, bench: Bench) -> Output:
     """Train the weights that the mask keeps, and sample the memory after each epoch."""
     mask = workbench.mask_of(arrays)
     samples: list[profiling.MemorySample] = []
@@ -134,9 +138,9 @@ def train_stage(own: settings.Train, arrays: Arrays, bench: Bench) -> Output:
         samples.append(profiling.sample_memory())
         bench.on_epoch(history)
 
-    fitted = _fit(own, arrays, mask, bench._replace(on_epoch=on_epoch))
+    fitted = _fit(config, arrays, mask, bench._replace(on_epoch=on_epoch))
     trained = fitted.model.params
-    if own.keeps_pruned:
+    if config.keeps_pruned:
         trained = jax.tree.map(jnp.where, mask, trained, arrays["params"])
     results = {"params": trained, "state": fitted.model.state}
     if fitted.rewind_point is not None:
@@ -161,51 +165,53 @@ def _finite(history: list[dict[str, float]]) -> list[dict[str, float | None]]:
     ]
 
 
-def score(own: settings.Score, arrays: Arrays, bench: Bench) -> Output:
+def score(config: settings.Score, arrays: Arrays, bench: Bench) -> Output:
     """Score the weights once."""
-    return Output({"scores": _scorer(own, arrays, bench)(None)}, {})
+    return Output({"scores": _scorer(config, arrays, bench)(None)}, {})
 
 
-def _scorer(own: settings.Score, arrays: Arrays, bench: Bench) -> Callable[[Any], Any]:
+def _scorer(
+    config: settings.Score, arrays: Arrays, bench: Bench
+) -> Callable[[Any], Any]:
     """Return the scoring function of a mask."""
     params, model, method = (
         arrays["params"],
-        workbench.model(own.network, arrays),
-        own.method,
+        workbench.model(config.network, arrays),
+        config.method,
     )
-    if isinstance(own, settings.ScoreFlow):
-        shape = workbench.example(own.network)
+    if isinstance(config, settings.ScoreFlow):
+        shape = workbench.input_struct(config.network)
         ones, options = jnp.ones(shape.shape, shape.dtype), {}
         if method == "synflow":
-            options = {"rescale": own.rescale}
-        flow = models.flow(model, batch_norm=own.batch_norm)
+            options = {"rescale": config.rescale}
+        flow = models.flow(model, batch_norm=config.batch_norm)
         return lambda mask: _checked(
             _scores(flow, params, ones, mask, method, **options), params, method
         )
-    if isinstance(own, settings.ScoreData):
-        batch, objective = _batch(own, bench)
+    if isinstance(config, settings.ScoreData):
+        batch, objective = _batch(config, bench)
         loss_fn = train.loss_function(
             model,
-            train=own.train_mode,
-            temperature=own.temperature,
+            train=config.train_mode,
+            temperature=config.temperature,
             objective=objective,
         )
         return lambda mask: _checked(
             _scores(loss_fn, params, [batch], mask, method), params, method
         )
-    if own.needs == "key":
-        key = workbench.key_for(own.seed, "score")
+    if config.needs == "key":
+        key = workbench.key_for(config.seed, "score")
         return lambda mask: _checked(
             _random_scores(key, params, mask, method), params, method
         )
     return lambda mask: _checked(_own_scores(params, mask, method), params, method)
 
 
-def _batch(own: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
+def _batch(config: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
     """Return the examples to score with as inputs and targets, and the objective."""
-    inputs, targets, task = train.unpack(workbench.train_set(own.dataset, bench))
-    key, augment_key = jax.random.split(workbench.key_for(own.seed, "examples"))
-    chosen = data.sample_examples(key, inputs.shape[0], own.examples)
+    inputs, targets, task = train.unpack(workbench.train_set(config.dataset, bench))
+    key, augment_key = jax.random.split(workbench.key_for(config.seed, "examples"))
+    chosen = data.sample_examples(key, inputs.shape[0], config.examples)
     batch = task.inputs(inputs[chosen], augment_key), targets[chosen]
     if bench.mesh is not None and len(chosen) % bench.mesh.shape["data"] == 0:
         batch = sharding.shard_batch(batch, bench.mesh)
@@ -266,71 +272,71 @@ def _scores(
     return _function(method)(function, params, batch, mask=mask, **options)
 
 
-def select(own: settings.Select, arrays: Arrays, bench: Bench) -> Output:
+def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:
     """Keep the weights of the highest scores."""
     del bench
     return Output(
-        {"mask": masks.select(arrays["scores"], own.density, ties=own.ties)}, {}
+        {"mask": masks.select(arrays["scores"], config.density, ties=config.ties)}, {}
     )
 
 
-def prune_rounds(own: settings.Prune, arrays: Arrays, bench: Bench) -> Output:
+def prune_rounds(config: settings.Prune, arrays: Arrays, bench: Bench) -> Output:
     """Score and select in rounds."""
-    scorer = _scorer(own.scoring, arrays, bench)
+    scorer = _scorer(config.scoring, arrays, bench)
     mask, info = prune.prune(
         lambda params, *, mask: scorer(mask),
         arrays["params"],
-        own.density,
-        rounds=own.rounds,
-        ties=own.ties,
-        regrow=own.regrow,
+        config.density,
+        rounds=config.rounds,
+        ties=config.ties,
+        regrow=config.regrow,
     )
     return Output({"mask": mask}, {"densities": info.densities})
 
 
-def level(own: settings.Level, arrays: Arrays, bench: Bench) -> Output:
+def level(config: settings.Level, arrays: Arrays, bench: Bench) -> Output:
     """Prune the trained weights, and rewind: `imp.step` after the stage that trained."""
     del bench
     trained = {name: arrays[name] for name in ("params", "state")}
     restarts = {
-        "init": lambda: _initial(own),
+        "init": lambda: _initial(config),
         "early": lambda: arrays["rewind_point"],
         "weights_kept": lambda: trained,
     }
     state = imp.State(
-        jnp.int32(own.level),
-        restarts[own.rewind](),
+        jnp.int32(config.level),
+        restarts[config.rewind](),
         {
             "params": workbench.mask_of(arrays),
             "state": masks.ones_like(arrays["state"]),
         },
-        workbench.key_for(own.seed, "score"),
+        workbench.key_for(config.seed, "score"),
     )
     state, _ = imp.step(
         state,
         lambda params, mask, key, level: imp.TrainResult(
             trained, rewind_point=arrays.get("rewind_point")
         ),
-        own.density,
-        rewind=own.rewind,
-        regrow=own.regrow,
-        ties=own.ties,
+        config.density,
+        rewind=config.rewind,
+        regrow=config.regrow,
+        ties=config.ties,
     )
     return Output({**state.params, "mask": state.mask["params"]}, {})
 
 
-def connect(own: settings.Connect, arrays: Arrays, bench: Bench) -> Output:
+def connect(config: settings.Connect, arrays: Arrays, bench: Bench) -> Output:
     """Train from the rewind point with other noise; measure between the two networks."""
     mask = workbench.mask_of(arrays)
-    again = _fit(own, arrays["rewind_point"], mask, bench, noise="noise")
+    again = _fit(config, arrays["rewind_point"], mask, bench, noise="noise")
     if again.diverged:
         return Output({}, {"diverged": True})
-    first = workbench.model(own.network, arrays)
+    first = workbench.model(config.network, arrays)
     errors = train.errors_between(
         dataclasses.replace(first, params=masks.apply(first.params, mask)),
         again.model,
         cast(train.ImageSet, workbench.test_set(bench)),
-        points=own.points,
+        points=config.points,
     )
     connectivity = {"errors": errors, "barrier": train.error_barrier(errors)}
     return Output({}, {"connectivity": connectivity})

@@ -17,13 +17,12 @@ from jaxprune.types import Mask, RandomKey
 # rewind_point.
 Arrays: TypeAlias = Mapping[str, Any]
 
-
 # Where examples come from: a data set of `data.DATASETS`, or arrays of the user.
 Source: TypeAlias = data.DatasetFiles | user.Data
 
 
 class Output(NamedTuple):
-    """What a stage makes.
+    """The output of a stage.
 
     Attributes:
         arrays: trees of arrays that later stages see.
@@ -105,7 +104,7 @@ def _own_model(init: Code, key: RandomKey) -> models.Model:
         ) from error
 
 
-def example(network: settings.Network, number: int = 1) -> jax.ShapeDtypeStruct:
+def input_struct(network: settings.Network, number: int = 1) -> jax.ShapeDtypeStruct:
     """Return shape and dtype of inputs of a network."""
     return jax.ShapeDtypeStruct((number, *network.input_shape), network.input_dtype)
 
