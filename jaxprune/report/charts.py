@@ -9,8 +9,8 @@ from jaxprune.report import frame
 from jaxprune.study.records import Layer, Record
 
 # thin: markers joined by a fine line; hollow: markers only; dashed: a line without
-# markers; front: a broad line behind the others.
-Kind: TypeAlias = Literal["line", "thin", "hollow", "dashed", "front"]
+# markers; shared: a gray dashed line, for all methods; front: a broad line behind the others.
+Kind: TypeAlias = Literal["line", "thin", "hollow", "dashed", "shared", "front"]
 
 
 class Point(NamedTuple):
@@ -135,7 +135,7 @@ class Figure(NamedTuple):
             for panel in self.panels
             if isinstance(panel, Plot)
             for series in panel.series
-            if series.kind not in ("dashed", "hollow", "front")
+            if series.kind in ("line", "thin")
         }
 
 

@@ -125,13 +125,20 @@ def build(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Table]:
         empty list if nothing was compacted.
     """
     networks = frame.networks(records).filter("is_compacted")
-    rows = [([r["title"], f"{r['c']:g}"], r) for r in networks.iter_rows(named=True)]
+    rows = [
+        ([row["title"], frame.density(row["c"])], row)
+        for row in networks.iter_rows(named=True)
+    ]
     if not rows:
         return []
+    names = ["method", "density"]
+    if frame.has_exponents(records):
+        names.append("c")
+        rows = [([*labels, frame.exponent(row["c"])], row) for labels, row in rows]
     batches = frame.batch_sizes(networks)
     tables = [
-        _table("compacted_size", ["method", "c"], [(*row, _SIZES) for row in rows]),
-        _table("compacted_work", ["method", "c"], [(*row, _WORK) for row in rows]),
+        _table("compacted_size", names, [(*row, _SIZES) for row in rows]),
+        _table("compacted_work", names, [(*row, _WORK) for row in rows]),
     ]
     if batches:
         timed = [
@@ -139,7 +146,7 @@ def build(records: Sequence[Record], notes: Sequence[str] = ()) -> list[Table]:
             for labels, row in rows
             for batch in batches
         ]
-        tables.append(_table("compacted_time", ["method", "c", "batch"], timed))
+        tables.append(_table("compacted_time", [*names, "batch"], timed))
     return [table._replace(notes=notes) for table in tables]
 
 
@@ -153,8 +160,8 @@ def _table(
     Columns without any value are left out.
     """
     grid = [
-        {title: column.get_value(means) for title, column in own.items()}
-        for _, means, own in rows
+        {title: column.get_value(means) for title, column in every_column.items()}
+        for _, means, every_column in rows
     ]
     columns = {
         title: column
@@ -175,11 +182,12 @@ def _table(
         name,
         title,
         [*labels, *columns],
-        [[*row[0], *own] for row, own in zip(rows, texts, strict=True)],
+        [[*row[0], *text] for row, text in zip(rows, texts, strict=True)],
         caption,
         values=[[*blank, *row] for row in values],
         better=[*("" for _ in labels), *(c.better for c in columns.values())],
         ranked="column",
+        labels=len(labels),
     )
 
 

@@ -131,7 +131,7 @@ def cost(records: Sequence[Record]) -> Figure | None:
     costs = {
         "flop_ratio": (100.0, "multiply-accumulates that the mask keeps (% of dense)"),
         f"compacted_{batch}_p50_s": (
-            1e3, f"time of a compacted call, {_examples(batch)} (ms)"
+            1e3, f"time of a compacted call, {frame.examples(batch)} (ms)"
         ),
     }  # fmt: skip
     panels = []
@@ -185,7 +185,7 @@ def _front(
             front.append(Point(row["cost"], row["metric"], 0.0, ""))
     series = [Series("Pareto front", 0, front, "front")]
     for method, index in indices.items():
-        own = [row for row in rows if row["method"] == method]
+        networks = [row for row in rows if row["method"] == method]
         points = [
             Point(
                 row["cost"],
@@ -195,17 +195,13 @@ def _front(
                 f"{row['metric']:.{measured.digits}f}{measured.unit}, {row['cost']:.3g} "
                 "on the horizontal axis",
             )
-            for row in sorted(own, key=lambda row: row["c"])
+            for row in sorted(networks, key=lambda row: row["c"])
         ]
         if points:
-            series.append(Series(own[0]["title"], index, points, "thin"))
+            series.append(Series(networks[0]["title"], index, points, "thin"))
     x_range = span((row["cost"] for row in rows), log=True)
     y_range = span(row["metric"] for row in rows)
     return Plot("", "", measured.label, x_range, y_range, series, "x")
-
-
-def _examples(batch: int) -> str:
-    return f"{batch} example{'s' if batch != 1 else ''}"
 
 
 def effective(records: Sequence[Record]) -> Figure | None:
@@ -240,6 +236,33 @@ def effective(records: Sequence[Record]) -> Figure | None:
     )
 
 
+def _bound(row: Mapping[str, Any]) -> float | None:
+    """Return dense / kept multiply-accumulates, from a row of `frame.networks`."""
+    return compaction.ratio(row, "macs_dense", "macs_kept")
+
+
+# Bounds that differ by less are drawn as one line: they could not be told apart.
+_NEARLY_EQUAL = 0.05
+
+
+def _shared_bound(records: Sequence[Record]) -> list[Point]:
+    """Return the mean bound at each density; nothing if methods differ, or one has any."""
+    bounds: dict[float, list[float]] = {}
+    methods = set()
+    for row in frame.networks(records).sort("c").iter_rows(named=True):
+        if bound := _bound(row):
+            bounds.setdefault(row["c"], []).append(bound)
+            methods.add(row["method"])
+    if len(methods) < 2 or any(
+        max(values) > (1 + _NEARLY_EQUAL) * min(values) for values in bounds.values()
+    ):
+        return []
+    return [
+        Point(10.0**-c, statistics.fmean(values), 0.0, "")
+        for c, values in bounds.items()
+    ]
+
+
 def speed_up(records: Sequence[Record]) -> Figure | None:
     """Plot the speed-up by compaction, and its bound: one panel per batch size.
 
@@ -247,10 +270,11 @@ def speed_up(records: Sequence[Record]) -> Figure | None:
         records: records of one study.
     """
     networks = frame.networks(records)
+    shared = _shared_bound(records)
     getters: dict[Kind, Callable[[Mapping[str, Any], int], float | None]] = {
         "line": lambda row, batch: compaction.speed_up(row, batch),
         "hollow": lambda row, batch: compaction.speed_up(row, batch, "sparse"),
-        "dashed": lambda row, _: compaction.ratio(row, "macs_dense", "macs_kept"),
+        "dashed": lambda row, _: None if shared else _bound(row),
     }
     words: Mapping[Kind, str] = {
         "line": "compacted",
@@ -260,7 +284,7 @@ def speed_up(records: Sequence[Record]) -> Figure | None:
     rows = networks.sort("c").to_dicts()
     panels = []
     for batch in frame.batch_sizes(networks):
-        series = []
+        series = [Series("bound", 0, shared, "shared")] if shared else []
         for (method, index), kind in itertools.product(
             styles(records).items(), getters
         ):
@@ -285,7 +309,7 @@ def speed_up(records: Sequence[Record]) -> Figure | None:
             ys = [point.y for one in series for point in one.points]
             panels.append(
                 plot._replace(
-                    title=f"{_examples(batch)} per call",
+                    title=f"{frame.examples(batch)} per call",
                     y_range=span([*ys, 1.0], log=True),
                     logs="xy",
                     mark=("y", 1.0, ""),
@@ -293,15 +317,20 @@ def speed_up(records: Sequence[Record]) -> Figure | None:
             )
     if not panels:
         return None
+    lines = "Dashed lines: the bound"
+    if shared:
+        lines = (
+            "Gray dashed line above 1: the bound of all methods, which nearly agree,"
+        )
     return Figure(
         "speed_up",
         "Speed-up by compaction",
         "Solid lines: time of the masked network divided by that of the compacted network, "
         "a smaller dense network with the same outputs. Hollow markers: the same, where "
         "layers of the compacted network multiply by their kept weights only, wherever that "
-        "was measured to be faster. Dashed lines: the bound for hardware that skips every "
-        "zero, dense / kept multiply-accumulates. A collapsed network is a constant, and "
-        "exceeds any bound.",
+        f"was measured to be faster. {lines} for hardware that skips every zero, dense / "
+        "kept multiply-accumulates. A collapsed network is a constant, and exceeds any "
+        "bound.",
         panels,
     )
 

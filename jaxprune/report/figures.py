@@ -179,7 +179,8 @@ def _plot(axes: Axes, plot: Plot) -> None:
         if series.kind == "front":
             axes.plot(x, y, color=color, alpha=0.18, linewidth=7, label=series.label)
             continue
-        if series.kind == "dashed":
+        if series.kind in ("dashed", "shared"):
+            color = color if series.kind == "dashed" else "#777777"
             axes.plot(x, y, color=color, linestyle="--", linewidth=0.8)
             continue
         index = (series.style + series.style // len(COLORS)) % len(_MARKERS)

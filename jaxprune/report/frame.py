@@ -159,11 +159,11 @@ def titles(records: Sequence[Record]) -> dict[str, str]:
     """
     if not records:
         raise ValueError("there are no records yet. Run the study first.")
-    found = {record.method: record.title for record in records}
-    shared = [title for title, count in Counter(found.values()).items() if count > 1]
+    names = {record.method: record.title for record in records}
+    shared = [title for title, count in Counter(names.values()).items() if count > 1]
     return {
         method: f"{title} ({method})" if title in shared else title
-        for method, title in found.items()
+        for method, title in names.items()
     }
 
 
@@ -186,11 +186,11 @@ def first_seeds(records: Sequence[Record], compression: float) -> dict[str, Reco
     Returns:
         Records by method, in the study's order.
     """
-    found: dict[str, Record] = {}
+    firsts: dict[str, Record] = {}
     for record in records:
         if record.cell["compression"] == compression and record.layers:
-            found.setdefault(record.method, record)
-    return found
+            firsts.setdefault(record.method, record)
+    return firsts
 
 
 def density(compression: float) -> str:
@@ -204,6 +204,46 @@ def density(compression: float) -> str:
         '0.316'
     """
     return f"{10.0**-compression:.3g}"
+
+
+def exponent(compression: float) -> str:
+    """Return a compression exponent c as text, with 3 digits after the point at most.
+
+    Args:
+        compression: the compression exponent c.
+
+    Example:
+        >>> exponent(0.522879), exponent(1.30103), exponent(2.0)
+        ('0.523', '1.301', '2')
+    """
+    return f"{compression:.3g}" if compression < 1 else f"{round(compression, 3):g}"
+
+
+def has_exponents(records: Sequence[Record]) -> bool:
+    """Return whether tables show the exponents c beside the densities.
+
+    A study of densities such as 0.3 has exponents such as 0.522879, which help nobody. They
+    are shown if any of them has at most 2 decimals. That of unpruned networks, 0, counts
+    only if there is no other.
+
+    Args:
+        records: records of one study.
+    """
+    levels = compressions(records)
+    return any(round(c, 2) == c for c in [c for c in levels if c] or levels)
+
+
+def examples(batch: int) -> str:
+    """Return a number of examples as text.
+
+    Args:
+        batch: the number.
+
+    Example:
+        >>> examples(1), examples(64)
+        ('1 example', '64 examples')
+    """
+    return f"{batch} example{'s' if batch != 1 else ''}"
 
 
 def _cells(records: Sequence[Record]) -> pl.DataFrame:

@@ -17,13 +17,13 @@ def layer_density(records: Sequence[Record]) -> Figure | None:
     panels, titles = [], frame.titles(records)
     levels = frame.compressions(records)
     for c in [c for c in levels if c] or levels:  # nothing is pruned at c = 0
-        found = frame.first_seeds(records, c)
-        if found:
+        firsts = frame.first_seeds(records, c)
+        if firsts:
             values = {
                 titles[method]: {
                     la.name: 100 * tables.share(la) for la in record.layers
                 }
-                for method, record in found.items()
+                for method, record in firsts.items()
             }
             title = f"Density {frame.density(c)}"
             panels.append(_heat_map(title, values, "% of the layer's weights", 100.0))
@@ -91,17 +91,17 @@ def histograms(records: Sequence[Record]) -> Figure | None:
         records: records of one study.
     """
     c = _nearest(records)
-    found = frame.first_seeds(records, c)
-    if not any(layer.counts for r in found.values() for layer in r.layers):
+    firsts = frame.first_seeds(records, c)
+    if not any(layer.counts for r in firsts.values() for layer in r.layers):
         return None
-    names = list(dict.fromkeys(la.name for r in found.values() for la in r.layers))
-    by_name = [{layer.name: layer for layer in r.layers} for r in found.values()]
+    names = list(dict.fromkeys(la.name for r in firsts.values() for la in r.layers))
+    by_name = [{layer.name: layer for layer in r.layers} for r in firsts.values()]
     indices, titles = styles(records), frame.titles(records)
     panel = Histograms(
         "",
         short(names),
-        [titles[method] for method in found],
-        [indices[method] for method in found],
+        [titles[method] for method in firsts],
+        [indices[method] for method in firsts],
         [[layers.get(name) for layers in by_name] for name in names],
     )
     return Figure(
@@ -126,17 +126,17 @@ def layer_macs(
             shares of the dense network's total.
     """
     c = _nearest(records)
-    found = frame.first_seeds(records, c)
-    if not any(layer.macs for r in found.values() for layer in r.layers):
+    firsts = frame.first_seeds(records, c)
+    if not any(layer.macs for r in firsts.values() for layer in r.layers):
         return None
-    layers = next(iter(found.values())).layers
+    layers = next(iter(firsts.values())).layers
     total = sum(layer.macs for layer in layers) or 1
     values = {"dense network": {la.name: 100 * la.macs / total for la in layers}}
-    for method, record in found.items():
+    for method, record in firsts.items():
         names = [layer.name for layer in record.layers]
-        kept = tables.kept_macs(record.layers)
+        ours = tables.kept_macs(record.layers)
         title = frame.titles(records)[method]
-        values[title] = dict(zip(names, kept, strict=True))
+        values[title] = dict(zip(names, ours, strict=True))
         theirs = published.get(method, ())
         if c == 0.5 and len(theirs) == len(names):
             shares = (100 * share for share in theirs)

@@ -68,11 +68,10 @@ def build(content: Content) -> str:
             f"<div class='figures'>{''.join(map(_figure, content.figures))}</div>",
             *compared,
             "<h2 id='tables'>Tables</h2>",
-            "<p class='small'>c is the compression exponent: a network at c keeps a density "
-            "of 10<sup>-c</sup> of its prunable weights. ±: one sample standard deviation "
-            "over the seeds. Bold: the best value of a row. Color: the better a value is "
-            "among those of its row, the stronger its color; where each row is one method, "
-            "among those of its column.</p>",
+            f"<p class='small'>{_exponent(content)}±: one sample standard deviation over the "
+            "seeds. Bold: the best value of a row. Color: the better a value is among those "
+            "of its row, the stronger its color; where each row is one method, among those "
+            "of its column.</p>",
             *ours,
             _blank(content.blank),
             "<h2 id='run'>How it was run</h2><div class='card'><ul class='facts'>",
@@ -83,6 +82,16 @@ def build(content: Content) -> str:
             "networks are in records.csv.</footer>",
             "</div></body></html>\n",
         ]
+    )
+
+
+def _exponent(content: Content) -> str:
+    """Explain c, if a table shows it."""
+    if not any("c" in t.head[: t.labels] for t in (*content.compared, *content.tables)):
+        return ""
+    return (
+        "c is the compression exponent: a network at c keeps a density of 10<sup>-c</sup> of "
+        "its prunable weights. "
     )
 
 
@@ -111,8 +120,8 @@ def _lead(content: Content) -> str:
     """Describe what was run, in two sentences."""
     records = content.records
     networks = dict.fromkeys(
-        # A user's network is its function's name, then @ and a hash of its source.
-        r.cell["model"].split("@")[0].replace("<lambda>", "A network")
+        # A user's network has the name of its function, an @ and a hash of its source.
+        ("A network" if "@" in r.cell["model"] else r.cell["model"])
         + (f" at width {r.cell['width']:g}" if r.cell.get("width", 1) != 1 else "")
         for r in records
         if r.cell.get("model")
@@ -158,7 +167,7 @@ def _tile(leader: Leader, records: Sequence[Record]) -> str:
     measured = metric(records)
     number = lambda value: f"{value:.{measured.digits}f}"
     lead = f"{number(leader.margin)}{measured.margin_unit} ahead of"
-    if not float(number(leader.margin)):
+    if leader.is_tie:
         lead = "equal to"
     if leader.noise is None:
         kind, judgment = "", "one seed: noise unknown"
@@ -204,9 +213,11 @@ def _figure(figure: Figure) -> str:
 
 def _is_narrow(figure: Figure) -> bool:
     """Return whether a figure can share a row of the page with another."""
-    panel, *others = figure.panels
-    if others or isinstance(panel, Plot):
-        return not others
+    if len(figure.panels) > 1:
+        return False
+    panel = figure.panels[0]
+    if isinstance(panel, Plot):
+        return True
     return len(panel.columns) <= (8 if isinstance(panel, HeatMap) else 3)
 
 
@@ -279,7 +290,7 @@ def _blank(titles: Sequence[str]) -> str:
     """Name the tables that have no value, in one line."""
     if not titles:
         return ""
-    names = ", ".join(title[0].lower() + title[1:] for title in titles)
+    names = "; ".join(title[0].lower() + title[1:] for title in titles)
     return (
         "<p class='small' id='blank'>Not reported by this device, or not measured in this "
         f"study: {_text(names)}.</p>"
@@ -289,7 +300,7 @@ def _blank(titles: Sequence[str]) -> str:
 def _facts(content: Content) -> list[str]:
     """Describe the machine, the versions and the data, and what went wrong."""
     records = content.records
-    made = records[-1].made
+    machine = records[-1].made
     minutes = sum(record.seconds for record in records) / 60
     units = {
         "kind": "",
@@ -298,13 +309,15 @@ def _facts(content: Content) -> list[str]:
         "ram_gb": " GB of memory",
     }
     device = [
-        f"{made[n]}{unit}" for n, unit in units.items() if made.get(n) is not None
+        f"{machine[n]}{unit}" for n, unit in units.items() if machine.get(n) is not None
     ]
     versions = [
-        f"{name} {made[name]}" for name in ("jax", "flax", "jaxprune") if name in made
+        f"{name} {machine[name]}"
+        for name in ("jax", "flax", "jaxprune")
+        if name in machine
     ]
-    versions.append(f"commit {made.get('commit') or 'unknown'}")
-    versions.append(f"started {made.get('began', 'at an unknown time')}")
+    versions.append(f"commit {machine.get('commit') or 'unknown'}")
+    versions.append(f"started {machine.get('began', 'at an unknown time')}")
     data = dict.fromkeys(
         f"{r.cell['dataset']} ({r.cell.get('data_version', 'unknown version')})"
         for r in records
@@ -312,9 +325,11 @@ def _facts(content: Content) -> list[str]:
     )
     networks = dict.fromkeys(r.cell["model"] for r in records if r.cell.get("model"))
     lines = [
-        "A network is one method at one density with one seed. Their stages took "
-        f"{minutes:.1f} minutes; a stage that several networks share is counted for each.",
-        f"Device: {', '.join(device) or 'unknown'}; {made.get('devices', 1)} in use.",
+        "A network is one method at one density with one seed. The stages of all networks "
+        f"took {minutes:.1f} minutes; a stage that several networks share is counted for "
+        "each.",
+        f"Device: {', '.join(device) or 'unknown'}; "
+        f"{_count(machine.get('devices', 1), 'device')} in use.",
         f"Versions: {', '.join(versions)}.",
         f"Data: {', '.join(data) or 'unknown'}.",
         f"Network: {', '.join(networks) or 'unknown'}.",

@@ -103,19 +103,19 @@ def quantities(records: Sequence[Record]) -> dict[str, Quantity]:
     Raises:
         ValueError: if there are no records.
     """
-    found = metric(records)
+    measured = metric(records)
     caption = (
-        f"{capitalized(found.name)} on the whole test set after the last epoch; "
-        f"{found.better} is better. The test set was not used to choose an epoch."
+        f"{capitalized(measured.name)} on the whole test set after the last epoch; "
+        f"{measured.better} is better. The test set was not used to choose an epoch."
     )
     first = Quantity(
-        capitalized(found.label),
+        capitalized(measured.label),
         lambda record: record.metric,
-        found.digits,
+        measured.digits,
         caption,
-        found.better,
+        measured.better,
     )
-    return {found.key: first, **_QUANTITIES}
+    return {measured.key: first, **_QUANTITIES}
 
 
 def flop_ratio(record: Record) -> float | None:

@@ -78,8 +78,8 @@ svg.map text {{ font-size: 11.5px; }}
 .middle {{ text-anchor: middle; }}
 .end {{ text-anchor: end; }}
 .grid {{ stroke: var(--line); }}
-.axis, .mark {{ fill: none; stroke: var(--soft); }}
-.mark, .dashed {{ stroke-dasharray: 5 4; }}
+.axis, .mark, .shared {{ fill: none; stroke: var(--soft); }}
+.mark, .dashed, .shared {{ stroke-dasharray: 5 4; }}
 .line, .thin, .dashed, .front, .bar {{ fill: none; stroke: currentColor; }}
 .line {{ stroke-width: 2; }}
 .thin {{ stroke-opacity: .55; }}

@@ -193,12 +193,12 @@ def ticks(ends: tuple[float, float], log: bool) -> list[float]:
     if log:
         powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
         for digits in ((1, 2, 5), (1,)):
-            found = [digit * 10.0**power for power in powers for digit in digits]
-            found = [float(f"{v:.3g}") for v in found if low <= v <= high]
-            if len(found) <= 8:
+            values = [digit * 10.0**power for power in powers for digit in digits]
+            values = [float(f"{v:.3g}") for v in values if low <= v <= high]
+            if len(values) <= 8:
                 break
-        if len(found) > 2:
-            return found[:: -(-len(found) // 8)]
+        if len(values) > 2:
+            return values[:: -(-len(values) // 8)]
     size = 10.0 ** math.floor(math.log10((high - low) / 5))
     step = next(s * size for s in (1, 2, 5, 10) if (high - low) / (s * size) <= 6)
     first, last = math.ceil(low / step), math.floor(high / step)
@@ -338,10 +338,10 @@ def edge(row: Sequence[Layer | None]) -> float:
     Args:
         row: layers; None where there is none.
     """
-    found = [
+    ends = [
         abs(e) for layer in row if layer for e in (*layer.edges[:1], *layer.edges[-1:])
     ]
-    return max(found, default=0.0)
+    return max(ends, default=0.0)
 
 
 def describe(layer: Layer) -> str:

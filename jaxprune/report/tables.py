@@ -56,6 +56,7 @@ class Table(NamedTuple):
             need not rank them.
         better: for each column, which of its values are better.
         ranked: whether values are compared with those of their row or of their column.
+        labels: number of columns, at the left, that name a row.
     """
 
     name: str
@@ -67,6 +68,7 @@ class Table(NamedTuple):
     values: Sequence[Sequence[float | None]] = ()
     better: Sequence[Better] = ()
     ranked: Literal["row", "column"] = "row"
+    labels: int = 2
 
 
 def build(
@@ -99,10 +101,15 @@ def build(
     }
     compressions = frame.compressions(records)
     grid = [[cells.get((method, c), {}) for method in columns] for c in compressions]
+    head, labels = ["density"], [[frame.density(c)] for c in compressions]
+    if frame.has_exponents(records):
+        head.append("c")
+        labels = [[frame.density(c), frame.exponent(c)] for c in compressions]
     rows = [
-        [f"{c:g}", frame.density(c), *(_text(summary, quantity) for summary in row)]
-        for c, row in zip(compressions, grid, strict=True)
+        [*label, *(_text(summary, quantity) for summary in row)]
+        for label, row in zip(labels, grid, strict=True)
     ]
+    blank = [None for _ in head]
     caption = quantity.caption
     if name in _MEMORY and any(
         record.cell.get("recipe", {}).get("memory") == "network" for record in records
@@ -111,12 +118,13 @@ def build(
     return Table(
         name,
         quantity.title,
-        ["c", "density", *columns.values()],
+        [*head, *columns.values()],
         rows,
         caption,
         notes,
-        [[None, None, *(_rounded(s, quantity) for s in row)] for row in grid],
-        ["", "", *(quantity.better for _ in columns)],
+        [[*blank, *(_rounded(s, quantity) for s in row)] for row in grid],
+        [*("" for _ in head), *(quantity.better for _ in columns)],
+        labels=len(head),
     )
 
 
@@ -152,7 +160,11 @@ def compare(
             for summary, value in zip(ours, published, strict=True)
         ]  # fmt: skip
         rows += [
-            [f"{c:g}", "ours", *(_text(summary, quantity) for summary in ours)],
+            [
+                frame.exponent(c),
+                "ours",
+                *(_text(summary, quantity) for summary in ours),
+            ],
             ["", PUBLISHED, *_numbers(published, f".{quantity.digits}f")],
             ["", DIFFERENCE, *_numbers(differences, f"+.{quantity.digits}f")],
         ]
@@ -214,16 +226,18 @@ def compare_layers(
     titles = frame.titles(records)
     layers = {m: r.layers for m, r in frame.first_seeds(records, compression).items()}
     deepest = max(layers.values(), key=len, default=())
-    ours = {method: kept_macs(own) for method, own in layers.items()}
+    percentages = {method: kept_macs(by_layer) for method, by_layer in layers.items()}
     rows = []
     for i, layer in enumerate(deepest):
-        own = [values[i] if i < len(values) else None for values in ours.values()]
+        ours = [
+            values[i] if i < len(values) else None for values in percentages.values()
+        ]
         theirs = [
             100 * share[i] if len(share) == len(deepest) else None
             for share in (published.get(method, ()) for method in layers)
         ]
         rows += [
-            [layer.name.removesuffix("/kernel"), "ours", *_numbers(own, ".3f")],
+            [layer.name.removesuffix("/kernel"), "ours", *_numbers(ours, ".3f")],
             ["", PUBLISHED, *_numbers(theirs, ".3f")],
         ]
     return Table(

@@ -22,6 +22,7 @@ class Leader(NamedTuple):
         second: title of the second best method.
         margin: how much better the best mean is than the second best, not negative.
         noise: two standard errors of that difference; None if either method has one seed.
+        is_tie: whether the margin is zero in the digits that a report shows.
     """
 
     c: float
@@ -31,11 +32,12 @@ class Leader(NamedTuple):
     second: str
     margin: float
     noise: float | None
+    is_tie: bool
 
     @property
     def is_clear(self) -> bool:
-        """Return whether the margin is greater than the noise."""
-        return self.noise is not None and self.margin > self.noise
+        """Return whether the margin is greater than the noise, and not zero."""
+        return self.noise is not None and self.margin > self.noise and not self.is_tie
 
 
 class Verdict(NamedTuple):
@@ -75,25 +77,25 @@ def leaders(records: Sequence[Record]) -> list[Leader]:
         for r in records
         if not r.cell["compression"] or (r.density or 0) >= 1
     }
+    measured = metric(records)
     summary = frame.summarize(records, lambda record: record.metric)
     ranked = summary.drop_nulls("mean").sort(
-        "mean", descending=metric(records).better == "higher", maintain_order=True
+        "mean", descending=measured.better == "higher", maintain_order=True
     )
-    found = []
+    best_methods = []
     for c in frame.compressions(records):
         rows = ranked.filter(pl.col("c") == c).to_dicts()
         rows = [row for row in rows if (row["method"], c) not in unpruned]
         if len(rows) > 1:
             best, second = rows[:2]
             margin = abs(best["mean"] - second["mean"])
-            noise = _noise(best, second)
-            found.append(
+            best_methods.append(
                 Leader(
                     c, best["method"], best["title"], best["mean"], second["title"],
-                    margin, noise,
+                    margin, _noise(best, second), not round(margin, measured.digits),
                 )
             )  # fmt: skip
-    return found
+    return best_methods
 
 
 def _noise(best: dict[str, Any], second: dict[str, Any]) -> float | None:
@@ -125,47 +127,55 @@ def verdicts(records: Sequence[Record]) -> list[Verdict]:
 
 
 def _best(records: Sequence[Record]) -> str:
-    """Name the best method at each density, with the margin and the noise."""
-    found, measured = leaders(records), metric(records)
-    if not found:
+    """Name the best method at each density, with its lead and the seed noise."""
+    best_methods, measured = leaders(records), metric(records)
+    if not best_methods:
         return (
             f"No density has the {measured.name} of two methods yet, so there is nothing "
             "to compare."
         )
     parts = []
-    for method in dict.fromkeys(leader.method for leader in found):
-        clear = [x for x in found if x.method == method and x.is_clear]
-        if clear:
-            margins = _range([x.margin for x in clear], measured)
-            noises = _range([x.noise or 0.0 for x in clear], measured)
-            parts.append(
-                f"{clear[0].title} has the best {measured.name} at "
-                f"{_densities(x.c for x in clear)}: it leads by {margins}, more than the "
-                f"seed noise of {noises}."
-            )
-    unclear = [x for x in found if x.noise is not None and not x.is_clear]
-    if unclear:
-        margins = _range([x.margin for x in unclear], measured)
-        noises = _range([x.noise or 0.0 for x in unclear], measured)
-        names = _and(dict.fromkeys(x.title for x in unclear))
-        parts.append(
-            f"At {_densities(x.c for x in unclear)} the lead of {names} is within the seed "
-            f"noise: {margins}, against {noises}."
-        )
-    unknown = [x for x in found if x.noise is None]
-    if unknown:
-        names = [
-            f"{title} at {_densities(x.c for x in unknown if x.title == title)}"
-            for title in dict.fromkeys(x.title for x in unknown)
+    clear = [x for x in best_methods if x.is_clear]
+    if clear:
+        leads = [
+            f"{title} leads {_and(_lead(x, measured) for x in clear if x.title == title)}"
+            for title in dict.fromkeys(x.title for x in clear)
         ]
-        margins = _range([x.margin for x in unknown], measured)
-        seeds = len({record.cell["seed"] for record in records})
-        one = "one seed" if seeds == 1 else "one seed of one of the two best methods"
+        parts.append(f"In {measured.name}, {'; '.join(leads)}.")
+    ties = [x.c for x in best_methods if x.is_tie]
+    if ties:
         parts.append(
-            f"With {one}, differences can't be told from noise. The best "
-            f"{measured.name} is that of {_and(names)}, by {margins}."
+            f"The two best methods have the same {measured.name} at {_densities(ties)}."
+        )
+    rest = [x for x in best_methods if not x.is_tie and not x.is_clear]
+    unclear = [x.c for x in rest if x.noise is not None]
+    if unclear:
+        parts.append(
+            f"At {_densities(unclear)} no lead in {measured.name} exceeds the seed noise."
+        )
+    unknown = [x for x in rest if x.noise is None]
+    for title in dict.fromkeys(x.title for x in unknown):
+        leads = [x for x in unknown if x.title == title]
+        parts.append(
+            f"{title} has the best {measured.name} at {_densities(x.c for x in leads)}, by "
+            f"{_range([x.margin for x in leads], measured)}."
+        )
+    if unknown:
+        seeds = len({record.cell["seed"] for record in records})
+        parts.append(
+            "One seed can't tell this from noise."
+            if seeds == 1
+            else "One of the two best methods has one seed, which can't tell this from noise."
         )
     return " ".join(parts)
+
+
+def _lead(leader: Leader, measured: Metric) -> str:
+    """Describe where and by how much a method leads."""
+    return (
+        f"at {_densities([leader.c])} by {leader.margin:.{measured.digits}f}"
+        f"{measured.margin_unit} (noise {leader.noise:.{measured.digits}f})"
+    )
 
 
 def _collapse(records: Sequence[Record]) -> str:
@@ -185,9 +195,11 @@ def _collapse(records: Sequence[Record]) -> str:
                     empty[name].append(title)
     if empty:
         groups: dict[str, list[str]] = {}  # layers that the same methods empty
-        for name, own in empty.items():
-            groups.setdefault(_and(own), []).append(name)
-        texts = [f"{_and(_first(names))} ({own})" for own, names in groups.items()]
+        for name, methods in empty.items():
+            groups.setdefault(_and(methods), []).append(name)
+        texts = [
+            f"{_and(_first(names))} ({methods})" for methods, names in groups.items()
+        ]
         parts.append(f"Layers without a kept weight: {_and(_first(texts))}.")
     if not parts:
         parts.append(
@@ -205,16 +217,16 @@ def _cells(chosen: Sequence[Record], records: Sequence[Record]) -> str:
     """Name the methods, densities and numbers of seeds of some records."""
     groups: dict[str, list[str]] = {}  # methods with the same densities
     for method, title in frame.titles(records).items():
-        own = [record for record in chosen if record.method == method]
-        if not own:
+        cells = [record for record in chosen if record.method == method]
+        if not cells:
             continue
-        levels = frame.compressions(own)
+        levels = frame.compressions(cells)
         total = sum(
             r.method == method and r.cell["compression"] in levels for r in records
         )
         where = f"at {_densities(levels)}"
-        if len(own) < total:
-            where += f" ({len(own)} of {total} networks)"
+        if len(cells) < total:
+            where += f" ({len(cells)} of {total} networks)"
         groups.setdefault(where, []).append(title)
     return _and(f"{_and(titles)} {where}" for where, titles in groups.items())
 
@@ -242,13 +254,37 @@ def _savings(records: Sequence[Record]) -> str:
     counted = [row for row in close if row["flop_ratio"] is not None]
     if not counted:
         return "Multiply-accumulates, bytes and time are not measured yet."
-    row = min(counted, key=lambda row: row["flop_ratio"])
-    value = f"{row['metric']:.{measured.digits}f}{measured.unit}"
+    fewest = min(row["flop_ratio"] for row in counted)
+    # The means of equal counts over the seeds can differ in their last digits.
+    cheapest = [
+        row for row in counted if math.isclose(row["flop_ratio"], fewest, rel_tol=1e-6)
+    ]
+    row = max(cheapest, key=lambda row: sign * row["metric"])
+    network = (
+        f"{row['title']} at {_densities([row['c']])} "
+        f"({row['metric']:.{measured.digits}f}{measured.unit})"
+    )
+    others = [other for other in cheapest if other is not row]
+    if others:
+        is_best = all(
+            round(abs(row["metric"] - other["metric"]), measured.digits)
+            for other in others
+        )
+        names = [
+            other["title"]
+            + ("" if other["c"] == row["c"] else f" at {_densities([other['c']])}")
+            for other in others
+        ]
+        claim = (
+            f"{network} has the fewest multiply-accumulates (MACs), as few as "
+            f"{_and(_first(names))}, and "
+            + ("is the best of them" if is_best else "none of them is better")
+        )
+    else:
+        claim = f"the network with the fewest multiply-accumulates (MACs) is {network}"
     text = (
-        f"Within {100 * _TOLERANCE:g} % of the best {measured.name}, the network with the "
-        f"fewest multiply-accumulates (MACs) is {row['title']} at "
-        f"{_densities([row['c']])} ({value}): its mask keeps {100 * row['flop_ratio']:.3g} % "
-        "of the dense network's MACs."
+        f"Within {100 * _TOLERANCE:g} % of the best {measured.name}, {claim}: its mask keeps "
+        f"{100 * row['flop_ratio']:.3g} % of the dense network's MACs."
     )
     batch = max(frame.batch_sizes(networks), default=0)
     macs = compaction.ratio(row, "macs_compacted", "macs_dense")
@@ -256,9 +292,11 @@ def _savings(records: Sequence[Record]) -> str:
     gain = compaction.speed_up(row, batch)
     facts = [] if macs is None else [f"needs {100 * macs:.3g} % of the MACs"]
     facts += [] if size is None else [f"takes {100 * size:.3g} % of the bytes"]
-    if gain is not None:
-        calls = f"{batch} example{'s' if batch > 1 else ''}"
-        facts.append(f"runs {gain:.2f} times as fast ({calls} per call)")
+    if gain:
+        pace = f"takes {1 / gain:.2f} times as long"
+        if gain >= 1:
+            pace = f"runs {gain:.2f} times as fast"
+        facts.append(f"{pace} ({frame.examples(batch)} per call)")
     return f"{text} Compacted, it {_and(facts)}." if facts else text
 
 

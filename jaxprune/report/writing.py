@@ -152,4 +152,4 @@ def has_values(table: Table) -> bool:
     Args:
         table: a table of `tables.build` or `compaction.build`.
     """
-    return any(text for row in table.rows for text in row[2:])
+    return any(text for row in table.rows for text in row[table.labels :])

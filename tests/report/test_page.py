@@ -68,7 +68,7 @@ def test_blank_tables_are_replaced_by_one_line(tmp_path):
     assert line.startswith(
         "Not reported by this device, or not measured in this study:"
     )
-    assert "device memory in use, peak (MB)" in line
+    assert "; device memory in use, peak (MB); " in line
     assert "test accuracy" not in line
 
 
@@ -79,7 +79,7 @@ def test_the_best_value_of_a_row_is_marked(better):
         for name, value in (("a", 90.0), ("b", 80.0), ("c", 90.001), ("d", None))
     ]
     ranks = page.rank(table_of(cell_records))
-    # 90.001 is shown as 90.00, so it is as good as 90. The columns start with c and density.
+    # 90.001 is shown as 90.00, so it is as good as 90. The columns start with density and c.
     good, bad = (1.0, True), (0.0, False)
     if better == "higher":
         assert ranks == {(0, 2): good, (0, 3): bad, (0, 4): good}
@@ -92,6 +92,51 @@ def test_equal_values_and_quantities_without_a_better_one_are_not_marked():
     assert page.rank(table_of(cell_records)) == {}
     longer = [record("a", 1), record("b", 1, epochs=3.0)]
     assert page.rank(table_of(longer, "epochs")) == {}
+
+
+def with_cell(cell_record, **changes):
+    return dataclasses.replace(cell_record, cell={**cell_record.cell, **changes})
+
+
+@pytest.mark.parametrize("model", ["model@1-7ea9a6330251", "<lambda>@1-38ac1dac2f0f"])
+def test_a_network_of_the_user_is_named_only_in_how_it_was_run(tmp_path, model):
+    one = with_cell(record("snip", 1), model=model, dataset="diabetes")
+    text = written(tmp_path, [one])
+    lead, run = text.split("<h2 id='run'>")
+    assert "<p class='lead'>A network on diabetes: 1 method," in lead
+    assert (
+        html.escape(model.split("@")[0]) not in lead.split("<p class='lead'>")[1][:200]
+    )
+    assert f"Network: {html.escape(model)}." in run
+
+
+def test_a_network_of_the_library_is_named_at_the_top(tmp_path):
+    text = written(tmp_path, [with_cell(record("snip", 1), model="vgg16", width=0.5)])
+    assert "<p class='lead'>vgg16 at width 0.5 on d: " in text
+
+
+def test_how_it_was_run_counts_devices_and_minutes(tmp_path):
+    one = record("snip", 1, seconds=90.0)
+    text = written(tmp_path, [one])
+    assert "; 1 device in use." in text
+    assert "The stages of all networks took 1.5 minutes;" in text
+    two = dataclasses.replace(one, made={**one.made, "devices": 2})
+    assert "; 2 devices in use." in written(tmp_path / "two", [two])
+
+
+def test_exponents_are_explained_only_where_a_table_shows_them(tmp_path):
+    assert "compression exponent" in written(tmp_path / "c", [record("snip", 1)])
+    long = record("snip", 0.52287874528)  # density 0.3
+    assert "compression exponent" not in written(tmp_path / "density", [long])
+
+
+def test_a_tie_is_no_clear_lead_on_a_tile(tmp_path):
+    cell_records = [
+        record(method, 1, seed, value)
+        for method, value in (("a", 90.0), ("b", 90.004)) for seed in (0, 1)
+    ]  # fmt: skip
+    text = written(tmp_path, cell_records)
+    assert "equal to A<br><span class=''>within the noise of 0.00</span>" in text
 
 
 PUBLISHED = report.Published(

@@ -54,14 +54,14 @@ def two_seeds_and_another_method(c=1):
 def test_seeds_are_averaged_and_values_not_measured_are_blank():
     cell_records = two_seeds_and_another_method(c=2)
     table = table_of(cell_records, "accuracy")
-    assert table.head == ["c", "density", "SNIP", "Mag"]
-    assert table.rows == [["1", "0.1", "91.00 ± 1.41", ""], ["2", "0.01", "", "90.00"]]
+    assert table.head == ["density", "c", "SNIP", "Mag"]
+    assert table.rows == [["0.1", "1", "91.00 ± 1.41", ""], ["0.01", "2", "", "90.00"]]
     assert table_of(cell_records, "device_in_use").rows[0][2:] == []
 
 
 def test_a_method_that_a_quantity_is_never_measured_for_has_no_column():
     cell_records = [record("snip", 1), record("magnitude", 1, accuracy=None)]
-    assert table_of(cell_records, "accuracy").head == ["c", "density", "SNIP"]
+    assert table_of(cell_records, "accuracy").head == ["density", "c", "SNIP"]
 
 
 def test_a_diverged_seed_is_reported_and_left_out_of_the_mean():
@@ -94,11 +94,11 @@ def test_compaction_results_have_one_row_per_method_and_density():
     slower = {**COMPACTION, "compacted_64_p50_s": 0.004}
     built = compaction_tables(COMPACTION, slower)
     size, work = built["compacted_size"], built["compacted_work"]
-    assert size.rows == [["SNIP", "1", "10", "25", "4", "1", "3", "1"]]
-    assert work.rows == [["SNIP", "1", "10", "25", "40", "1", "300", "200"]]
+    assert size.rows == [["SNIP", "0.1", "1", "10", "25", "4", "1", "3", "1"]]
+    assert work.rows == [["SNIP", "0.1", "1", "10", "25", "40", "1", "300", "200"]]
     # Means over the two seeds; 1.3x = (4 + 4) / (2 + 4) and 4.0x = (4 + 4) / (1 + 1).
     (time,) = built["compacted_time"].rows
-    assert time == ["SNIP", "1", "64", "4", "5", "3", "3", "1.3x", "1", "4.0x"]
+    assert time == ["SNIP", "0.1", "1", "64", "4", "5", "3", "3", "1.3x", "1", "4.0x"]
 
 
 def test_a_seed_without_a_time_leaves_the_gain_blank():
@@ -115,14 +115,39 @@ def test_a_study_without_compaction_has_no_compaction_tables():
 
 def test_a_table_has_the_same_values_in_every_format():
     table = table_of([record("snip", 0.5)], "flop_ratio")
-    assert "| 0.5 | 0.316 | 0.5000 |" in formats.markdown(table)
-    assert formats.csv(table).splitlines() == ["c,density,SNIP", "0.5,0.316,0.5000"]
+    assert "| 0.316 | 0.5 | 0.5000 |" in formats.markdown(table)
+    assert formats.csv(table).splitlines() == ["density,c,SNIP", "0.316,0.5,0.5000"]
+
+
+# As a study stores the densities 0.3 and 0.05.
+LONG = (0.52287874528, 1.301029995664)
+
+
+def test_exponents_are_left_out_where_none_of_them_is_short():
+    cell_records = [record("snip", c, compaction=COMPACTION) for c in LONG]
+    for dense in ([], [record("dense", 0)]):
+        built = {t.name: t for t in report.build_all([*dense, *cell_records], [])}
+        accuracy = built["accuracy"]
+        assert accuracy.head == ["density", *("DENSE" for _ in dense), "SNIP"]
+        assert not any("c" in table.head for table in built.values())
+        assert [row[0] for row in accuracy.rows][len(dense) :] == ["0.3", "0.05"]
+        assert built["compacted_time"].rows[0][:3] == ["SNIP", "0.3", "64"]
+        assert "device_in_use" not in built
+
+
+def test_long_exponents_beside_short_ones_have_three_digits():
+    cell_records = [record("snip", c) for c in (0, *LONG, 1)]
+    rows = [["1", "0"], ["0.3", "0.523"], ["0.1", "1"], ["0.05", "1.301"]]
+    assert [row[:2] for row in table_of(cell_records).rows] == rows
+    comparison = report.Comparison("t", quantities(cell_records)["accuracy"], {})
+    compared = report.compare(cell_records[1:2], comparison)  # always has exponents
+    assert (compared.head[0], compared.rows[0][0]) == ("c", "0.523")
 
 
 def test_notes_are_above_the_table_in_every_format():
     table = table_of([record("snip", 1)], "accuracy", ["Reduced run: width 0.25."])
     assert "> Reduced run: width 0.25.\n" in formats.markdown(table)
-    assert formats.csv(table).startswith("# Reduced run: width 0.25.\nc,density,SNIP\n")
+    assert formats.csv(table).startswith("# Reduced run: width 0.25.\ndensity,c,SNIP\n")
     printed = io.StringIO()
     rich.console.Console(file=printed).print(formats.terminal(table))
     assert printed.getvalue().lstrip().startswith("Reduced run: width 0.25.\nTest acc")
@@ -184,6 +209,50 @@ def test_a_method_has_the_same_color_in_every_figure(tmp_path):
         svg = (tmp_path / folder / "weight_histograms.svg").read_text()
         assert "#009e73" in svg
         assert ("#e69f00" in svg) == (rand in cell_records)
+
+
+def speed_up_series(*bounds):
+    """Return the series of the speed-ups of networks that keep 1 / bound of the MACs."""
+    cell_records = [
+        record(f"m{i}", 1, compaction={**COMPACTION, "macs_kept": 1000 / bound})
+        for i, bound in enumerate(bounds)
+    ]
+    figure = next(f for f in figures.build(cell_records) if f.name == "speed_up")
+    (panel,) = figure.panels
+    return panel.series, figure
+
+
+def test_bounds_of_the_speed_up_are_one_gray_line_where_they_nearly_agree():
+    series, figure = speed_up_series(10.0, 10.4)
+    shared = [one for one in series if one.kind == "shared"]
+    assert [one.points[0][:2] for one in shared] == [(0.1, pytest.approx(10.2))]
+    assert not any(one.kind == "dashed" for one in series)
+    assert "Gray dashed line above 1: the bound of all methods" in figure.caption
+    assert list(figure.legend) == ["M0", "M1"]
+
+
+@pytest.mark.parametrize("bounds", [(10.0, 10.6), (10.0,)])
+def test_bounds_of_the_speed_up_that_differ_have_the_colors_of_the_methods(bounds):
+    series, figure = speed_up_series(*bounds)
+    dashed = [one for one in series if one.kind == "dashed"]
+    assert [one.points[0].y for one in dashed] == pytest.approx(list(bounds))
+    assert not any(one.kind == "shared" for one in series)
+    assert "Dashed lines: the bound for" in figure.caption
+
+
+def test_a_dense_network_is_a_point_of_every_plot_of_the_metric():
+    compaction = {**COMPACTION, "macs_kept": 1000}
+    dense = record(
+        "dense", 0, 0, 95.0, title="Dense", compaction=compaction, macs_kept=10
+    )
+    cell_records = [dense, *(record("snip", c, compaction=COMPACTION) for c in (1, 2))]
+    accuracy, cost = figures.build(cell_records)[:2]
+    # At density 1, and at 100 % of the multiply-accumulates.
+    for panel, x in ((accuracy.panels[0], 1.0), (cost.panels[0], 100.0)):
+        (series,) = [one for one in panel.series if one.label == "Dense"]
+        assert [point[:2] for point in series.points] == [(x, 95.0)]
+        assert min(panel.x_range) < x < max(panel.x_range)
+        assert panel.y_range[0] < 95.0 < panel.y_range[1]
 
 
 def test_methods_without_a_fixed_style_take_free_ones():
