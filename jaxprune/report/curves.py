@@ -319,7 +319,9 @@ def speed_up(records: Sequence[Record]) -> Figure | None:
         return None
     lines = "Dashed lines: the bound"
     if shared:
-        lines = "Gray dashed line: the bound of all methods, which nearly agree,"
+        lines = (
+            "Gray dashed line above 1: the bound of all methods, which nearly agree,"
+        )
     return Figure(
         "speed_up",
         "Speed-up by compaction",

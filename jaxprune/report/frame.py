@@ -223,14 +223,13 @@ def has_exponents(records: Sequence[Record]) -> bool:
     """Return whether tables show the exponents c beside the densities.
 
     A study of densities such as 0.3 has exponents such as 0.522879, which help nobody. They
-    are shown if any of them has at most 2 decimals. That of unpruned networks, 0, counts
-    only if there is no other.
+    are shown if all of them have at most 2 decimals.
 
     Args:
         records: records of one study.
     """
     levels = compressions(records)
-    return any(round(c, 2) == c for c in [c for c in levels if c] or levels)
+    return all(round(c, 2) == c for c in levels)
 
 
 def examples(batch: int) -> str:
