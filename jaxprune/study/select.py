@@ -141,10 +141,12 @@ def compression(density: float) -> float:
         >>> compression(0.01)
         2.0
     """
-    if not isinstance(density, int | float) or not 0 < density <= 1:
+    is_number = isinstance(density, int | float)
+    if not is_number or not 0 < density <= 1:
+        shown = f"{density:g}" if is_number else repr(density)
         raise ValueError(
             "a density is the fraction of prunable weights to keep, in (0, 1]; got "
-            f"{density}. For a sparsity of s, pass 1 - s."
+            f"{shown}. For a sparsity of s, pass 1 - s."
         )
     return round(abs(math.log10(density)), 12)
 

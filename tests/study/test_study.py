@@ -73,7 +73,7 @@ def test_ids_and_defaults_are_pinned():
 
 # Ids of format 5.
 PINNED = {
-    "cell": "imp4-c2-s0-2f31f0d6",
+    "cell": "imp4-c2-s0-74581805",
     "stages": [
         "initialize-dd615fbad2e15450",
         "train-196e0a38f531b51d",
@@ -465,7 +465,7 @@ def test_every_cell_and_a_note_record_that_a_study_is_reduced():
     whole = study(cell("imp2"), cell("grasp"))
     small = select.reduced(whole, epochs_scale=0.5, width=0.02, train_examples=256)
     (note,) = small.notes
-    assert "epochs x 0.5, width 0.02, 256 training images" in note
+    assert "epochs x 0.5, width 0.02, 256 training examples" in note
     for one in small.cells:
         assert (one.width, one.train_examples) == (0.02, 256)
         assert one.recipe.epochs_scale == 0.5

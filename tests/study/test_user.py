@@ -293,7 +293,7 @@ INVALID = {
     "methods of the study is ()": lambda: changed(methods=()),
     "methods of the study is 'snip'": lambda: changed(methods="snip"),
     "densities of the study is 0.1": lambda: changed(densities=0.1),
-    "got 0.5a. For a sparsity": lambda: changed(densities=("0.5a",)),
+    "got '0.5a'. For a sparsity": lambda: changed(densities=("0.5a",)),
     "(0.5, 0.5) has one twice": lambda: changed(densities=(0.5, 0.5)),
     "train_mode_scores 'snipp' is unknown": lambda: changed(
         recipe=dataclasses.replace(STUDY.recipe, train_mode_scores=("snipp",))
