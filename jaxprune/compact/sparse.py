@@ -46,7 +46,7 @@ class _Gather:
 
     Attributes:
         shape: of the kernel, its window first, then inputs and outputs.
-        reads: of each weight, the row that it reads: its tap and its input.
+        reads: of each weight, the row that it reads: its tap and its inputs.
         writes: of each weight, the output that it is added to, in order.
         padding: of a convolution, pixels before and after along each axis.
     """
@@ -58,30 +58,36 @@ class _Gather:
 
     def __call__(self, eqn: graph.Eqn, x: Array, weights: Array) -> Array:
         """Multiply."""
+        dtype = eqn.params["preferred_element_type"]
+        if dtype is not None:
+            x, weights = x.astype(dtype), weights.astype(dtype)
         if eqn.primitive.name == "dot_general":
             return self._dot(eqn.params, x, weights)
         return self._convolve(eqn.params, x, weights)
 
-    def _sum(self, rows: Float[Array, "rows places"], weights: Array) -> Array:
+    def _sum(
+        self, rows: Float[Array, "rows places"], weights: Array, outputs: int
+    ) -> Array:
         """Add up what each output sees."""
         parts = weights[:, None] * rows[self.reads]
-        outputs = self.shape[-1]
         return jax.ops.segment_sum(
             parts, self.writes, outputs, indices_are_sorted=True
         ).T
 
     def _dot(self, params: Mapping[str, Any], x: Array, weights: Array) -> Array:
         (contracted, _), _ = params["dimension_numbers"]
+        inputs, outputs = self.shape[: len(contracted)], self.shape[len(contracted) :]
         x = jnp.moveaxis(x, contracted, range(-len(contracted), 0))
         places = x.shape[: x.ndim - len(contracted)]
-        summed = self._sum(x.reshape(math.prod(places), -1).T, weights)
-        return summed.reshape(*places, self.shape[-1])
+        rows = x.reshape(math.prod(places), math.prod(inputs)).T
+        return self._sum(rows, weights, math.prod(outputs)).reshape(*places, *outputs)
 
     def _convolve(self, params: Mapping[str, Any], x: Array, weights: Array) -> Array:
         numbers, window = params["dimension_numbers"], self.shape[:-2]
         x = x.transpose(numbers.lhs_spec[0], *numbers.lhs_spec[2:], numbers.lhs_spec[1])
         seen = _patches(x, window, params, self.padding)
-        summed = self._sum(seen.reshape(-1, math.prod(seen.shape[1:])), weights)
+        rows = seen.reshape(-1, math.prod(seen.shape[1:]))
+        summed = self._sum(rows, weights, self.shape[-1])
         out = summed.reshape(*seen.shape[1:], self.shape[-1])
         spec = numbers.out_spec
         return out.transpose(np.argsort([spec[0], *spec[2:], spec[1]]))
@@ -212,13 +218,13 @@ def _by_weight(fn: SmallFunction, i: int, kernel: Any) -> tuple[_Gather, Array]:
         v = eqn.ins[1]
         padding = graph.small_padding(eqn, fn.keep[v], fn.program.shape(v))
     if eqn.primitive.name == "dot_general":
-        contracted = len(eqn.params["dimension_numbers"][0][1])
-        inputs = math.prod(kernel.shape[:contracted])
-        kernel = kernel.reshape(inputs, -1)
+        inputs = len(eqn.params["dimension_numbers"][0][1])
     else:
         spec = eqn.params["dimension_numbers"].rhs_spec
         kernel = kernel.transpose(*spec[2:], spec[1], spec[0])
-    flat = kernel.reshape(-1, kernel.shape[-1])
+        inputs = kernel.ndim - 1
+    rows, outputs = kernel.shape[:inputs], kernel.shape[inputs:]
+    flat = kernel.reshape(math.prod(rows), math.prod(outputs))
     writes, reads = np.nonzero(flat.T)  # output by output
     return _Gather(kernel.shape, reads, writes, padding), jnp.asarray(
         flat[reads, writes]

@@ -9,10 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax import export
 
 from jaxprune import compact, masks, models, scores, tree
-from tests.zoo import ZOO, Network, of_nnx, users_settings
+from tests.zoo import ZOO, Network, normal, of_nnx, users_settings
 
 
 @pytest.fixture(autouse=True)
@@ -354,6 +355,80 @@ def test_products_by_kept_weights_give_the_same_logits():
         compact.sparse({}, ["w"])
 
 
+class Heads(nnx.Module):
+    """Kernels with several output axes, and with several contracted ones."""
+
+    def __init__(self, rngs: nnx.Rngs):
+        self.split = nnx.LinearGeneral(16, (2, 8), rngs=rngs)
+        self.attention = nnx.MultiHeadAttention(2, 16, decode=False, rngs=rngs)
+        self.join = nnx.LinearGeneral((2, 8), (3, 2), axis=(-2, -1), rngs=rngs)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x = self.attention(self.split(x).reshape(x.shape))
+        return self.join(x.reshape(*x.shape[:-1], 2, 8))
+
+
+def test_products_by_kept_weights_take_kernels_with_several_axes():
+    x = normal(jax.random.key(0), (2, 5, 16))
+    network = of_nnx(Heads(nnx.Rngs(0)), x)
+    params, mask = drawn(network, 0.1, 0)
+    small = compact.compact(network.fn, params, mask, x)
+    kernels = [name for name in tree.names(params) if name.endswith("kernel")]
+    few = compact.sparse(small, kernels)
+    assert set(few.kernels) == set(kernels)
+    assert len(kernels) == 6
+    for args in (x, longer(x)):
+        expected = jax.jit(small.fn.__call__)(small.params, args)
+        outputs = jax.jit(few.fn.__call__)(few.params, args)
+        np.testing.assert_allclose(outputs, expected, rtol=1e-9, atol=1e-12)
+    assert set(compact.fastest(small, x, calls=1).kernels) <= set(kernels)
+
+
+@pytest.mark.parametrize(
+    ("contracted", "shape", "accumulated"),
+    [
+        (((2,), (0,)), (4, 5, 6), None),
+        (((2, 0), (0, 1)), (4, 2, 5), None),
+        (((2, 1), (0, 1)), (4, 3), None),
+        (((2,), (0,)), (4,), None),  # no output axis
+        (((), ()), (5, 6), None),  # nothing is contracted
+        (((2,), (0,)), (4, 5), jnp.float32),
+    ],
+)
+def test_a_product_by_kept_weights_has_any_axes(contracted, shape, accumulated):
+    fn = lambda p, x: jax.lax.dot_general(
+        x, p["w"], (contracted, ((), ())), preferred_element_type=accumulated
+    )
+    rng = np.random.default_rng(0)
+    dtype = jnp.bfloat16 if accumulated else jnp.float64
+    params = {"w": jnp.asarray(rng.integers(1, 5, shape), dtype)}  # sums are exact
+    mask = {"w": jnp.asarray(rng.random(shape) < 0.5)}
+    x = jnp.asarray(rng.integers(-4, 5, (2, 3, 4)), dtype)
+    small = compact.compact(fn, params, mask, x)
+    few = compact.sparse(small, ["w"])
+    np.testing.assert_array_equal(
+        few.fn(few.params, x), small.fn(small.params, x), strict=True
+    )
+
+
+@pytest.mark.parametrize(
+    "numbers",
+    [
+        (((2,), (1,)), ((0,), (0,))),  # a kernel for each example
+        (((2,), (1,)), ((), ())),  # outputs before inputs
+        (((1, 2), (1, 0)), ((), ())),
+    ],
+)
+def test_other_products_stay_dense(numbers):
+    fn = lambda p, x: jax.lax.dot_general(x, p["w"], numbers)
+    params, x = {"w": jnp.ones((4, 4, 4))}, jnp.ones((4, 4, 4))
+    mask = {"w": jnp.zeros((4, 4, 4), bool).at[(np.arange(4),) * 3].set(True)}
+    small = compact.compact(fn, params, mask, x)
+    assert compact.fastest(small, x, calls=1).kernels == ()
+    with pytest.raises(ValueError, match="'w' is not the kernel of a product that can"):
+        compact.sparse(small, ["w"])
+
+
 def test_a_model_of_the_library_goes_through_the_same_door():
     model = models.create("conv2", key=jax.random.key(0), width=0.1)
     mask = masks.ones_like(model.params)
@@ -465,8 +540,6 @@ def test_a_constant_that_is_not_a_number_is_carried_to_any_number_of_examples():
 
 
 def test_an_nnx_module_is_trained_further_after_compaction():
-    from flax import nnx
-
     network = of_nnx(nnx.Linear(4, 3, rngs=nnx.Rngs(0)), jnp.ones((2, 4), jnp.float32))
     mask = masks.ones_like(network.params)
     small = compact.compact(network.fn, network.params, mask, *network.args)
