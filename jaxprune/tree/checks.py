@@ -36,12 +36,22 @@ def apply_mask(params: Params, mask: Mask | None) -> Params:
     """
     if mask is None:
         return params
-    mask = check_mirrors(mask, params)
-    return jax.tree.map(
-        lambda w, m: jnp.where(m, w, jnp.zeros_like(w)) if _is_inexact(w) else w,
-        params,
-        mask,
-    )
+    kept = jax.tree.leaves(check_mirrors(mask, params))
+    leaves, structure = jax.tree.flatten(params)
+    chosen = [i for i, leaf in enumerate(leaves) if _is_inexact(leaf)]
+    masked = _masked([leaves[i] for i in chosen], [kept[i] for i in chosen])
+    for i, leaf in zip(chosen, masked, strict=True):
+        leaves[i] = leaf
+    return jax.tree.unflatten(structure, leaves)
+
+
+@jax.jit
+def _masked(leaves: list[Array], kept: list[Array]) -> list[Array]:
+    """Mask all leaves in one program; outside `jit`, each shape would compile."""
+    return [
+        jnp.where(m, leaf, jnp.zeros_like(leaf))
+        for leaf, m in zip(leaves, kept, strict=True)
+    ]
 
 
 def _is_inexact(leaf: Array) -> bool:
