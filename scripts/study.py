@@ -17,7 +17,7 @@ import functools  # isort: skip
 import os  # isort: skip
 import sys  # isort: skip
 from pathlib import Path  # isort: skip
-from typing import Annotated, Any, Literal, NamedTuple  # isort: skip
+from typing import Annotated, Any, Literal  # isort: skip
 
 import tyro
 from rich.console import Console
@@ -54,18 +54,6 @@ console = Console()
 _PLAIN: dict[str, Any] = {"highlight": False, "markup": False, "soft_wrap": True}
 
 
-class _Loaded(NamedTuple):
-    """A study that is ready to run.
-
-    Attributes:
-        study: its cells.
-        source: its data set.
-    """
-
-    study: config.Study
-    source: workbench.Source
-
-
 _user_study = functools.cache(user.load)  # run the file once
 
 
@@ -75,13 +63,13 @@ def _is_file(name: str) -> bool:
 
 def _load(
     name: str, recipe: str | None, seeds: int, data_dir: Path | None, cache_dir: Path
-) -> _Loaded:
-    """Load a study by its name, or from a user's file."""
+) -> tuple[config.Study, workbench.Source]:
+    """Load a study by its name or from a user's file, and find its data."""
     if _is_file(name):
-        return _Loaded(*_user_study(Path(name)).build(seeds))
+        return _user_study(Path(name)).build(seeds)
     preset = STUDIES[name]
     files = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
-    return _Loaded(preset.study(files, seeds, recipe), files)
+    return preset.study(files, seeds, recipe), files
 
 
 def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
@@ -223,9 +211,7 @@ def _try_report(name: str, folder: Path) -> None:
             raise
         console.print(
             f"The records are complete, but there is no report: {reason}",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
+            **_PLAIN,
         )
 
 
@@ -247,7 +233,8 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     """Write the report, and print its first tables."""
     from jaxprune import report
 
-    published = None if _is_file(name) else STUDIES[name].published()
+    preset = STUDIES.get(name)  # None for a user's file
+    published = preset.published() if preset else None
     index = folder / "report" / "index.html"
     if tables is None or not _is_current(folder, index):
         index = report.write(folder, published)
@@ -255,9 +242,7 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     all_tables = report.build_all(records.read_all(folder), notes, published)
     for table in all_tables[:tables]:
         console.print(report.terminal(table))
-    console.print(
-        f"The report is in {index}", soft_wrap=True, highlight=False, markup=False
-    )
+    console.print(f"The report is in {index}", **_PLAIN)
 
 
 def _is_current(folder: Path, index: Path) -> bool:
@@ -372,10 +357,8 @@ def _run(
 
 def _summary(record: Record) -> str:
     """Return the result of a cell in one line."""
-    density = 10.0 ** -record.cell["compression"]
-    label = f"{record.title} at density {density:.3g}, seed {record.cell['seed']}"
     if record.status == "diverged":
-        return f"{label}: diverged"
+        return f"{record.label}: diverged"
     collapsed = ", collapsed" if record.collapse else ""
     result = (
         f"error barrier {record.connectivity['barrier']:.2f} points"
@@ -384,7 +367,7 @@ def _summary(record: Record) -> str:
         if record.metric_unit == "%"
         else f"{record.metric_name} {record.metric:.4g} {record.metric_unit}".strip()
     )
-    return f"{label}: {result}{collapsed} ({record.seconds:.1f} s)"
+    return f"{record.label}: {result}{collapsed} ({record.seconds:.1f} s)"
 
 
 def list_studies() -> None:
@@ -415,11 +398,8 @@ def _explain(method: methods.Method) -> str:
         levels = f"{method.levels} levels" if method.levels else "20 % per level"
         twice = ", trained twice to measure the error barrier" if method.points else ""
         return f"iterative magnitude pruning, {levels}{twice}"
-    return (
-        f"{method.score} scores "
-        + ("after" if method.pretrained else "before")
-        + (" training")
-    )
+    when = "after" if method.pretrained else "before"
+    return f"{method.score} scores {when} training"
 
 
 def status(
@@ -440,9 +420,7 @@ def status(
         line = "not trained" if record is None else _summary(record)
         if record is not None and record.status == "trained":
             line += ", not measured yet"
-        console.print(
-            f"{cell['id']}: {line}", highlight=False, soft_wrap=True, markup=False
-        )
+        console.print(f"{cell['id']}: {line}", **_PLAIN)
     measured = sum(record.status != "trained" for record in by_id.values())
     trained = f"; {len(by_id)} are trained" if len(by_id) > measured else ""
     console.print(
@@ -474,7 +452,8 @@ def check(
         runs_dir: folder of the results; without results, only masks are compared.
     """
     folder = _folder(name, recipe, runs_dir)
-    compare = None if _is_file(name) else STUDIES[name].check
+    preset = STUDIES.get(name)
+    compare = preset.check if preset else None
     if compare is None:
         comparable = [name for name, preset in STUDIES.items() if preset.check]
         raise ValueError(

@@ -96,7 +96,7 @@ def _dense_end(plot: Plot, measured: Metric) -> Plot | None:
     Densities count from the densest on, as long as half of the methods are close there.
     """
     points = [point for series in plot.series for point in series.points]
-    sign = 1 if measured.better == "higher" else -1
+    sign = measured.sign
     limit = _limit([sign * point.y for point in points])
     chosen: list[Point] = []
     for density in sorted({p.x for p in points}, reverse=True):
@@ -152,7 +152,7 @@ def cost(records: Sequence[Record]) -> Figure | None:
                 mark=("x", mean, "masked network"), x_range=(min(ends), max(ends))
             )
         panels.append(plot)
-        sign = 1 if measured.better == "higher" else -1
+        sign = measured.sign
         limit = _limit([sign * row["metric"] for row in rows])
         close = [row["metric"] for row in rows if sign * row["metric"] >= limit]
         if len(set(close)) > 1:
@@ -178,7 +178,7 @@ def _front(
     rows: Sequence[Mapping[str, Any]], measured: Metric, indices: Mapping[str, int]
 ) -> Plot:
     """Return a plot of the metric against the cost of each row, with its Pareto front."""
-    sign = 1 if measured.better == "higher" else -1
+    sign = measured.sign
     front: list[Point] = []
     for row in sorted(rows, key=lambda row: (row["cost"], -sign * row["metric"])):
         if not front or sign * row["metric"] > sign * front[-1].y:

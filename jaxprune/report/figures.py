@@ -206,8 +206,6 @@ def _plot(axes: Axes, plot: Plot) -> None:
         ("x" in plot.logs, axes.xaxis, plot.x_range),
         ("y" in plot.logs, axes.yaxis, plot.y_range),
     ):
-        if log:
-            axis.set_major_formatter("{x:g}")
         (axes.set_xscale if axis is axes.xaxis else axes.set_yscale)(
             "log" if log else "linear"
         )

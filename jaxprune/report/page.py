@@ -335,12 +335,8 @@ def _facts(content: Content) -> list[str]:
         f"Network: {', '.join(networks) or 'unknown'}.",
     ]
     for record in records:
-        name = (
-            f"{record.title} at density {frame.density(record.cell['compression'])}, seed "
-            f"{record.cell['seed']}"
-        )
         if record.status == "diverged":
-            lines.append(f"{name}: diverged; the loss was not finite.")
+            lines.append(f"{record.label}: diverged; the loss was not finite.")
         elif record.collapse:
-            lines.append(f"{name}: {record.collapse}")
+            lines.append(f"{record.label}: {record.collapse}")
     return lines

@@ -51,6 +51,11 @@ class Metric(NamedTuple):
     better: Better
     digits: int
 
+    @property
+    def sign(self) -> int:
+        """Return 1 if higher values are better, else -1."""
+        return 1 if self.better == "higher" else -1
+
 
 def metric(records: Sequence[Record]) -> Metric:
     """Return what the networks of a study are evaluated by.

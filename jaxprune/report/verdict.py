@@ -240,7 +240,7 @@ def _first(words: Sequence[str], most: int = 3) -> list[str]:
 def _savings(records: Sequence[Record]) -> str:
     """Describe the cheapest network whose metric is close to the best."""
     measured = metric(records)
-    sign = 1 if measured.better == "higher" else -1
+    sign = measured.sign
     networks = frame.networks(records)
     rows = [
         row

@@ -44,14 +44,15 @@ def write(folder: Path, published: Published | None = None) -> Path:
         ) as partial,
     ):
         place, notes = Path(partial), study["notes"]
+        own = build_own(finished, notes)
         shares = {} if published is None else tables.shares(published)
         content = page.Content(
             study,
             finished,
             figures.build(finished, shares),
             compare_all(finished, notes, published),
-            build_own(finished, notes),
-            blank(finished),
+            own,
+            _blank(finished, own),
             "" if published is None else published.source,
         )
         for table in [*content.compared, *content.tables]:
@@ -133,17 +134,10 @@ def build_own(finished: Sequence[Record], notes: Sequence[str]) -> list[Table]:
     return [table for table in built if has_values(table)]
 
 
-def blank(finished: Sequence[Record]) -> list[str]:
-    """Return the titles of the quantities that were never measured.
-
-    Args:
-        finished: records of one study.
-    """
-    return [
-        quantity.title
-        for name, quantity in quantities(finished).items()
-        if not has_values(tables.build(finished, name, quantity))
-    ]
+def _blank(finished: Sequence[Record], shown: Sequence[Table]) -> list[str]:
+    """Return the titles of the quantities that have no table."""
+    names = {table.name for table in shown}
+    return [q.title for name, q in quantities(finished).items() if name not in names]
 
 
 def has_values(table: Table) -> bool:

@@ -61,11 +61,7 @@ def _is_complete(record: Record | None, cell: Cell) -> bool:
 
 def is_finished(folder: Path, cell: Cell) -> bool:
     """Return whether the record of a cell is complete; its other files are not read."""
-    try:
-        record = records.read(folder / config.cell_id(cell) / "record.json")
-    except (CorruptFileError, RunsError, OSError):
-        return False
-    return _is_complete(record, cell)
+    return _is_complete(records.try_read(folder / config.cell_id(cell)), cell)
 
 
 def recorded(folder: Path, cell: Cell) -> Record | None:

@@ -54,8 +54,13 @@ class Code:
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         """Call the function; an error names it."""
-        name = f"{self.role} {_title(self.function)}"
+        name = f"{self.role} {self.title}"
         return call(lambda: self.function(*args, **options), name)
+
+    @property
+    def title(self) -> str:
+        """Return the name without version and hash."""
+        return self.name.partition("@")[0]
 
 
 def call(function: Callable[[], Any], name: str) -> Any:

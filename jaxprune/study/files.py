@@ -3,12 +3,16 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxprune import disk
 from jaxprune.disk import CorruptFileError
+
+# Names of studies, methods and cells: no separator, and no dot in front.
+NAME = re.compile(r"\w[\w.+-]*")
 
 
 class RunsError(Exception):

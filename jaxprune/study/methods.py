@@ -1,11 +1,11 @@
 """The methods that a study can compare, and what their levels restart from."""
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxprune import scores, tree
+from jaxprune.study import files
 
 NEEDS = ("nothing", "key", "batches", "inputs")  # as in scores.Scorer
 
@@ -48,7 +48,7 @@ class Method:
 
     def __post_init__(self) -> None:
         """Check the values."""
-        if not re.fullmatch(r"\w[\w.+-]*", self.name):
+        if not files.NAME.fullmatch(self.name):
             raise ValueError(
                 f"a method is named {self.name!r}; names become folders. Pass letters, "
                 "digits, and _ . + - after the first."

@@ -9,7 +9,6 @@ runs/<study>/<cell id>/record.json  what was measured
 import contextlib
 import dataclasses
 import json
-import re
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -115,18 +114,24 @@ class Record:
         """Return the name of the method."""
         return self.cell["method"]["name"]
 
+    @property
+    def label(self) -> str:
+        """Return the title, density and seed of the cell."""
+        density = 10.0 ** -self.cell["compression"]
+        return f"{self.title} at density {density:.3g}, seed {self.cell['seed']}"
+
 
 def write(folder: Path, record: Record) -> None:
     """Write the record of a cell; it is the last of its files."""
     files.write_json(folder / "record.json", dataclasses.asdict(record))
 
 
-def is_finished(folder: Path) -> bool:
-    """Return whether the cell in a folder is trained and measured, or has diverged."""
+def try_read(folder: Path) -> Record | None:
+    """Read the record of the cell in a folder; None if there is none that can be read."""
     try:
-        return read(folder / "record.json").status != "trained"
+        return read(folder / "record.json")
     except (CorruptFileError, RunsError, OSError):
-        return False
+        return None
 
 
 def read(path: Path) -> Record:
@@ -165,9 +170,6 @@ def check_files(folder: Path, record: Record) -> None:
         raise CorruptFileError(mask, "its checksum differs")
 
 
-_NAME = re.compile(r"\w[\w.+-]*")  # of cells: no separator, and no dot in front
-
-
 def _format(path: Path) -> Any:
     """Return the format; older files have no checksum."""
     try:
@@ -199,7 +201,7 @@ def read_study(folder: Path) -> dict[str, Any]:
         )
     study = files.read_json(path)
     for cell in study["cells"]:
-        if not _NAME.fullmatch(cell["id"]):
+        if not files.NAME.fullmatch(cell["id"]):
             raise RunsError(
                 f"{path} lists the cell {cell['id']!r}, which is no name of a folder in it. "
                 "Delete that file and run the study again."
@@ -296,7 +298,8 @@ def count_unlisted(folder: Path, cells: Sequence[Mapping[str, Any]]) -> int:
     except CorruptFileError:  # a run regenerates it
         return 0
     others = [c for c in listed if not belongs(c["cell"])]
-    return sum(is_finished(folder / cell["id"]) for cell in others)
+    read = (try_read(folder / cell["id"]) for cell in others)
+    return sum(record is not None and record.status != "trained" for record in read)
 
 
 def read_all(folder: Path) -> list[Record]:

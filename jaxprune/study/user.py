@@ -7,7 +7,6 @@ experiments/own_study.py is an example.
 import dataclasses
 import importlib.util
 import linecache
-import re
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,12 +15,10 @@ from typing import Any, Literal
 import numpy as np
 
 from jaxprune import scores, train as training, tree
-from jaxprune.study import code, config, methods, select
+from jaxprune.study import code, config, files, methods, select
 from jaxprune.study.config import Cell, Recipe
 from jaxprune.study.methods import Method
 from jaxprune.train import CLASSIFICATION, Objective
-
-_NAME = re.compile(r"\w[\w.+-]*")
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -174,8 +171,8 @@ class Study:
             ValueError: if a part of the study is invalid.
         """
         self._check()
-        examples, recipe = self._named_data(), self._named_recipe()
         compared, model = self._named_methods(), self.initializer()
+        examples, recipe = self._named_data(), self._named_recipe()
         content = (
             *self.data.train,
             *self.data.test,
@@ -234,10 +231,13 @@ class Study:
                 f"two methods are named {', '.join(repeated)}. Give each a name of its own: "
                 "methods.Method(name, title, score)."
             )
+        known = {*scores.SCORERS, *names}
+        for name in self.recipe.train_mode_scores:
+            tree.check_option("train_mode_scores", name, known)
         return compared
 
     def _check(self) -> None:
-        if not isinstance(self.name, str) or not _NAME.fullmatch(self.name):
+        if not isinstance(self.name, str) or not files.NAME.fullmatch(self.name):
             raise ValueError(
                 f"a study is named {self.name!r}; its name becomes a folder. Pass letters, "
                 "digits, and _ . + - after the first."
@@ -270,9 +270,6 @@ class Study:
             raise ValueError(
                 f"densities {tuple(self.densities)} has one twice. Pass each once."
             )
-        known = {*scores.SCORERS, *(m.name for m in self._named_methods())}
-        for name in self.recipe.train_mode_scores:
-            tree.check_option("train_mode_scores", name, known)
 
 
 def _method(method: Any, version: str) -> Method:
@@ -285,9 +282,9 @@ def _method(method: Any, version: str) -> Method:
             return dataclasses.replace(method, score=score)
         return method
     if callable(method):
-        named = code.of(method, version, "score")
-        name = named.name.partition("@")[0].strip("<>")
-        return Method(name, name, named)
+        score = code.of(method, version, "score")
+        name = score.title.strip("<>")
+        return Method(name, name, score)
     raise ValueError(
         f"methods has a {type(method).__name__}. Pass names of methods, scoring functions, "
         "or methods.Method."

@@ -67,10 +67,8 @@ def count_steps(config: settings.Train, bench: Bench) -> int:
     Raises:
         ValueError: if there are none.
     """
-    examples, training = (
-        workbench.train_set(config.dataset, bench)[0].shape[0],
-        config.training,
-    )
+    examples = len(workbench.train_set(config.dataset, bench)[0])
+    training = config.training
     per_epoch = data.steps_per_epoch(examples, training.batch_size)
     steps = round(training.epochs * per_epoch) - round(config.start * per_epoch)
     if steps < 1:
@@ -122,7 +120,7 @@ def check_scoring(config: settings.ScoreData, bench: Bench) -> None:
     """
     number = len(workbench.train_set(config.dataset, bench)[0])
     if config.examples > number:
-        name = config.method if isinstance(config.method, str) else config.method.name
+        name = config.method if isinstance(config.method, str) else config.method.title
         raise ValueError(
             f"{name} scores with {config.examples} examples, but the training set has "
             f"{number}. Pass score_examples={number} or less in the recipe."
@@ -174,21 +172,16 @@ def _scorer(
     config: settings.Score, arrays: Arrays, bench: Bench
 ) -> Callable[[Any], Any]:
     """Return the scoring function of a mask."""
-    params, model, method = (
-        arrays["params"],
-        workbench.model(config.network, arrays),
-        config.method,
-    )
+    params, method = arrays["params"], config.method
+    model = workbench.model(config.network, arrays)
+    options: dict[str, Any] = {}
     if isinstance(config, settings.ScoreFlow):
-        shape = workbench.input_struct(config.network)
-        ones, options = jnp.ones(shape.shape, shape.dtype), {}
+        struct = workbench.input_struct(config.network)
+        flow = models.flow(model, batch_norm=config.batch_norm)
+        arguments = flow, params, jnp.ones(struct.shape, struct.dtype)
         if method == "synflow":
             options = {"rescale": config.rescale}
-        flow = models.flow(model, batch_norm=config.batch_norm)
-        return lambda mask: _checked(
-            _scores(flow, params, ones, mask, method, **options), params, method
-        )
-    if isinstance(config, settings.ScoreData):
+    elif isinstance(config, settings.ScoreData):
         batch, objective = _batch(config, bench)
         loss_fn = train.loss_function(
             model,
@@ -196,15 +189,14 @@ def _scorer(
             temperature=config.temperature,
             objective=objective,
         )
-        return lambda mask: _checked(
-            _scores(loss_fn, params, [batch], mask, method), params, method
-        )
-    if config.needs == "key":
-        key = workbench.key_for(config.seed, "score")
-        return lambda mask: _checked(
-            _random_scores(key, params, mask, method), params, method
-        )
-    return lambda mask: _checked(_own_scores(params, mask, method), params, method)
+        arguments = loss_fn, params, [batch]
+    elif config.needs == "key":
+        arguments = workbench.key_for(config.seed, "score"), params
+    else:
+        arguments = (params,)
+    return lambda mask: _checked(
+        _scores(arguments, mask, method, **options), params, method
+    )
 
 
 def _batch(config: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
@@ -224,7 +216,7 @@ def _checked(scored: Any, params: Any, method: str | Code) -> Any:
         tree.check_finite(scored, "set synflow_rescale=True in the recipe.")
     if isinstance(method, str):
         return scored
-    name = f"score {method.name.partition('@')[0]}"
+    name = f"score {method.title}"
     leaves, structure = jax.tree.flatten(scored)
     shapes = [getattr(leaf, "shape", None) for leaf in leaves]
     if structure != jax.tree.structure(params) or shapes != [
@@ -245,31 +237,12 @@ def _checked(scored: Any, params: Any, method: str | Code) -> Any:
     return scored
 
 
-def _function(method: str | Code) -> Callable[..., Any]:
-    return scores.SCORERS[method].score if isinstance(method, str) else method
-
-
 # Leaf by leaf, each shape would compile.
-@functools.partial(jax.jit, static_argnames="method")
-def _random_scores(key: Any, params: Any, mask: Any, method: str | Code) -> Any:
-    return _function(method)(key, params, mask=mask)
-
-
-@functools.partial(jax.jit, static_argnames="method")
-def _own_scores(params: Any, mask: Any, method: str | Code) -> Any:
-    return _function(method)(params, mask=mask)
-
-
 @functools.partial(jax.jit, static_argnames=("method", "rescale"))
-def _scores(
-    function: Any,
-    params: Any,
-    batch: Any,
-    mask: Any,
-    method: str | Code,
-    **options: Any,
-) -> Any:
-    return _function(method)(function, params, batch, mask=mask, **options)
+def _scores(arguments: Any, mask: Any, method: str | Code, **options: Any) -> Any:
+    """Call a scoring function with what it needs, as in scores.Scorer."""
+    score = scores.SCORERS[method].score if isinstance(method, str) else method
+    return score(*arguments, mask=mask, **options)
 
 
 def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:

@@ -13,20 +13,25 @@ import os
 import runpy
 import sys
 import traceback
+from pathlib import Path
 
 from tests.programs.launch import ROOT
 
 SCRIPTS = ROOT / "scripts"
 
 
+def path_of(name: str) -> Path:
+    """Return the file or folder of a script."""
+    return SCRIPTS / ("bench" if name == "bench" else f"{name}.py")
+
+
 def run(name: str, *args: str) -> tuple[int, str, str]:
     """Run a script; return its exit code and what it printed."""
-    path = SCRIPTS / ("bench" if name == "bench" else f"{name}.py")
-    sys.argv = [str(path), *args]
+    sys.argv = [str(path_of(name)), *args]
     output, errors, code = io.StringIO(), io.StringIO(), 0
     with contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors):
         try:
-            runpy.run_path(str(path), run_name="__main__")
+            runpy.run_path(sys.argv[0], run_name="__main__")
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else int(end.code is not None)
         except Exception:

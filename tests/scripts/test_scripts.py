@@ -8,13 +8,8 @@ from pathlib import Path
 import pytest
 
 from jaxprune.study import methods
-
-ROOT = Path(__file__).parents[2]
-SCRIPTS = ROOT / "scripts"
-
-
-def path_of(name):
-    return SCRIPTS / ("bench" if name == "bench" else f"{name}.py")
+from tests.programs.launch import ROOT
+from tests.programs.run_scripts import SCRIPTS, path_of
 
 
 def script(name, *args, cwd=ROOT):
