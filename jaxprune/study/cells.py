@@ -47,7 +47,8 @@ def _read_whole(folder: Path, cell: Cell) -> Record | None:
         records.check_files(folder, record)
     except (CorruptFileError, FileNotFoundError):
         return None
-    return record
+    has_mask = (folder / "mask.npz").exists()
+    return record if has_mask or record.mask_sha256 is None else None
 
 
 def _is_complete(record: Record | None, cell: Cell) -> bool:

@@ -49,7 +49,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
-CORRUPT = {"flipped": flip, "cut": cut, "emptied": empty}
+CORRUPT = {"flipped": flip, "cut": cut, "emptied": empty, "deleted": Path.unlink}
 
 
 def newest(folder: Path, kind: str) -> Path:
@@ -67,6 +67,7 @@ def newest(folder: Path, kind: str) -> Path:
         ),
         *((what, "cut") for what in ("study.json", "arrays", "mask.npz")),
         *((what, "emptied") for what in ("config.json", "record.json", "arrays")),
+        ("mask.npz", "deleted"),
     ],
 )
 def test_corrupt_files_are_quarantined_and_regenerated(what, how, runs, finished):
@@ -147,6 +148,13 @@ def test_a_corrupt_cell_is_left_out_of_the_report_with_a_warning(what, runs):
     with pytest.warns(UserWarning, match=f"left out: .*{what} is corrupt .*rerun"):
         (left,) = records.read_all(folder)
     assert left.id == config.cell_id(CELLS[1])
+
+
+def test_a_report_needs_neither_stages_nor_masks(runs, finished):
+    shutil.rmtree(runs / "tiny" / "stages")
+    for path in runs.glob("tiny/*/mask.npz"):
+        path.unlink()
+    assert records.read_all(runs / "tiny") == records.read_all(finished / "tiny")
 
 
 def test_a_flipped_bit_of_a_file_is_detected(runs):
