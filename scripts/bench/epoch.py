@@ -59,7 +59,7 @@ def epoch(
         batch_sizes: images per step.
         examples: images of 32x32 per epoch, which stay on the device as uint8.
         repeats: timed epochs and score calls, after one that compiles.
-        width: factor on the number of channels of the network that is trained.
+        width: factor on the number of channels, for a quick try.
         scores: scores to time.
         to: file to write the measurements to.
     """
@@ -93,7 +93,8 @@ def epoch(
 
     console = Console(stderr=True)
     for name in track(scores, "scoring", console=console, transient=True):
-        times = profiling.seconds(ours.TASKS[name](), calls=repeats, warmup=1)
+        score = ours.SCORES[name](ours.vgg(width=width))
+        times = profiling.seconds(score, calls=repeats, warmup=1)
         milliseconds[name] = 1e3 * statistics.median(times)
         save()
     settings = list(itertools.product(precisions, batch_sizes))

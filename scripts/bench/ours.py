@@ -5,6 +5,7 @@ Each task is prepared once and returns the call to time.
 
 import _cli  # noqa: F401
 
+import functools  # isort: skip
 from collections.abc import Callable  # isort: skip
 from typing import Any
 
@@ -86,8 +87,9 @@ def synflow(network: models.Model, rounds: int) -> Call:
     return lambda: prune.prune(score_fn, network.params, 0.1, rounds=rounds)[0]
 
 
-def _select() -> Call:
-    magnitudes = scores.magnitude(vgg().params)
+def select(network: models.Model) -> Call:
+    """Select the tenth of the weights that are largest."""
+    magnitudes = scores.magnitude(network.params)
     return lambda: masks.select(magnitudes, 0.1)
 
 
@@ -173,12 +175,15 @@ def _cold_start() -> Call:
     return first_result
 
 
+SCORES: dict[str, Callable[[models.Model], Call]] = {
+    "snip": snip,
+    "grasp": grasp,
+    "synflow_1": functools.partial(synflow, rounds=1),
+    "synflow_100": functools.partial(synflow, rounds=100),
+    "select": select,
+}
 TASKS: dict[str, Callable[[], Call]] = {
-    "snip": lambda: snip(vgg()),
-    "grasp": lambda: grasp(vgg()),
-    "synflow_1": lambda: synflow(vgg(), 1),
-    "synflow_100": lambda: synflow(vgg(), 100),
-    "select": _select,
+    **{name: lambda score=score: score(vgg()) for name, score in SCORES.items()},
     "sort": _sort,
     "train_step": _train_step,
     "evaluate": _evaluate,

@@ -305,8 +305,13 @@ def test_a_profile_lists_layers_and_times_of_every_method_without_data(
 
 
 def test_a_bench_worker_prepares_a_task_and_times_it_once_per_line():
+    program = (
+        "from bench import ours, worker; import jax.numpy as jnp\n"
+        "ours.TASKS['add'] = lambda: lambda: jnp.ones(2) + 1\n"
+        "worker.serve('ours', 'add')"
+    )
     done = subprocess.run(
-        [sys.executable, "-m", "bench.worker", "ours", "cold_start"],
+        [sys.executable, "-c", program],
         cwd=SCRIPTS,
         input="go\ngo\n",
         capture_output=True,

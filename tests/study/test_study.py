@@ -6,7 +6,6 @@ import shutil
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
 
 from experiments import digits
@@ -27,7 +26,7 @@ from jaxprune.study import (
 from jaxprune.study.files import RunsError
 from jaxprune.train import Training
 from tests.programs import launch
-from tests.study.tiny_study import DIGITS, MEASURED, RECIPE, cell, study
+from tests.study.tiny_study import DIGITS, MEASURED, RECIPE, cell, results, study
 
 
 def test_ids_and_defaults_are_pinned():
@@ -397,24 +396,14 @@ def test_a_diverged_training_is_recorded_and_the_study_continues(tmp_path):
     assert results[1].density is None
 
 
-def killed_run(folder, lines):
-    """Kill a run of IMP-3 when it prints each of the lines, then let it finish."""
-    folder.mkdir()
-    for line in lines:
-        launch.kill_at(line, "run_study", folder, "imp3")
-    launch.run("run_study", folder, "imp3")
-    (record,) = records.read_all(folder / "tiny")
-    return record, masks.load(folder / "tiny" / record.id / "mask.npz")
-
-
-def test_a_study_that_is_killed_ends_with_the_same_bits(tmp_path):
+def test_a_study_that_is_killed_ends_with_the_same_bits(ran, tmp_path):
     """It is killed after the dense training, in the second level, and before evaluation."""
-    record, mask = killed_run(tmp_path / "killed", ["level 0", "train 1", "evaluate 0"])
-    whole, expected = killed_run(tmp_path / "whole", [])
-    for name, array in expected.items():
-        np.testing.assert_array_equal(mask[name], array)
-    assert record.layers == whole.layers  # histograms of the trained weights included
-    assert (record.loss, record.metric) == (whole.loss, whole.metric)
+    for line in ("level 0", "train 1", "evaluate 0"):
+        launch.kill_at(line, "run_study", tmp_path, "imp3")
+    launch.run("run_study", tmp_path, "imp3")
+    (id_,) = (record.id for record in ran[2] if record.method == "imp3")
+    expected = results(ran[0] / "tiny")[id_]
+    assert results(tmp_path / "tiny") == {id_: expected}
 
 
 def test_conditions_select_cells_and_a_condition_without_a_match_is_refused():

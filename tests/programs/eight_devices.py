@@ -1,4 +1,7 @@
-"""Masks and weights are the same on one device and on eight, however they are sharded."""
+"""Masks and weights are the same on one device and on eight, however they are sharded.
+
+test_sharding.py runs these tests in a process of their own.
+"""
 
 import functools
 import re
