@@ -286,14 +286,24 @@ def _match_structure(returned: Params, params: Params, field: str) -> Params:
 
 def _check_pruned(params: Params, mask: Mask) -> None:
     """Check that training kept pruned weights at zero. Traced ones can't be checked."""
-    leaves, kept = tree.by_name(params), tree.by_name(mask)
-    for name, leaf in leaves.items():
-        if isinstance(leaf, Tracer) or not tree.is_floating(leaf):
-            continue
-        wrong = int(((leaf != 0) & ~kept[name]).sum())
-        if wrong:
+    kept = tree.by_name(mask)
+    leaves = {
+        name: leaf
+        for name, leaf in tree.by_name(params).items()
+        if tree.is_floating(leaf) and not isinstance(leaf, Tracer)
+    }
+    counts = _count_grown(leaves, {name: kept[name] for name in leaves})
+    for name in leaves:
+        if counts[name]:
             raise ValueError(
-                f"train_fn returned {wrong} nonzero weights at '{name}' that the mask "
+                f"train_fn returned {counts[name]} nonzero weights at '{name}' that the mask "
                 "prunes. Hold them at zero: train with sparse_training.hold_pruned("
                 "optimizer, mask), with the mask that train_fn was given."
             )
+
+
+@jax.jit
+def _count_grown(
+    leaves: dict[str, Array], kept: dict[str, Array]
+) -> dict[str, Int[Array, ""]]:
+    return {name: ((w != 0) & ~kept[name]).sum() for name, w in leaves.items()}

@@ -166,7 +166,7 @@ def compact(
         neural networks, SoftwareX 2022, carries constants in the same way.
     """
     mask = _check(params, mask, args, inputs)
-    leaves = jax.tree.leaves(_masked(params, mask))
+    leaves = jax.tree.leaves(masks.apply(params, mask))
     host_leaves = [_on_host(leaf) for leaf in leaves]
     mask_leaves = [np.asarray(leaf) for leaf in jax.tree.leaves(mask)]
     program = graph.trace(fn, params, *args)
@@ -221,9 +221,6 @@ def compact(
     info = _describe(program, everything, best, mask_leaves)
     live = jax.tree.unflatten(structure, info.live)
     return Compacted(small_fn, small_params, info._replace(live=live))
-
-
-_masked = jax.jit(masks.apply)  # leaf by leaf, each shape would compile by itself
 
 
 def _on_host(array: Any) -> Any:

@@ -120,7 +120,7 @@ def select(
             "dimensions and is not named like a bias, norm or embedding. Choose leaves by "
             'name: prunable=tree.prunable(params, include="*").'
         )
-    selected = [jnp.ones(leaf.shape, bool) for leaf in leaves]
+    selected: dict[int, Array] = {}
     for group in [indices] if scope == "global" else [[i] for i in indices]:
         size = sum(leaves[i].size for i in group)
         if size == 0:
@@ -145,7 +145,13 @@ def select(
         )
         for i, leaf in zip(group, winners, strict=True):
             selected[i] = leaf
-    return jax.tree.unflatten(structure, selected)
+    return jax.tree.unflatten(
+        structure,
+        [
+            selected[i] if i in selected else jnp.ones(leaf.shape, bool)
+            for i, leaf in enumerate(leaves)
+        ],
+    )
 
 
 def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:

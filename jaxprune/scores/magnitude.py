@@ -1,5 +1,6 @@
 """Magnitude: the oldest score, and a strong baseline for trained networks."""
 
+import jax
 import jax.numpy as jnp
 
 from jaxprune import tree
@@ -33,4 +34,10 @@ def magnitude(params: Params, *, mask: Mask | None = None) -> Scores:
     """
     tree.check_arrays(params)
     masked = tree.apply_mask(params, mask)
-    return tree.non_floating_to_false(tree.map_floating(jnp.abs, masked))
+    return tree.non_floating_to_false(_absolute(masked))
+
+
+@jax.jit
+def _absolute(params: Params) -> Scores:
+    """Take all absolute values in one program; outside `jit`, each shape would compile."""
+    return tree.map_floating(jnp.abs, params)
