@@ -92,10 +92,13 @@ def test_pruning_in_rounds_is_the_same_on_eight_devices(network, scorers):
 
 
 def run_level(model, mesh):
-    """Train and prune one level of IMP on a mesh, or on one device if it is None."""
+    """Train and prune one level of IMP on a mesh, or on one device if it is None.
+
+    51 images in batches of 16 leave 3, which 4 parts of the data can't share equally.
+    """
     draw = np.random.default_rng(1)
-    images = jnp.asarray(draw.integers(0, 255, (64, *SHAPE)), jnp.uint8)
-    labels = jnp.asarray(draw.integers(0, 10, 64), jnp.int32)
+    images = jnp.asarray(draw.integers(0, 255, (51, *SHAPE)), jnp.uint8)
+    labels = jnp.asarray(draw.integers(0, 10, 51), jnp.int32)
     preprocessing = data.Preprocessing((0.5, 0.5), (0.3, 0.3), 1, True)
     recipe = train.Training(
         epochs=2.0, batch_size=16, learning_rate=0.05, precision="float64"
@@ -137,31 +140,6 @@ def test_a_level_is_the_same_on_eight_devices(network):
     chex.assert_trees_all_equal(
         jax.device_get(state.mask), jax.device_get(expected_state.mask)
     )
-
-
-@jax.numpy_dtype_promotion("standard")
-def test_a_short_last_batch_is_the_same_on_eight_devices(network):
-    """36 images in batches of 16 leave 4, which 8 devices cannot share equally."""
-    model, _ = network
-    draw = np.random.default_rng(2)
-    images = jnp.asarray(draw.integers(0, 255, (36, *SHAPE)), jnp.uint8)
-    labels = jnp.asarray(draw.integers(0, 10, 36), jnp.int32)
-    preprocessing = data.Preprocessing((0.5, 0.5), (0.3, 0.3))
-    recipe = train.Training(
-        epochs=1.0, batch_size=16, learning_rate=0.05, precision="float64"
-    )
-    mesh = sharding.make_mesh(data=8)
-    results = []
-    for place in (
-        lambda arrays: arrays,
-        functools.partial(sharding.replicate, mesh=mesh),
-    ):
-        image_set = train.ImageSet(place(images), place(labels), preprocessing)
-        mask = place(masks.ones_like(model.params))
-        result = train.fit(place(model), mask, image_set, recipe, jax.random.key(4))
-        metrics = train.evaluate(result.model, image_set, batch_size=16)
-        results.append(jax.device_get((result.model, result.history, metrics)))
-    chex.assert_trees_all_close(*results, rtol=1e-8, atol=1e-10)
 
 
 def test_a_mesh_that_does_not_divide_a_batch_is_refused(network):
