@@ -1,10 +1,12 @@
 """Prune in rounds: score, select, score what is left; one round is one-shot pruning."""
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from jaxprune import masks, tree
 from jaxprune.types import (
+    Budget,
     Fraction,
     Mask,
     Params,
@@ -20,7 +22,8 @@ class Info(NamedTuple):
     """The densities of each round.
 
     Attributes:
-        requested: the density that the schedule asked for.
+        requested: the density that the schedule asked for; of a budget, that of all its
+            leaves together.
         densities: the density that was reached: that of `masks.num_kept` weights, and fewer
             where scores are equal with ties="reference".
     """
@@ -48,11 +51,11 @@ def _check_bound(score_fn: Any, params: Params) -> None:
 def prune(
     score_fn: ScoreFn | Any,
     params: Params,
-    density: Fraction,
+    density: Fraction | Budget,
     *,
     rounds: int = 1,
-    schedule: Schedule | str = "exponential",
-    scope: Scope | str = "global",
+    schedule: Schedule | str | Sequence[Fraction] = "exponential",
+    scope: Scope | int | str = "global",
     ties: Ties | str = "exact",
     regrow: bool = False,
     prunable: Prunable | None = None,
@@ -68,10 +71,11 @@ def prune(
         score_fn: called once per round as `score_fn(params, mask=mask)`, with `mask` as a
             keyword; returns scores.
         params: parameters; they are not changed.
-        density: kept / prunable, in (0, 1].
+        density: kept / prunable, in (0, 1], or a budget such as that of `masks.erk`.
         rounds: number of scoring rounds; 1 is one-shot pruning.
-        schedule: "exponential" or "linear", the densities of the rounds.
-        scope: "global" or "layer", as in `masks.select`.
+        schedule: "exponential", "linear" or "cubic", the densities of the rounds, as in
+            `masks.densities`, or a list of them.
+        scope: "global", "layer" or "row", as in `masks.select`.
         ties: "exact" or "reference", as in `masks.select`.
         regrow: let pruned weights compete again in the next round, as the SynFlow
             authors' code does; by default they stay pruned.
@@ -104,11 +108,11 @@ def prune(
             "scores.magnitude."
         )
     _check_bound(score_fn, params)
-    requested = masks.densities(density, rounds, schedule)
+    targets = _targets(density, rounds, schedule)
     chosen = tree.check_prunable(params, prunable)
     mask = masks.ones_like(params)
     reached = []
-    for target in requested:
+    for target in targets:
         scored = tree.align(
             score_fn(params, mask=mask),
             params,
@@ -124,4 +128,23 @@ def prune(
             ties=ties,
         )
         reached.append(masks.density(mask, chosen))
-    return mask, Info(tuple(requested), tuple(reached))
+    sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
+    requested = tuple(_overall(target, sizes) for target in targets)
+    return mask, Info(requested, tuple(reached))
+
+
+def _targets(
+    density: Fraction | Budget, rounds: int, schedule: Any
+) -> Sequence[float | Budget]:
+    """Return the density or the budget of each round."""
+    if not isinstance(density, Mapping):
+        return masks.densities(density, rounds, schedule)
+    steps = {name: masks.densities(d, rounds, schedule) for name, d in density.items()}
+    return [{name: each[k] for name, each in steps.items()} for k in range(rounds)]
+
+
+def _overall(target: float | Budget, sizes: Mapping[str, int]) -> float:
+    if not isinstance(target, Mapping):
+        return target
+    kept = sum(density * sizes[name] for name, density in target.items())
+    return kept / sum(sizes[name] for name in target)

@@ -1,6 +1,6 @@
 """Type aliases of the library. Parameters, masks and scores are trees of one structure."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, SupportsFloat, TypeAlias
 
 from jax import Array
@@ -25,9 +25,12 @@ RandomKey: TypeAlias = Key[Array, ""]
 # An int, float, NumPy scalar or JAX scalar; functions check its range.
 Fraction: TypeAlias = SupportsFloat
 
-Scope: TypeAlias = Literal["global", "layer"]
+# Leaf name -> density.
+Budget: TypeAlias = Mapping[str, float]
+
+Scope: TypeAlias = Literal["global", "layer", "row"]
 Ties: TypeAlias = Literal["exact", "reference"]
-Schedule: TypeAlias = Literal["exponential", "linear"]
+Schedule: TypeAlias = Literal["exponential", "linear", "cubic"]
 RewindTo: TypeAlias = Literal["init", "early", "weights_kept"]
 
 # loss_fn(params, batch) -> scalar.

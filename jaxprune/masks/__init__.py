@@ -9,6 +9,7 @@ from jaxprune.masks.apply import (
     save,
     summary,
 )
+from jaxprune.masks.budgets import erk, owl, uniform
 from jaxprune.masks.channels import select_channels
 from jaxprune.masks.controls import (
     invert,
@@ -37,16 +38,19 @@ __all__ = [
     "count",
     "densities",
     "density",
+    "erk",
     "find_collapse",
     "health",
     "invert",
     "load",
     "num_kept",
     "ones_like",
+    "owl",
     "reinitialize",
     "save",
     "select",
     "select_channels",
     "shuffle",
     "summary",
+    "uniform",
 ]

@@ -2,6 +2,7 @@
 
 import math
 import operator
+from collections.abc import Sequence
 from typing import Any, get_args
 
 from jaxprune import tree
@@ -66,26 +67,38 @@ def num_kept(density: Fraction, size: int) -> int:
 
 
 def densities(
-    density: Fraction, rounds: Any, schedule: Schedule | str = "exponential"
+    density: Fraction,
+    rounds: Any,
+    schedule: Schedule | str | Sequence[Fraction] = "exponential",
 ) -> list[float]:
     """List the density to reach in each round; the last one is `density`.
 
-    With density d and n rounds, round k reaches d^(k/n) for "exponential" and
-    1 - (1 - d) k/n for "linear". Each is relative to all prunable weights.
+    With density d and n rounds, round k reaches d^(k/n) for "exponential",
+    1 - (1 - d) k/n for "linear", and 1 - (1 - d) (1 - (1 - k/n)^3) for "cubic", which prunes
+    most at the start. Each is relative to all prunable weights.
 
     Args:
         density: in (0, 1].
         rounds: at least 1.
-        schedule: "exponential" or "linear".
+        schedule: "exponential", "linear" or "cubic", or the densities themselves.
 
     Raises:
-        ValueError: if the density, the rounds or the schedule is out of range.
+        ValueError: if the density, the rounds or the schedule is out of range, or the
+            densities are not one for each round or do not end with `density`.
 
     Example:
         >>> densities(0.25, 2)
         [0.5, 0.25]
         >>> densities(0.5, 2, "linear")
         [0.75, 0.5]
+        >>> densities(0.5, 2, "cubic")
+        [0.5625, 0.5]
+        >>> densities(0.1, 3, [0.5, 0.2, 0.1])
+        [0.5, 0.2, 0.1]
+
+    References:
+        Zhu and Gupta, To prune, or not to prune, https://arxiv.org/abs/1710.01878, 2017,
+        eq. 1 (cubic).
     """
     target, num_rounds = check_density(density), rounds
     try:
@@ -97,7 +110,18 @@ def densities(
             f"rounds is the number of times to score and select; got {num_rounds}. Pass "
             "an integer of 1 or more."
         )
+    if not isinstance(schedule, str):
+        listed = [check_density(one) for one in schedule]
+        if len(listed) != rounds or listed[-1] != target:
+            raise ValueError(
+                f"schedule lists the densities {listed}, for {rounds} rounds that end at "
+                f"{target}. Pass one for each round, the last of them the density."
+            )
+        return listed
     tree.check_option("schedule", schedule, SCHEDULES)
-    if schedule == "linear":
-        return [1.0 - (1.0 - target) * k / rounds for k in range(1, rounds)] + [target]
-    return [target ** (k / rounds) for k in range(1, rounds)] + [target]
+    formulas = {
+        "exponential": lambda k: target ** (k / rounds),
+        "linear": lambda k: 1.0 - (1.0 - target) * k / rounds,
+        "cubic": lambda k: 1.0 - (1.0 - target) * (1.0 - (1.0 - k / rounds) ** 3),
+    }
+    return [formulas[schedule](k) for k in range(1, rounds)] + [target]

@@ -6,7 +6,7 @@ Ties at that score are broken by position, by the same bisection on positions.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, get_args
 
 import jax
@@ -18,7 +18,7 @@ from jaxtyping import Array, Bool, Float, UInt, UInt32
 from jaxprune import tree
 from jaxprune.masks.apply import count
 from jaxprune.masks.schedule import num_kept
-from jaxprune.types import Fraction, Mask, Prunable, Scope, Scores, Ties
+from jaxprune.types import Budget, Fraction, Mask, Prunable, Scope, Scores, Ties
 
 SCOPES = get_args(Scope)
 TIES = get_args(Ties)
@@ -42,11 +42,11 @@ def _check_floating(scores: Scores) -> None:
 
 def select(
     scores: Scores,
-    density: Fraction,
+    density: Fraction | Budget,
     *,
     mask: Mask | None = None,
     prunable: Prunable | None = None,
-    scope: Scope | str = "global",
+    scope: Scope | int | str = "global",
     ties: Ties | str = "exact",
 ) -> Mask:
     """Keep the highest-scoring `N - int((1 - density) * N)` of N prunable weights.
@@ -63,11 +63,14 @@ def select(
             whatever `mask` has pruned already. A traced density (under `jit` or
             `lax.scan`) is a float32, so that for a million weights or more its count may
             differ by one from that of a Python float. It can't be checked: one that is out
-            of range keeps one weight, or all that `mask` has.
+            of range keeps one weight, or all that `mask` has. A budget, such as that of
+            `masks.erk`, has a density for each prunable leaf, which is ranked by itself.
         mask: weights that may be kept; a pruned weight stays pruned.
         prunable: the leaves to prune; by default those of `tree.prunable`. Other leaves
             are all True in the result.
-        scope: "global" ranks all weights together, "layer" ranks each leaf by itself.
+        scope: "global" ranks all weights together, "layer" ranks each leaf by itself, and
+            "row" the weights of each output of a leaf, which is its last axis in Flax; a
+            number is the axis of the outputs of other layouts: 0 in Equinox.
         ties: "exact" keeps exactly the requested number; "reference" keeps what is
             strictly greater than the k-th smallest score, k = int((1 - density) * N),
             as the SynFlow authors' code does: it keeps fewer where scores are equal.
@@ -76,9 +79,10 @@ def select(
         A mask that mirrors `scores`.
 
     Raises:
-        ValueError: if the density, scope or ties is out of range, `mask` does not
-            mirror `scores` or leaves fewer weights than requested (a traced mask can't be
-            checked), a score is not finite, or no leaf is prunable.
+        ValueError: if the density, scope or ties is out of range, a budget does not name
+            exactly the prunable leaves, `mask` does not mirror `scores` or leaves fewer
+            weights than requested (a traced mask can't be checked), a score is not finite, no
+            leaf is prunable, or one has no rows.
         TypeError: if scores are not floating, or a leaf of `mask` is not bool.
 
     Example:
@@ -90,7 +94,10 @@ def select(
         Threshold and count as in the code of Tanaka et al.,
         https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
-    tree.check_option("scope", scope, SCOPES)
+    axis = -1 if scope == "row" else scope
+    if isinstance(axis, bool) or not isinstance(axis, int):
+        tree.check_option("scope", scope, SCOPES)
+        axis = None
     tree.check_option("ties", ties, TIES)
     tree.check_arrays(scores, "scores")
     _check_floating(scores)
@@ -120,31 +127,21 @@ def select(
             "dimensions and is not named like a bias, norm or embedding. Choose leaves by "
             'name: prunable=tree.prunable(params, include="*").'
         )
+    is_budget = isinstance(density, Mapping)
+    if is_budget:
+        _check_budget(density, [names[i] for i in indices])
+    together = scope == "global" and not is_budget
     selected: dict[int, Array] = {}
-    for group in [indices] if scope == "global" else [[i] for i in indices]:
-        size = sum(leaves[i].size for i in group)
-        if size == 0:
-            continue
-        if size >= 2**32:
-            raise ValueError(
-                f"{size} weights are ranked together, but positions are counted in 32 "
-                'bits. Pass scope="layer".'
-            )
-        members = [mask_leaves[i] for i in group]
-        if isinstance(density, Tracer):
-            keep = _traced_count(density, size)
-        else:
-            keep = num_kept(density, size)
-            if ties == "exact":
-                _check_enough(keep, size, members, [names[i] for i in group])
-        winners = _select(
+    for group in [indices] if together else [[i] for i in indices]:
+        winners = _winners(
             [leaves[i] for i in group],
-            members,
-            jnp.asarray(keep, jnp.uint32),
-            exact=ties == "exact",
+            [mask_leaves[i] for i in group],
+            density[names[group[0]]] if is_budget else density,
+            [names[i] for i in group],
+            axis,
+            ties,
         )
-        for i, leaf in zip(group, winners, strict=True):
-            selected[i] = leaf
+        selected |= zip(group, winners, strict=True)
     return jax.tree.unflatten(
         structure,
         [
@@ -152,6 +149,59 @@ def select(
             for i, leaf in enumerate(leaves)
         ],
     )
+
+
+def _check_budget(budget: Budget, names: Sequence[str]) -> None:
+    """Check that a budget names exactly the prunable leaves."""
+    for wrong, problem in (
+        (set(names) - set(budget), "has no density for"),
+        (set(budget) - set(names), "has a density for, which is no prunable leaf,"),
+    ):
+        if wrong:
+            raise ValueError(
+                f"the budget {problem} '{min(wrong)}'. Make it for the same params and "
+                "prunable, such as masks.erk(params, 0.1, prunable=prunable)."
+            )
+
+
+def _winners(
+    scores: list[Any],
+    alive: list[Any],
+    density: Any,
+    names: Sequence[str],
+    axis: int | None,
+    ties: str,
+) -> list[Bool[Array, "..."]]:
+    """Select among leaves together, or in each row of one leaf."""
+    rows = 1 if axis is None else _count_rows(scores[0].shape, axis, names[0])
+    size = sum(score.size for score in scores) // max(rows, 1)
+    if size == 0:
+        return [jnp.ones(score.shape, bool) for score in scores]
+    if size >= 2**32:
+        raise ValueError(
+            f"{size} weights are ranked together, but positions are counted in 32 bits. Pass "
+            'scope="layer".'
+        )
+    if isinstance(density, Tracer):
+        keep = _traced_count(density, size)
+    else:
+        keep = num_kept(density, size)
+        if ties == "exact":
+            _check_enough(keep, size, alive, names, axis)
+    keep, exact = jnp.asarray(keep, jnp.uint32), ties == "exact"
+    if axis is None:
+        return _select(scores, alive, keep, exact=exact)
+    return _select_rows(scores, alive, keep, exact=exact, axis=axis)
+
+
+def _count_rows(shape: tuple[int, ...], axis: int, name: str) -> int:
+    """Return the number of outputs of a leaf."""
+    if len(shape) < 2 or not -len(shape) <= axis < len(shape):
+        raise ValueError(
+            f"'{name}' has shape {list(shape)}, and so no rows along axis {axis}. Leave it "
+            'out of prunable, or pass scope="layer".'
+        )
+    return shape[axis]
 
 
 def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
@@ -165,18 +215,29 @@ def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
 
 
 def _check_enough(
-    keep: int, size: int, alive: Sequence[Array | None], names: Sequence[str]
+    keep: int,
+    size: int,
+    alive: Sequence[Any],
+    names: Sequence[str],
+    axis: int | None,
 ) -> None:
     if any(leaf is None or isinstance(leaf, Tracer) for leaf in alive):
         return
-    left = count(list(alive), [True] * len(alive))
-    if left == 0:
+    if axis is None:
+        left = count(list(alive), [True] * len(alive))
+    else:
+        (leaf,) = alive
+        left = int(
+            jnp.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1).sum(1).min()
+        )
+    if left == 0 and axis is None:
         raise ValueError(
             "the mask keeps no weight, and pruned weights stay pruned. Pass no mask to let "
             "weights grow back."
         )
     if keep > left:
         where = f"'{names[0]}'" if len(names) == 1 else f"{len(names)} leaves together"
+        where = where if axis is None else f"a row of {where}"
         raise ValueError(
             f"density asks for {keep} of {size} weights in {where}, but the mask has only "
             f"{left} left, and pruned weights stay pruned. Pass a density of at most "
@@ -215,6 +276,22 @@ def _select(
     threshold = _highest(at_least, keep, bits, keys[0].dtype)
     above, tied = _count([[key > threshold, key == threshold] for key in keys])
     return _break_ties(keys, threshold, keep - above, tied)
+
+
+@functools.partial(jax.jit, static_argnames=("exact", "axis"))
+def _select_rows(
+    scores: list[Float[Array, "..."]],
+    alive: list[Bool[Array, "..."] | None],
+    keep: UInt32[Array, ""],
+    *,
+    exact: bool,
+    axis: int,
+) -> list[Bool[Array, "..."]]:
+    """Select `keep` weights in each row of a leaf."""
+    rows = jax.vmap(
+        functools.partial(_select, keep=keep, exact=exact), (axis, axis), axis
+    )
+    return rows(scores, alive)
 
 
 def _break_ties(

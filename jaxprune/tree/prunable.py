@@ -65,8 +65,8 @@ def prunable(
     """
     check_arrays(params)
     leaf_names = names(params)
-    wanted = None if include is None else set(_matching(include, leaf_names, "include"))
-    unwanted = set(_matching(exclude, leaf_names, "exclude"))
+    wanted = None if include is None else set(matching(include, leaf_names, "include"))
+    unwanted = set(matching(exclude, leaf_names, "exclude"))
 
     def choose(name: str, leaf: Any) -> bool:
         if name in unwanted or not _may_be_weight(leaf):
@@ -78,9 +78,24 @@ def prunable(
     return map_named(choose, params)
 
 
-def _matching(
+def matching(
     patterns: str | Sequence[str] | Any, leaf_names: Sequence[str], option: str
 ) -> Iterator[str]:
+    """Yield the names that match one of some patterns.
+
+    Args:
+        patterns: a pattern or several; `*` matches any text, `/` included.
+        leaf_names: names of leaves.
+        option: what error messages call the patterns.
+
+    Raises:
+        ValueError: if a pattern matches no name.
+        TypeError: if `patterns` is neither a string nor a list.
+
+    Example:
+        >>> list(matching("*/kernel", ["a/bias", "a/kernel"], "include"))
+        ['a/kernel']
+    """
     if not isinstance(patterns, str | Sequence):
         raise TypeError(
             f"{option} is a {type(patterns).__name__}. Pass a name pattern such as "

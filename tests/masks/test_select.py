@@ -131,9 +131,9 @@ def test_invalid_options_and_trees_are_refused():
     scores = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
     ones = masks.ones_like(scores)
     with pytest.raises(
-        ValueError, match="scope 'row' is unknown. Pass one of global, layer"
+        ValueError, match="scope 'kernel' is unknown. Pass one of global, layer, row"
     ):
-        masks.select(scores, 0.5, scope="row")
+        masks.select(scores, 0.5, scope="kernel")
     with pytest.raises(ValueError, match="ties 'random' is unknown"):
         masks.select(scores, 0.5, ties="random")
     with pytest.raises(ValueError, match="mask has no leaf at 'b', which scores has"):

@@ -22,7 +22,7 @@ def plain(text):
     return "".join(character for character in text if character not in " \n│")
 
 
-ONLY = ("--only", "method=random,imp2", "c=1", "--epochs-scale", 0.25, "--width", 0.1)
+ONLY = ("--only", "method=random,snip", "c=1", "--epochs-scale", 0.25, "--width", 0.1)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def runs(tmp_path_factory):
 def test_a_study_ends_with_its_report(runs):
     folder, printed = runs
     assert "2 cells in" in printed
-    assert "[2/2] IMP-2 at density 0.1, seed 0:" in printed
+    assert "[2/2] SNIP at density 0.1, seed 0:" in printed
     assert "Test accuracy (%)" in printed
     report = folder / "digits" / "report"
     assert f"The report is in {report}/index.html" in printed
