@@ -9,6 +9,7 @@ Examples:
     python scripts/soak.py                                # everything; about 10 minutes
     python scripts/soak.py --kills 100 --seed 1           # at other moments
     python scripts/soak.py --corruptions 0 --processes 1  # without these faults
+    python scripts/soak.py --study mine.py --methods snip # a study of your own
 """
 
 import _cli
@@ -29,7 +30,7 @@ from typing import Any, NamedTuple, TypeAlias  # isort: skip
 
 # Fields of a record that may differ between runs.
 VARYING = ("seconds", "latency", "memory", "training_memory", "compaction", "made")
-STUDY = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
+DIGITS = ("digits", "--epochs-scale", "0.5", "--only", "c=1")
 
 
 class Exit(NamedTuple):
@@ -49,13 +50,13 @@ class Setup(NamedTuple):
 
     Attributes:
         root: folder to work in.
-        methods: of the study, separated by commas.
+        study: arguments of `study.py run`.
         generator: of random moments and files.
         seconds: duration of an untouched study whose programs are compiled.
     """
 
     root: Path
-    methods: str
+    study: Sequence[str]
     generator: random.Random
     seconds: float = 0.0
 
@@ -71,10 +72,11 @@ def soak(
     processes: int = 3,
     disk_mb: float = 1.0,
     methods: str = "snip,synflow,imp2",
+    study: str = "digits",
     seed: int = 0,
     folder: Path | None = None,
 ) -> None:
-    """Run a small study of digits under every fault, and compare the results.
+    """Run a small study under every fault, and compare the results.
 
     Args:
         kills: number of SIGKILLs, at random moments.
@@ -83,7 +85,8 @@ def soak(
         processes: processes that share one folder.
         disk_mb: size of a disk that fills up, in MB; 0 for no such disk. It is a tmpfs, and
             mounting one needs the permission to mount.
-        methods: pruning methods of the study, one cell each.
+        methods: pruning methods of the study; of digits, one cell each.
+        study: the study, digits or the path of a file of your own.
         seed: seed of the moments and files.
         folder: folder to work in, empty or new; by default a temporary one.
     """
@@ -100,7 +103,9 @@ def soak(
         root.mkdir(parents=True, exist_ok=True)
         if any(root.iterdir()):
             raise ValueError(f"--folder {root} is not empty. Pass a new one.")
-        setup = Setup(root, methods, random.Random(seed))
+        arguments = DIGITS if study == "digits" else (study, "--only")
+        command = (*arguments, f"method={methods}")
+        setup = Setup(root, command, random.Random(seed))
         expected = _completed(setup, root / "untouched")
         start = time.monotonic()  # the programs are compiled now
         differing = int(_completed(setup, root / "again") != expected)
@@ -138,8 +143,8 @@ def _running(setup: Setup, runs: Path) -> Iterator[subprocess.Popen[str]]:
     script = Path(__file__).with_name("study.py")
     with subprocess.Popen(
         [
-            *(sys.executable, str(script), "run", *STUDY),
-            *(f"method={setup.methods}", "--runs-dir", str(runs)),
+            *(sys.executable, str(script), "run", *setup.study),
+            *("--runs-dir", str(runs)),
         ],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
@@ -158,7 +163,7 @@ def _wait(process: subprocess.Popen[str]) -> Exit:
 
 def _cells(runs: Path) -> list[Path]:
     """Return the folders of the finished cells, without those in quarantine."""
-    paths = sorted(runs.glob("digits/*-*/record.json"))
+    paths = sorted(runs.glob("*/*-*/record.json"))
     return [path.parent for path in paths if ".corrupt" not in path.parent.name]
 
 
@@ -228,7 +233,7 @@ def _corrupted(setup: Setup, number: int) -> Iterator[tuple[str, Results]]:
         runs = setup.root / "corrupted"
         shutil.rmtree(runs, ignore_errors=True)
         shutil.copytree(setup.root / "untouched", runs)
-        study = runs / "digits"
+        (study,) = runs.iterdir()
         files = [
             path
             for path in sorted(study.rglob("*"))

@@ -10,21 +10,16 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def start(
-    program: str, *args: object, xla_flags: str | None = None
-) -> subprocess.Popen[str]:
+def start(program: str, *args: object) -> subprocess.Popen[str]:
     """Start a program; its output is piped.
 
     Args:
         program: name of a module of this folder.
         args: its arguments.
-        xla_flags: options of XLA; by default those of this process.
     """
-    flags = {} if xla_flags is None else {"XLA_FLAGS": xla_flags}
     return subprocess.Popen(
         _command(program, args),
         cwd=ROOT,
-        env=os.environ | flags,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,

@@ -360,10 +360,11 @@ def test_bench_times_epochs(outputs):
 
 
 def test_a_study_gives_the_same_bits_after_faults(tmp_path):
-    """A short form of soak.py, only stopped; other tests kill and corrupt."""
+    """A short form of soak.py, stopped once and corrupted once; other tests kill."""
     done = script(
-        "soak", "--kills", 0, "--stops", 1, "--corruptions", 0, "--processes", 1,
-        "--disk-mb", 0, "--methods", "random", "--folder", tmp_path / "soak",
+        "soak", "--kills", 0, "--stops", 1, "--corruptions", 1, "--processes", 1,
+        "--disk-mb", 0, "--study", ROOT / "tests/study/own_tokens.py", "--methods", "power",
+        "--folder", tmp_path / "soak",
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.splitlines()
