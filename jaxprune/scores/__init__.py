@@ -8,6 +8,7 @@ with the loss or forward function bound by `functools.partial`.
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
+from jaxprune.scores.fisher import fisher
 from jaxprune.scores.grasp import grasp
 from jaxprune.scores.magnitude import magnitude
 from jaxprune.scores.random import random
@@ -18,6 +19,7 @@ from jaxprune.scores.taylor import taylor
 __all__ = [
     "SCORERS",
     "Scorer",
+    "fisher",
     "grasp",
     "magnitude",
     "random",
@@ -46,6 +48,7 @@ class Scorer(NamedTuple):
 SCORERS: Mapping[str, Scorer] = {
     "random": Scorer(random, needs="key", rounds=1),
     "magnitude": Scorer(magnitude, needs="nothing", rounds=1),
+    "fisher": Scorer(fisher, needs="batches", rounds=1),
     "snip": Scorer(snip, needs="batches", rounds=1),
     "grasp": Scorer(grasp, needs="batches", rounds=1),
     "synflow": Scorer(synflow, needs="inputs", rounds=100),

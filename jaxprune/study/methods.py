@@ -79,6 +79,7 @@ _METHODS = (
     Method("dense", "Dense", "", pretrained=True),
     Method("random", "Rand", "random"),
     Method("magnitude", "Mag", "magnitude", pretrained=True),
+    Method("fisher", "Fisher", "fisher", pretrained=True),
     Method("snip", "SNIP", "snip"),
     Method("grasp", "GraSP", "grasp"),
     Method("synflow", "SynFlow", "synflow"),

@@ -10,16 +10,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def start(program: str, *args: object) -> subprocess.Popen[str]:
+def start(
+    program: str, *args: object, xla_flags: str | None = None
+) -> subprocess.Popen[str]:
     """Start a program; its output is piped.
 
     Args:
         program: name of a module of this folder.
         args: its arguments.
+        xla_flags: options of XLA; by default those of this process.
     """
+    flags = {} if xla_flags is None else {"XLA_FLAGS": xla_flags}
     return subprocess.Popen(
         _command(program, args),
         cwd=ROOT,
+        env=os.environ | flags,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -41,9 +46,9 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
     return output
 
 
-def run(program: str, *args: object) -> str:
+def run(program: str, *args: object, xla_flags: str | None = None) -> str:
     """Run a program that must succeed, and return what it printed."""
-    return finish(start(program, *args))
+    return finish(start(program, *args, xla_flags=xla_flags))
 
 
 def kill_at(line: str, program: str, *args: object) -> None:
