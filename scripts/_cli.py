@@ -121,6 +121,8 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
         if message is None or os.environ.get("JAXPRUNE_TRACEBACK"):
             raise
         fail(message)
+    finally:
+        signal.alarm(0)  # the command ended before an interrupt was raised again
 
 
 def _message(error: Exception) -> str | None:

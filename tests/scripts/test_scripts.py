@@ -359,6 +359,22 @@ def test_bench_times_epochs(outputs):
     assert list(result["milliseconds"]) == ["select"]
 
 
+def test_a_command_that_ends_in_spite_of_an_interrupt_ends_normally():
+    """JAX may swallow the interrupt; Python may take long to exit."""
+    program = (
+        "import _cli, atexit, os, signal, time\n"
+        "def swallow():\n"
+        "    try:\n        os.kill(os.getpid(), signal.SIGINT); time.sleep(1)\n"
+        "    except KeyboardInterrupt:\n        print('swallowed')\n"
+        "atexit.register(time.sleep, 2.5)\n"
+        "_cli.main([swallow], '')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=SCRIPTS, capture_output=True, text=True
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (0, "swallowed\n", "")
+
+
 def test_a_study_gives_the_same_bits_after_faults(tmp_path):
     """A short form of soak.py, stopped once and corrupted once; other tests kill."""
     done = script(
