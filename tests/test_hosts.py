@@ -15,7 +15,7 @@ def run_on(folder: Path, hosts: int) -> None:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     running = [
-        launch.start("train_on_hosts", folder, rank, hosts, port)
+        launch.start("train_on_hosts", folder, rank, hosts, port, xla_flags="")
         for rank in range(hosts)
     ]
     try:

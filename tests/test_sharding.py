@@ -12,7 +12,7 @@ import pytest
 from jaxprune import data, masks, models, prune, scores, sharding, train
 from tests.programs import launch
 
-MESHES = [(1, 8), (4, 2)]  # data, model
+MESHES = [(8, 1), (1, 8), (4, 2)]  # data, model
 SHAPE = (8, 8, 2)
 
 

@@ -156,7 +156,7 @@ def owl(
     offsets = {n: 2 * spread * (ratio - lowest) / span for n, ratio in ratios.items()}
     sizes = {name: math.prod(shape) for name, shape in shapes.items()}
     mean = sum(offsets[n] * sizes[n] for n in sizes) / sum(sizes.values())
-    budget = {name: round(target + offsets[name] - mean, 12) for name in shapes}
+    budget = {name: target + (offsets[name] - mean) for name in shapes}
     for name, value in budget.items():
         if not 0 < value <= 1:
             raise ValueError(

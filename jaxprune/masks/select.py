@@ -227,9 +227,8 @@ def _check_enough(
         left = count(list(alive), [True] * len(alive))
     else:
         (leaf,) = alive
-        left = int(
-            jnp.moveaxis(leaf, axis, 0).reshape(leaf.shape[axis], -1).sum(1).min()
-        )
+        others = [i for i in range(leaf.ndim) if i != axis % leaf.ndim]
+        left = int(leaf.sum(others).min())
     if left == 0 and axis is None:
         raise ValueError(
             "the mask keeps no weight, and pruned weights stay pruned. Pass no mask to let "

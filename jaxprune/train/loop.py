@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Bool, Float32, Int32, PyTree
+from jaxtyping import Array, Float32, Int32, PyTree
 
 from jaxprune import data, masks, sharding, tree
 from jaxprune.models import Model
@@ -196,15 +196,8 @@ def fit(
         if not math.isfinite(history[-1]["loss"]):
             return FitResult(trained(carry), rewind_point, history, True)
         carry = carry._replace(totals=place(_no_totals()))
-    is_finite = bool(_is_finite(carry.params))
+    is_finite = all(tree.find_finite(tree.by_name(carry.params)).values())
     return FitResult(trained(carry), rewind_point, history, not is_finite)
-
-
-@jax.jit
-def _is_finite(params: Params) -> Bool[Array, ""]:
-    return jnp.stack(
-        [jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(params)]
-    ).all()
 
 
 def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:

@@ -11,6 +11,7 @@ from jaxprune.tree.checks import (
     check_mirrors,
     check_option,
     check_trainable,
+    find_finite,
     gradient,
 )
 from jaxprune.tree.leaves import (
@@ -53,6 +54,7 @@ __all__ = [
     "check_prunable",
     "check_trainable",
     "copy",
+    "find_finite",
     "gradient",
     "is_floating",
     "is_key",

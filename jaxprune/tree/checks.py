@@ -221,8 +221,17 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
     return {name: jnp.isfinite(leaf).all() for name, leaf in leaves.items()}
 
 
-def _find_finite(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Return which leaves are finite; on the host where JAX would round to float32."""
+def find_finite(leaves: dict[str, Any]) -> dict[str, Any]:
+    """Return which leaves are finite; on the host where JAX would round to float32.
+
+    Args:
+        leaves: arrays by name.
+
+    Example:
+        >>> finite = find_finite({"a": jnp.ones(2), "b": jnp.array([jnp.inf])})
+        >>> [name for name in finite if finite[name]]
+        ['a']
+    """
     on_host = {n: leaf for n, leaf in leaves.items() if isinstance(leaf, np.ndarray)}
     on_device = {n: leaf for n, leaf in leaves.items() if n not in on_host}
     finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()}
@@ -262,7 +271,7 @@ def check_finite(
         )
         if is_checked and is_floating(leaf)
     }
-    finite = _find_finite(leaves)
+    finite = find_finite(leaves)
     if any(isinstance(leaf, Tracer) for leaf in finite.values()):
         return
     bad = [name for name, is_finite in finite.items() if not is_finite]

@@ -91,10 +91,9 @@ def epoch(
             result = {"machine": machine, "rows": rows, "milliseconds": milliseconds}
             _cli.write_text(to, json.dumps(result, indent=1) + "\n")
 
-    console = Console(stderr=True)
+    console, network = Console(stderr=True), ours.vgg(width=width)
     for name in track(scores, "scoring", console=console, transient=True):
-        score = ours.SCORES[name](ours.vgg(width=width))
-        times = profiling.seconds(score, calls=repeats, warmup=1)
+        times = profiling.seconds(ours.SCORES[name](network), calls=repeats, warmup=1)
         milliseconds[name] = 1e3 * statistics.median(times)
         save()
     settings = list(itertools.product(precisions, batch_sizes))

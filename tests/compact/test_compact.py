@@ -104,7 +104,9 @@ def test_any_network_keeps_its_outputs_and_gradients(name):
                     np.where(chosen, got, 0),
                     np.asarray(want)[index],
                     rtol=1e-8,
-                    atol=1e-7,
+                    # The gradient of Flax's key bias is 0 but for rounding in float32:
+                    # adding the same to all logits does not change a softmax.
+                    atol=1e-7 if name == "transformer" else 1e-10,
                 )
         if seed == 0 and network.batched:
             more = jax.tree.map(longer, args)
