@@ -108,7 +108,7 @@ def prune(
             "scores.magnitude."
         )
     _check_bound(score_fn, params)
-    targets = _targets(density, rounds, schedule)
+    targets = masks.densities(density, rounds, schedule)
     chosen = tree.check_prunable(params, prunable)
     mask = masks.ones_like(params)
     reached = []
@@ -131,16 +131,6 @@ def prune(
     sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
     requested = tuple(_overall(target, sizes) for target in targets)
     return mask, Info(requested, tuple(reached))
-
-
-def _targets(
-    density: Fraction | Budget, rounds: int, schedule: Any
-) -> Sequence[float | Budget]:
-    """Return the density or the budget of each round."""
-    if not isinstance(density, Mapping):
-        return masks.densities(density, rounds, schedule)
-    steps = {name: masks.densities(d, rounds, schedule) for name, d in density.items()}
-    return [{name: each[k] for name, each in steps.items()} for k in range(rounds)]
 
 
 def _overall(target: float | Budget, sizes: Mapping[str, int]) -> float:

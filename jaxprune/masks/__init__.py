@@ -27,7 +27,7 @@ from jaxprune.masks.schedule import (
     densities,
     num_kept,
 )
-from jaxprune.masks.select import TIES, select
+from jaxprune.masks.select import TIES, highest, select
 
 __all__ = [
     "TIES",
@@ -41,6 +41,7 @@ __all__ = [
     "erk",
     "find_collapse",
     "health",
+    "highest",
     "invert",
     "load",
     "num_kept",

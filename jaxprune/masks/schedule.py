@@ -2,11 +2,11 @@
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, get_args
 
 from jaxprune import tree
-from jaxprune.types import Fraction, Schedule
+from jaxprune.types import Budget, Fraction, Schedule
 
 SCHEDULES = get_args(Schedule)
 
@@ -67,10 +67,10 @@ def num_kept(density: Fraction, size: int) -> int:
 
 
 def densities(
-    density: Fraction,
+    density: Fraction | Budget,
     rounds: Any,
     schedule: Schedule | str | Sequence[Fraction] = "exponential",
-) -> list[float]:
+) -> list[Any]:
     """List the density to reach in each round; the last one is `density`.
 
     With density d and n rounds, round k reaches d^(k/n) for "exponential",
@@ -78,9 +78,12 @@ def densities(
     most at the start. Each is relative to all prunable weights.
 
     Args:
-        density: in (0, 1].
+        density: in (0, 1]; or a budget, whose leaves follow the schedule each by itself.
         rounds: at least 1.
         schedule: "exponential", "linear" or "cubic", or the densities themselves.
+
+    Returns:
+        A float for each round; for a budget, a dict of leaf name -> float.
 
     Raises:
         ValueError: if the density, the rounds or the schedule is out of range, or the
@@ -100,6 +103,12 @@ def densities(
         Zhu and Gupta, To prune, or not to prune, https://arxiv.org/abs/1710.01878, 2017,
         eq. 1 (cubic).
     """
+    if isinstance(density, Mapping):
+        steps = {
+            name: densities(each, rounds, schedule) for name, each in density.items()
+        }
+        columns = zip(*steps.values(), strict=True)
+        return [dict(zip(steps, column, strict=True)) for column in columns]
     target, num_rounds = check_density(density), rounds
     try:
         rounds = operator.index(rounds)

@@ -1,21 +1,16 @@
-"""Turn scores into a mask with exactly the requested number of weights, without sorting.
+"""Turn scores into a mask with exactly the requested number of weights, without sorting."""
 
-The k-th highest score is found by bisection on the bit pattern of the floats, which has
-the same order as the floats. Only counts are needed, so sharded scores stay in place.
-Ties at that score are broken by position, by the same bisection on positions.
-"""
-
-import functools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, get_args
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, Float, UInt, UInt32
+from jaxtyping import Array, Bool, UInt32
 
 from jaxprune import tree
+from jaxprune.masks import bisection
 from jaxprune.masks.apply import count
 from jaxprune.masks.schedule import num_kept
 from jaxprune.types import Budget, Fraction, Mask, Prunable, Scope, Scores, Ties
@@ -99,59 +94,132 @@ def select(
         tree.check_option("scope", scope, SCOPES)
         axis = None
     tree.check_option("ties", ties, TIES)
+    ranked = _rank(scores, mask, prunable)
+    names = [ranked.names[i] for i in ranked.chosen]
+    is_budget = isinstance(density, Mapping)
+    if is_budget:
+        _check_budget(density, names)
+    together = scope == "global" and not is_budget
+    selected: dict[int, Array] = {}
+    for group in _groups(ranked, together):
+        winners = _winners(
+            [ranked.scores[i] for i in group],
+            [ranked.alive[i] for i in group],
+            density[ranked.names[group[0]]] if is_budget else density,
+            [ranked.names[i] for i in group],
+            axis,
+            ties,
+        )
+        selected |= zip(group, winners, strict=True)
+    return _whole(ranked, selected)
+
+
+def highest(
+    scores: Scores,
+    number: Any,
+    *,
+    mask: Mask | None = None,
+    prunable: Prunable | None = None,
+) -> Mask:
+    """Keep a number of the highest-scoring weights, which may be traced.
+
+    It is `select` for a number that is computed under `jit`, such as that of the weights
+    that RigL regrows. Where `mask` has fewer weights than `number`, all of them are kept.
+
+    Args:
+        scores: floats; higher means keep. They are not checked.
+        number: how many of all prunable weights together; or leaf name -> how many of that
+            leaf. Integers or traced integers.
+        mask: weights that may be kept.
+        prunable: the leaves to prune; by default those of `tree.prunable`. Other leaves
+            are all True in the result.
+
+    Returns:
+        A mask that mirrors `scores`.
+
+    Raises:
+        ValueError: if a mapping does not name exactly the prunable leaves, `mask` does not
+            mirror `scores`, or no leaf is prunable.
+        TypeError: if scores are not floating, or a leaf of `mask` is not bool.
+
+    Example:
+        >>> highest({"w": jnp.array([[3.0, 1.0], [2.0, 2.0]])}, 3)
+        {'w': Array([[ True, False],
+               [ True,  True]], dtype=bool)}
+    """
+    ranked = _rank(scores, mask, prunable)
+    is_mapping = isinstance(number, Mapping)
+    if is_mapping:
+        _check_budget(number, [ranked.names[i] for i in ranked.chosen])
+    selected: dict[int, Array] = {}
+    for group in _groups(ranked, not is_mapping):
+        wanted = number[ranked.names[group[0]]] if is_mapping else number
+        winners = bisection.highest(
+            [ranked.scores[i] for i in group],
+            [ranked.alive[i] for i in group],
+            jnp.asarray(wanted).astype(jnp.uint32),
+            exact=True,
+        )
+        selected |= zip(group, winners, strict=True)
+    return _whole(ranked, selected)
+
+
+class _Ranked(NamedTuple):
+    """Scores by leaf: the names of leaves, which are ranked, and which weights may stay."""
+
+    scores: list[Any]
+    alive: list[Any]
+    names: list[str]
+    chosen: list[int]
+    structure: Any
+
+
+def _rank(scores: Scores, mask: Mask | None, prunable: Prunable | None) -> _Ranked:
     tree.check_arrays(scores, "scores")
     _check_floating(scores)
-    # A leaf that is not floating, such as a buffer of indices, has no scores.
-    chosen = jax.tree.map(
-        lambda is_prunable, leaf: is_prunable and tree.is_floating(leaf),
-        tree.check_prunable(scores, prunable),
-        scores,
-    )
+    leaves, structure = jax.tree.flatten(scores)
+    chosen = [
+        # A leaf that is not floating, such as a buffer of indices, has no scores.
+        i
+        for i, is_prunable in enumerate(
+            jax.tree.leaves(tree.check_prunable(scores, prunable))
+        )
+        if is_prunable and tree.is_floating(leaves[i])
+    ]
+    alive = [None] * len(leaves)
     if mask is not None:
-        mask = tree.check_mirrors(mask, scores, of="scores")
+        alive = jax.tree.leaves(tree.check_mirrors(mask, scores, of="scores"))
+    is_chosen = [i in chosen for i in range(len(leaves))]
     tree.check_finite(
         scores,
         "check that params are finite. If synflow overflowed, pass rescale=True, which "
         "rescales the kernels or computes in float64.",
-        chosen,
+        jax.tree.unflatten(structure, is_chosen),
     )
-    names = tree.names(scores)
-    leaves, structure = jax.tree.flatten(scores)
-    mask_leaves = [None] * len(leaves) if mask is None else jax.tree.leaves(mask)
-    indices = [
-        i for i, is_prunable in enumerate(jax.tree.leaves(chosen)) if is_prunable
-    ]
-    if not indices:
+    if not chosen:
         raise ValueError(
             "no leaf of scores is prunable. By default, a prunable leaf has two or more "
             "dimensions and is not named like a bias, norm or embedding. Choose leaves by "
             'name: prunable=tree.prunable(params, include="*").'
         )
-    is_budget = isinstance(density, Mapping)
-    if is_budget:
-        _check_budget(density, [names[i] for i in indices])
-    together = scope == "global" and not is_budget
-    selected: dict[int, Array] = {}
-    for group in [indices] if together else [[i] for i in indices]:
-        winners = _winners(
-            [leaves[i] for i in group],
-            [mask_leaves[i] for i in group],
-            density[names[group[0]]] if is_budget else density,
-            [names[i] for i in group],
-            axis,
-            ties,
-        )
-        selected |= zip(group, winners, strict=True)
-    return jax.tree.unflatten(
-        structure,
-        [
-            selected[i] if i in selected else jnp.ones(leaf.shape, bool)
-            for i, leaf in enumerate(leaves)
-        ],
-    )
+    return _Ranked(leaves, alive, tree.names(scores), chosen, structure)
 
 
-def _check_budget(budget: Budget, names: Sequence[str]) -> None:
+def _groups(ranked: _Ranked, together: bool) -> list[list[int]]:
+    """Return the leaves that are ranked together."""
+    return [ranked.chosen] if together else [[i] for i in ranked.chosen]
+
+
+def _whole(ranked: _Ranked, selected: Mapping[int, Array]) -> Mask:
+    """Return a mask of all leaves; those that are not ranked are all True."""
+    kept = [
+        selected[i] if i in selected else jnp.ones(leaf.shape, bool)
+        for i, leaf in enumerate(ranked.scores)
+    ]
+    return jax.tree.unflatten(ranked.structure, kept)
+
+
+def _check_budget(budget: Mapping[str, Any], names: Sequence[str]) -> None:
     """Check that a budget names exactly the prunable leaves."""
     for wrong, problem in (
         (set(names) - set(budget), "has no density for"),
@@ -190,8 +258,8 @@ def _winners(
             _check_enough(keep, size, alive, names, axis)
     keep, exact = jnp.asarray(keep, jnp.uint32), ties == "exact"
     if axis is None:
-        return _select(scores, alive, keep, exact=exact)
-    return _select_rows(scores, alive, keep, exact=exact, axis=axis)
+        return bisection.highest(scores, alive, keep, exact=exact)
+    return bisection.highest_in_rows(scores, alive, keep, exact=exact, axis=axis)
 
 
 def _count_rows(shape: tuple[int, ...], axis: int, name: str) -> int:
@@ -242,153 +310,3 @@ def _check_enough(
             f"{left} left, and pruned weights stay pruned. Pass a density of at most "
             f"{left / size:.6g}, or no mask to let weights grow back."
         )
-
-
-@functools.partial(jax.jit, static_argnames=("exact",))
-def _select(
-    scores: list[Float[Array, "..."]],
-    alive: list[Bool[Array, "..."] | None],
-    keep: UInt32[Array, ""],
-    *,
-    exact: bool,
-) -> list[Bool[Array, "..."]]:
-    """Select `keep` weights among all leaves together; fewer with reference ties."""
-    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
-    keys = [
-        _ordered_bits(score.astype(dtype), member)
-        for score, member in zip(scores, alive, strict=True)
-    ]
-    bits = jnp.finfo(dtype).bits
-
-    def at_least(thresholds: Sequence[Array]) -> list[Array]:
-        return _count([[key >= t for t in thresholds] for key in keys])
-
-    if not exact:  # keep what is strictly greater than the highest pruned score
-        size = sum(score.size for score in scores)
-        threshold = _highest(at_least, keep + jnp.uint32(1), bits, keys[0].dtype)
-        above = [key > threshold for key in keys]
-        keeps_all = jnp.uint32(size) == keep
-        return [
-            (key > 0) & (keeps_all | up) for key, up in zip(keys, above, strict=True)
-        ]
-
-    threshold = _highest(at_least, keep, bits, keys[0].dtype)
-    above, tied = _count([[key > threshold, key == threshold] for key in keys])
-    return _break_ties(keys, threshold, keep - above, tied)
-
-
-@functools.partial(jax.jit, static_argnames=("exact", "axis"))
-def _select_rows(
-    scores: list[Float[Array, "..."]],
-    alive: list[Bool[Array, "..."] | None],
-    keep: UInt32[Array, ""],
-    *,
-    exact: bool,
-    axis: int,
-) -> list[Bool[Array, "..."]]:
-    """Select `keep` weights in each row of a leaf."""
-    rows = jax.vmap(
-        functools.partial(_select, keep=keep, exact=exact), (axis, axis), axis
-    )
-    return rows(scores, alive)
-
-
-def _break_ties(
-    keys: list[UInt[Array, "..."]],
-    threshold: UInt[Array, ""],
-    wanted: UInt32[Array, ""],
-    tied: UInt32[Array, ""],
-) -> list[Bool[Array, "..."]]:
-    """Keep what is above the threshold, and the first `wanted` entries that equal it."""
-    size = sum(key.size for key in keys)
-    starts = [sum(key.size for key in keys[:i]) for i in range(len(keys))]
-
-    def ranks(start: int, shape: tuple[int, ...]) -> Array:
-        position = jnp.zeros(shape, jnp.uint32)
-        for axis in range(len(shape)):
-            position = position * jnp.uint32(shape[axis]) + jax.lax.broadcasted_iota(
-                jnp.uint32, shape, axis
-            )
-        return jnp.uint32(size - 1 - start) - position  # the first ranks highest
-
-    def at_least(thresholds: Sequence[Array]) -> list[Array]:
-        return _count(
-            [
-                [
-                    (key == threshold) & (ranks(start, key.shape) >= t)
-                    for t in thresholds
-                ]
-                for key, start in zip(keys, starts, strict=True)
-            ]
-        )
-
-    bits = size.bit_length() + size.bit_length() % 2
-    last = jax.lax.cond(
-        wanted == tied,
-        lambda: jnp.uint32(0),
-        lambda: _highest(at_least, wanted, bits, np.dtype(np.uint32)),
-    )
-    return [
-        # A key of 0 marks a weight that may not be kept.
-        (key > 0)
-        & (
-            (key > threshold)
-            | ((key == threshold) & (ranks(start, key.shape) >= last) & (wanted > 0))
-        )
-        for key, start in zip(keys, starts, strict=True)
-    ]
-
-
-def _ordered_bits(
-    score: Float[Array, "..."], alive: Bool[Array, "..."] | None
-) -> UInt[Array, "..."]:
-    """Map floats to unsigned integers of the same order; pruned weights to 0."""
-    unsigned = jnp.uint64 if score.dtype == jnp.float64 else jnp.uint32
-    sign = jnp.array(1, unsigned) << jnp.array(
-        jnp.finfo(score.dtype).bits - 1, unsigned
-    )
-    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # -0.0 ties with 0.0
-    bits = jax.lax.bitcast_convert_type(score, unsigned)
-    key = jnp.where(bits >= sign, ~bits, bits | sign)
-    return key if alive is None else jnp.where(alive, key, jnp.zeros_like(key))
-
-
-def _highest(
-    at_least: Callable[[Sequence[Array]], Sequence[Array]],
-    keep: UInt32[Array, ""],
-    bits: int,
-    dtype: np.dtype,
-) -> UInt[Array, ""]:
-    """Find the highest t with at_least(t) >= keep; 0 if there is none.
-
-    Each pass determines two bits from three counts, so that the keys are read half as
-    often as with one bit per pass.
-    """
-
-    def refine(i: Array, prefix: Array) -> Array:
-        shift = (jnp.int32(bits - 2) - 2 * i).astype(dtype)
-        steps = jnp.arange(1, 4, dtype=dtype) << shift
-        counts = at_least([prefix | step for step in steps])
-        enough = sum((count >= keep).astype(dtype) for count in counts)
-        return prefix | (enough << shift)
-
-    return jax.lax.fori_loop(0, bits // 2, refine, jnp.zeros((), dtype))
-
-
-def _count(
-    conditions: Sequence[Sequence[Bool[Array, "..."]]],
-) -> list[UInt32[Array, ""]]:
-    """Sum several conditions over all leaves, in one pass over each leaf."""
-    totals = []
-    for leaf in conditions:
-        ones = tuple(condition.astype(jnp.uint32) for condition in leaf)
-        zeros = tuple(jnp.uint32(0) for _ in leaf)
-        totals.append(
-            jax.lax.reduce(
-                ones,
-                zeros,
-                lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
-                tuple(range(leaf[0].ndim)),
-            )
-        )
-    return [functools.reduce(jnp.add, column) for column in zip(*totals, strict=True)]

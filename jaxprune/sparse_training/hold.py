@@ -77,7 +77,7 @@ def hold_pruned(
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> HoldPrunedState:
-        selected = masks.ones_like(params) if mask is None else _part(mask, params)
+        selected = masks.ones_like(params) if mask is None else part(mask, params)
         # A copy, so that a step may donate the state without deleting the caller's mask.
         return HoldPrunedState(inner.init(params), tree.copy(selected))
 
@@ -93,17 +93,17 @@ def hold_pruned(
                 "update(gradients, state, params)."
             )
         replacement = extra.pop("mask", None)
-        stored = jax.tree.map(_as_bool, state.mask)
-        current = _part(stored if replacement is None else replacement, updates)
+        stored = jax.tree.map(as_bool, state.mask)
+        current = part(stored if replacement is None else replacement, updates)
         updates = tree.apply_mask(updates, current)
         updates, inner_state = inner.update(updates, state.inner, params, **extra)
         updates = jax.tree.map(_hold, updates, current, params)
-        return updates, HoldPrunedState(inner_state, _part(current, stored))
+        return updates, HoldPrunedState(inner_state, part(current, stored))
 
     return optax.GradientTransformationExtraArgs(init, cast(Any, update))
 
 
-def _as_bool(leaf: Array) -> Array:
+def as_bool(leaf: Array) -> Array:
     """Undo what `lookahead` with reset_state does: it turns bools into integers."""
     return leaf.astype(bool) if jnp.issubdtype(leaf.dtype, jnp.integer) else leaf
 
@@ -116,6 +116,6 @@ def _hold(update: Array, kept: Array, param: Array) -> Array:
     return jnp.where(kept, update.astype(param.dtype), -param)
 
 
-def _part(mask: Mask, params: optax.Params) -> Mask:
+def part(mask: Mask, params: optax.Params) -> Mask:
     """Return the part of a mask that mirrors the leaves of `params`."""
     return tree.check_mirrors(tree.subset(mask, params), params)

@@ -1,0 +1,163 @@
+"""Find the k highest scores by bisection on the bit pattern of the floats.
+
+It has the same order as the floats. Only counts are needed, so sharded scores stay in place.
+Ties at the k-th score are broken by position, by the same bisection on positions.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, UInt, UInt32
+
+
+@functools.partial(jax.jit, static_argnames=("exact",))
+def highest(
+    scores: list[Float[Array, "..."]],
+    alive: list[Bool[Array, "..."] | None],
+    keep: UInt32[Array, ""],
+    *,
+    exact: bool,
+) -> list[Bool[Array, "..."]]:
+    """Select `keep` weights among all leaves together; fewer without `exact`."""
+    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
+    keys = [
+        _ordered_bits(score.astype(dtype), member)
+        for score, member in zip(scores, alive, strict=True)
+    ]
+    bits = jnp.finfo(dtype).bits
+
+    def at_least(thresholds: Sequence[Array]) -> list[Array]:
+        return _count([[key >= t for t in thresholds] for key in keys])
+
+    if not exact:  # keep what is strictly greater than the highest pruned score
+        size = sum(score.size for score in scores)
+        threshold = _threshold(at_least, keep + jnp.uint32(1), bits, keys[0].dtype)
+        above = [key > threshold for key in keys]
+        keeps_all = jnp.uint32(size) == keep
+        return [
+            (key > 0) & (keeps_all | up) for key, up in zip(keys, above, strict=True)
+        ]
+
+    threshold = _threshold(at_least, keep, bits, keys[0].dtype)
+    above, tied = _count([[key > threshold, key == threshold] for key in keys])
+    return _break_ties(keys, threshold, keep - above, tied)
+
+
+@functools.partial(jax.jit, static_argnames=("exact", "axis"))
+def highest_in_rows(
+    scores: list[Float[Array, "..."]],
+    alive: list[Bool[Array, "..."] | None],
+    keep: UInt32[Array, ""],
+    *,
+    exact: bool,
+    axis: int,
+) -> list[Bool[Array, "..."]]:
+    """Select `keep` weights in each row of a leaf."""
+    rows = jax.vmap(
+        functools.partial(highest, keep=keep, exact=exact), (axis, axis), axis
+    )
+    return rows(scores, alive)
+
+
+def _break_ties(
+    keys: list[UInt[Array, "..."]],
+    threshold: UInt[Array, ""],
+    wanted: UInt32[Array, ""],
+    tied: UInt32[Array, ""],
+) -> list[Bool[Array, "..."]]:
+    """Keep what is above the threshold, and the first `wanted` entries that equal it."""
+    size = sum(key.size for key in keys)
+    starts = [sum(key.size for key in keys[:i]) for i in range(len(keys))]
+
+    def ranks(start: int, shape: tuple[int, ...]) -> Array:
+        position = jnp.zeros(shape, jnp.uint32)
+        for axis in range(len(shape)):
+            position = position * jnp.uint32(shape[axis]) + jax.lax.broadcasted_iota(
+                jnp.uint32, shape, axis
+            )
+        return jnp.uint32(size - 1 - start) - position  # the first ranks highest
+
+    def at_least(thresholds: Sequence[Array]) -> list[Array]:
+        return _count(
+            [
+                [
+                    (key == threshold) & (ranks(start, key.shape) >= t)
+                    for t in thresholds
+                ]
+                for key, start in zip(keys, starts, strict=True)
+            ]
+        )
+
+    bits = size.bit_length() + size.bit_length() % 2
+    last = jax.lax.cond(
+        wanted == tied,
+        lambda: jnp.uint32(0),
+        lambda: _threshold(at_least, wanted, bits, np.dtype(np.uint32)),
+    )
+    return [
+        # A key of 0 marks a weight that may not be kept.
+        (key > 0)
+        & (
+            (key > threshold)
+            | ((key == threshold) & (ranks(start, key.shape) >= last) & (wanted > 0))
+        )
+        for key, start in zip(keys, starts, strict=True)
+    ]
+
+
+def _ordered_bits(
+    score: Float[Array, "..."], alive: Bool[Array, "..."] | None
+) -> UInt[Array, "..."]:
+    """Map floats to unsigned integers of the same order; pruned weights to 0."""
+    unsigned = jnp.uint64 if score.dtype == jnp.float64 else jnp.uint32
+    sign = jnp.array(1, unsigned) << jnp.array(
+        jnp.finfo(score.dtype).bits - 1, unsigned
+    )
+    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # -0.0 ties with 0.0
+    bits = jax.lax.bitcast_convert_type(score, unsigned)
+    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    return key if alive is None else jnp.where(alive, key, jnp.zeros_like(key))
+
+
+def _threshold(
+    at_least: Callable[[Sequence[Array]], Sequence[Array]],
+    keep: UInt32[Array, ""],
+    bits: int,
+    dtype: np.dtype,
+) -> UInt[Array, ""]:
+    """Find the highest t with at_least(t) >= keep; 0 if there is none.
+
+    Each pass determines two bits from three counts, so that the keys are read half as
+    often as with one bit per pass.
+    """
+
+    def refine(i: Array, prefix: Array) -> Array:
+        shift = (jnp.int32(bits - 2) - 2 * i).astype(dtype)
+        steps = jnp.arange(1, 4, dtype=dtype) << shift
+        counts = at_least([prefix | step for step in steps])
+        enough = sum((count >= keep).astype(dtype) for count in counts)
+        return prefix | (enough << shift)
+
+    return jax.lax.fori_loop(0, bits // 2, refine, jnp.zeros((), dtype))
+
+
+def _count(
+    conditions: Sequence[Sequence[Bool[Array, "..."]]],
+) -> list[UInt32[Array, ""]]:
+    """Sum several conditions over all leaves, in one pass over each leaf."""
+    totals = []
+    for leaf in conditions:
+        ones = tuple(condition.astype(jnp.uint32) for condition in leaf)
+        zeros = tuple(jnp.uint32(0) for _ in leaf)
+        totals.append(
+            jax.lax.reduce(
+                ones,
+                zeros,
+                lambda a, b: tuple(x + y for x, y in zip(a, b, strict=True)),
+                tuple(range(leaf[0].ndim)),
+            )
+        )
+    return [functools.reduce(jnp.add, column) for column in zip(*totals, strict=True)]

@@ -1,0 +1,241 @@
+"""What all wrappers share that change the mask during training."""
+
+import dataclasses
+import operator
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, TypeAlias, cast
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Int32
+
+from jaxprune import masks, scores, tree
+from jaxprune.sparse_training.hold import (
+    HoldPrunedState,
+    as_bool,
+    hold_pruned,
+    part,
+)
+from jaxprune.types import Budget, Fraction, Mask, Params, Prunable, RandomKey
+
+
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """When a mask changes: at `start + every`, `start + 2 * every`, ..., and at `stop`.
+
+    Attributes:
+        stop: the last change, counted in updates of the optimizer.
+        every: number of updates from one change to the next.
+        start: number of updates before the first interval.
+
+    Example:
+        >>> Steps(stop=1000, every=300).number
+        4
+    """
+
+    stop: int | Any
+    every: int | Any = 100
+    start: int | Any = 0
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        try:
+            values = [operator.index(v) for v in (self.start, self.every, self.stop)]
+        except TypeError:
+            values = [0, 0, 0]
+        start, every, stop = values
+        if start < 0 or every < 1 or stop <= start:
+            raise ValueError(
+                "steps are whole numbers of updates with every >= 1 and 0 <= start < stop; "
+                f"got start={self.start}, every={self.every}, stop={self.stop}. Pass, for "
+                "example, Steps(stop=7500, every=100)."
+            )
+
+    @property
+    def number(self) -> int:
+        """Return how many times the mask changes."""
+        return -(-(self.stop - self.start) // self.every)
+
+    def index(self, step: Int32[Array, ""]) -> Int32[Array, ""]:
+        """Return which change a step is, from 1; that of a change that comes next."""
+        passed = step - jnp.int32(self.start)
+        ceiled = -(-passed // jnp.int32(self.every))
+        return jnp.clip(ceiled, 0, self.number)
+
+    def is_due(self, step: Int32[Array, ""]) -> Array:
+        """Return whether the mask changes at a step."""
+        passed = step - jnp.int32(self.start)
+        is_multiple = passed % jnp.int32(self.every) == 0
+        is_inside = (passed > 0) & (step < self.stop)
+        return is_inside & is_multiple | (step == self.stop)
+
+
+class SparseState(NamedTuple):
+    """The state of a wrapper that changes its mask.
+
+    Attributes:
+        inner: the state of the wrapped transformation.
+        mask: True keeps.
+        step: number of updates so far.
+    """
+
+    inner: Any
+    mask: Mask
+    step: Int32[Array, ""]
+
+
+# change(step, mask, params, gradients) -> mask.
+Change: TypeAlias = Callable[[Array, Mask, Params, Params], Mask]
+
+
+def changing(
+    inner: Any,
+    first: Callable[[Params], Mask],
+    steps: Steps | Any,
+    change: Change,
+) -> optax.GradientTransformationExtraArgs:
+    """Wrap an optimizer with a mask that changes at some steps.
+
+    At such a step the mask changes first; then `inner` sees the gradients of the weights
+    that the new mask keeps. The state of `inner` for a weight that grows back is that of a
+    fresh optimizer.
+
+    Args:
+        inner: the optimizer.
+        first: the mask of parameters before training.
+        steps: when the mask changes.
+        change: `change(step, mask, params, gradients) -> mask`, with pruned weights of
+            `params` at zero, and the gradients of all weights.
+
+    Returns:
+        An optax transformation whose state is a `SparseState`.
+
+    Raises:
+        TypeError: if `inner` is not an optax transformation, or `steps` not `Steps`.
+
+    Example:
+        >>> shrink = lambda step, mask, params, gradients: jax.tree.map(jnp.zeros_like, mask)
+        >>> optimizer = changing(optax.sgd(1.0), masks.ones_like, Steps(1, 1), shrink)
+        >>> state = optimizer.init({"w": jnp.ones(2)})
+        >>> for _ in range(2):
+        ...     updates, state = optimizer.update(
+        ...         {"w": jnp.ones(2)}, state, {"w": jnp.ones(2)}
+        ...     )
+        >>> state.step.item(), state.mask["w"].tolist(), updates["w"].tolist()
+        (2, [False, False], [-1.0, -1.0])
+    """
+    held: Any = hold_pruned(inner)
+    if not isinstance(steps, Steps):
+        raise TypeError(
+            f"steps is a {type(steps).__name__}. Pass sparse_training.Steps(stop=...), the "
+            "updates at which the mask changes."
+        )
+
+    def init(params: optax.Params) -> SparseState:
+        # A copy, so that a step may donate the state without deleting the caller's mask.
+        mask = tree.copy(first(params))
+        return SparseState(inner.init(params), mask, jnp.int32(0))
+
+    def update(
+        updates: optax.Updates,
+        state: SparseState,
+        params: optax.Params | None = None,
+        **extra: Any,
+    ) -> tuple[optax.Updates, SparseState]:
+        if params is None:
+            raise ValueError(
+                "sparse training needs the parameters to choose among them. Call "
+                "update(gradients, state, params)."
+            )
+        if "mask" in extra:
+            raise ValueError(
+                "this optimizer changes its mask by itself, and update got mask=. Leave it "
+                "out, or use sparse_training.hold_pruned."
+            )
+        stored = jax.tree.map(as_bool, state.mask)
+        current = part(stored, updates)
+
+        def changed() -> list[Array]:
+            masked = masks.apply(params, current)
+            mask = change(state.step, current, masked, updates)
+            grown = jax.tree.map(lambda new, old: new & ~old, mask, current)
+            fresh = inner.init(masked)
+            inner_state = _restart(state.inner, fresh, grown)
+            return jax.tree.leaves((inner_state, part(mask, stored)))
+
+        unchanged = (state.inner, stored)
+        leaves = jax.lax.cond(
+            steps.is_due(state.step), changed, lambda: jax.tree.leaves(unchanged)
+        )
+        inner_state, mask = jax.tree.unflatten(jax.tree.structure(unchanged), leaves)
+        result, after = held.update(
+            updates, HoldPrunedState(inner_state, mask), params, **extra
+        )
+        return result, SparseState(after.inner, after.mask, state.step + 1)
+
+    return optax.GradientTransformationExtraArgs(init, cast(Any, update))
+
+
+def _restart(state: Any, fresh: Any, grown: Mask) -> Any:
+    """Return a state with that of a fresh optimizer for weights that have grown back.
+
+    A leaf of the state belongs to a parameter if its name ends with that of the parameter
+    and it has its shape.
+    """
+    by_name = dict(zip(tree.names(grown), jax.tree.leaves(grown), strict=True))
+
+    def restart(name: str, leaf: Any, start: Any) -> Any:
+        owner = _owner(name, by_name)
+        if owner is None or owner.shape != jnp.shape(leaf):
+            return leaf
+        return jnp.where(owner, jnp.asarray(start).astype(leaf.dtype), leaf)
+
+    return tree.map_named(restart, state, fresh)
+
+
+def _owner(name: str, by_name: Mapping[str, Any]) -> Any:
+    """Return the entry with the longest name that a name ends with."""
+    parts = name.split("/")
+    for first in range(len(parts) + 1):
+        rest = "/".join(parts[first:])
+        if rest in by_name:
+            return by_name[rest]
+    return None
+
+
+def counts(
+    density: Fraction | Budget, params: Params, prunable: Prunable | None
+) -> int | dict[str, int]:
+    """Return how many weights a density keeps, or a budget keeps of each leaf.
+
+    Example:
+        >>> counts(0.5, {"w": jnp.ones((2, 3))}, None)
+        3
+    """
+    chosen = tree.check_prunable(params, prunable)
+    if not isinstance(density, Mapping):
+        return masks.num_kept(density, tree.size(params, chosen))
+    sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
+    return {
+        name: masks.num_kept(each, sizes.get(name, 1)) for name, each in density.items()
+    }
+
+
+def random_mask(
+    key: RandomKey,
+    params: Params,
+    density: Fraction | Budget,
+    prunable: Prunable | None,
+) -> Mask:
+    """Draw a mask; a density is that of the ERK budget.
+
+    Example:
+        >>> mask = random_mask(jax.random.key(0), {"w": jnp.ones((4, 5))}, 0.3, None)
+        >>> masks.count(mask)
+        6
+    """
+    if not isinstance(density, Mapping):
+        density = masks.erk(params, density, prunable=prunable)
+    scored = scores.random(key, params)
+    return masks.select(scored, density, prunable=prunable)
