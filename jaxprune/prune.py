@@ -55,7 +55,7 @@ def prune(
     *,
     rounds: int = 1,
     schedule: Schedule | str | Sequence[Fraction] = "exponential",
-    scope: Scope | int | str = "global",
+    scope: Scope | int | str | Mapping[str, tuple[int, ...]] = "global",
     ties: Ties | str = "exact",
     regrow: bool = False,
     prunable: Prunable | None = None,
@@ -75,7 +75,7 @@ def prune(
         rounds: number of scoring rounds; 1 is one-shot pruning.
         schedule: "exponential", "linear" or "cubic", the densities of the rounds, as in
             `masks.densities`, or a list of them.
-        scope: "global", "layer" or "row", as in `masks.select`.
+        scope: "global", "layer", "row" or axes, as in `masks.select`.
         ties: "exact" or "reference", as in `masks.select`.
         regrow: let pruned weights compete again in the next round, as the SynFlow
             authors' code does; by default they stay pruned.

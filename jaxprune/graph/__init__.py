@@ -3,6 +3,7 @@
 from jaxprune.graph.boundary import between
 from jaxprune.graph.channels import Groups, Kind, channels, kept_entries, kept_mask
 from jaxprune.graph.liveness import Liveness, batch_axes, keep, live, site_of
+from jaxprune.graph.outputs import outputs
 from jaxprune.graph.precision import precise, precise_jaxpr
 from jaxprune.graph.program import (
     PRODUCTS,
@@ -59,6 +60,7 @@ __all__ = [
     "live",
     "macs_of",
     "open_jaxpr",
+    "outputs",
     "precise",
     "precise_jaxpr",
     "producers",

@@ -46,19 +46,19 @@ def highest(
     return _break_ties(keys, threshold, keep - above, tied)
 
 
-@functools.partial(jax.jit, static_argnames=("exact", "axis"))
+@functools.partial(jax.jit, static_argnames=("exact", "axes"))
 def highest_in_rows(
     scores: list[Float[Array, "..."]],
     alive: list[Bool[Array, "..."] | None],
     keep: UInt32[Array, ""],
     *,
     exact: bool,
-    axis: int,
+    axes: tuple[int, ...],
 ) -> list[Bool[Array, "..."]]:
-    """Select `keep` weights in each row of a leaf."""
-    rows = jax.vmap(
-        functools.partial(highest, keep=keep, exact=exact), (axis, axis), axis
-    )
+    """Select `keep` weights in each row of a leaf; `axes` count the rows, in order."""
+    rows = functools.partial(highest, keep=keep, exact=exact)
+    for axis in axes:
+        rows = jax.vmap(rows, (axis, axis), axis)
     return rows(scores, alive)
 
 

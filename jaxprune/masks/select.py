@@ -1,5 +1,6 @@
 """Turn scores into a mask with exactly the requested number of weights, without sorting."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
 
@@ -41,7 +42,7 @@ def select(
     *,
     mask: Mask | None = None,
     prunable: Prunable | None = None,
-    scope: Scope | int | str = "global",
+    scope: Scope | int | str | Mapping[str, tuple[int, ...]] = "global",
     ties: Ties | str = "exact",
 ) -> Mask:
     """Keep the highest-scoring `N - int((1 - density) * N)` of N prunable weights.
@@ -65,7 +66,8 @@ def select(
             are all True in the result.
         scope: "global" ranks all weights together, "layer" ranks each leaf by itself, and
             "row" the weights of each output of a leaf, which is its last axis in Flax; a
-            number is the axis of the outputs of other layouts: 0 in Equinox.
+            number is the axis of the outputs of other layouts: 0 in Equinox. A mapping from
+            leaf name to axes, such as `graph.outputs(fn, params, batch)`, fits any layout.
         ties: "exact" keeps exactly the requested number; "reference" keeps what is
             strictly greater than the k-th smallest score, k = int((1 - density) * N),
             as the SynFlow authors' code does: it keeps fewer where scores are equal.
@@ -89,16 +91,15 @@ def select(
         Threshold and count as in the code of Tanaka et al.,
         https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
-    axis = -1 if scope == "row" else scope
-    if isinstance(axis, bool) or not isinstance(axis, int):
+    if isinstance(scope, bool) or not isinstance(scope, int | Mapping):
         tree.check_option("scope", scope, SCOPES)
-        axis = None
     tree.check_option("ties", ties, TIES)
     ranked = _rank(scores, mask, prunable)
     names = [ranked.names[i] for i in ranked.chosen]
     is_budget = isinstance(density, Mapping)
     if is_budget:
         _check_budget(density, names)
+    rows = _rows(scope, names)
     together = scope == "global" and not is_budget
     selected: dict[int, Array] = {}
     for group in _groups(ranked, together):
@@ -107,7 +108,7 @@ def select(
             [ranked.alive[i] for i in group],
             density[ranked.names[group[0]]] if is_budget else density,
             [ranked.names[i] for i in group],
-            axis,
+            rows.get(ranked.names[group[0]]),
             ties,
         )
         selected |= zip(group, winners, strict=True)
@@ -232,16 +233,36 @@ def _check_budget(budget: Mapping[str, Any], names: Sequence[str]) -> None:
             )
 
 
+def _rows(scope: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Return the axes of the outputs of each leaf that is ranked row by row."""
+    if isinstance(scope, Mapping):
+        missing = sorted(set(names) - set(scope))
+        if missing:
+            raise ValueError(
+                f"scope has no axes for '{missing[0]}'. Pass those of "
+                "graph.outputs(fn, params, batch), and prunable without leaves that no "
+                "product reads."
+            )
+        return {name: tuple(scope[name]) for name in names}
+    if scope == "row" or isinstance(scope, int):
+        return dict.fromkeys(names, (-1 if scope == "row" else scope,))
+    return {}
+
+
 def _winners(
     scores: list[Any],
     alive: list[Any],
     density: Any,
     names: Sequence[str],
-    axis: int | None,
+    axes: tuple[int, ...] | None,
     ties: str,
 ) -> list[Bool[Array, "..."]]:
     """Select among leaves together, or in each row of one leaf."""
-    rows = 1 if axis is None else _count_rows(scores[0].shape, axis, names[0])
+    rows = 1
+    if axes is not None:
+        shape = scores[0].shape
+        axes = _check_axes(axes, shape, names[0])
+        rows = math.prod(shape[axis] for axis in axes)
     size = sum(score.size for score in scores) // max(rows, 1)
     if size == 0:
         return [jnp.ones(score.shape, bool) for score in scores]
@@ -255,21 +276,24 @@ def _winners(
     else:
         keep = num_kept(density, size)
         if ties == "exact":
-            _check_enough(keep, size, alive, names, axis)
+            _check_enough(keep, size, alive, names, axes)
     keep, exact = jnp.asarray(keep, jnp.uint32), ties == "exact"
-    if axis is None:
+    if axes is None:
         return bisection.highest(scores, alive, keep, exact=exact)
-    return bisection.highest_in_rows(scores, alive, keep, exact=exact, axis=axis)
+    return bisection.highest_in_rows(scores, alive, keep, exact=exact, axes=axes)
 
 
-def _count_rows(shape: tuple[int, ...], axis: int, name: str) -> int:
-    """Return the number of outputs of a leaf."""
-    if len(shape) < 2 or not -len(shape) <= axis < len(shape):
+def _check_axes(
+    axes: Sequence[int], shape: tuple[int, ...], name: str
+) -> tuple[int, ...]:
+    """Return the axes of the outputs of a leaf, from 0, in order."""
+    if not all(-len(shape) <= axis < len(shape) for axis in axes) or len(shape) < 2:
         raise ValueError(
-            f"'{name}' has shape {list(shape)}, and so no rows along axis {axis}. Leave it "
-            'out of prunable, or pass scope="layer".'
+            f"'{name}' has shape {list(shape)}, and so no rows along axis "
+            f"{', '.join(map(str, axes))}. Leave it out of prunable, or pass "
+            'scope="layer".'
         )
-    return shape[axis]
+    return tuple(sorted({axis % len(shape) for axis in axes}))
 
 
 def _traced_count(density: Any, size: int) -> UInt32[Array, ""]:
@@ -287,24 +311,24 @@ def _check_enough(
     size: int,
     alive: Sequence[Any],
     names: Sequence[str],
-    axis: int | None,
+    axes: tuple[int, ...] | None,
 ) -> None:
     if any(leaf is None or isinstance(leaf, Tracer) for leaf in alive):
         return
-    if axis is None:
+    if axes is None:
         left = count(list(alive), [True] * len(alive))
     else:
         (leaf,) = alive
-        others = [i for i in range(leaf.ndim) if i != axis % leaf.ndim]
+        others = [axis for axis in range(leaf.ndim) if axis not in axes]
         left = int(leaf.sum(others).min())
-    if left == 0 and axis is None:
+    if left == 0 and axes is None:
         raise ValueError(
             "the mask keeps no weight, and pruned weights stay pruned. Pass no mask to let "
             "weights grow back."
         )
     if keep > left:
         where = f"'{names[0]}'" if len(names) == 1 else f"{len(names)} leaves together"
-        where = where if axis is None else f"a row of {where}"
+        where = where if axes is None else f"a row of {where}"
         raise ValueError(
             f"density asks for {keep} of {size} weights in {where}, but the mask has only "
             f"{left} left, and pruned weights stay pruned. Pass a density of at most "

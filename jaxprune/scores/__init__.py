@@ -12,9 +12,11 @@ from jaxprune.scores.fisher import fisher
 from jaxprune.scores.grasp import grasp
 from jaxprune.scores.magnitude import magnitude
 from jaxprune.scores.random import random
+from jaxprune.scores.ria import ria
 from jaxprune.scores.snip import snip
 from jaxprune.scores.synflow import synflow
 from jaxprune.scores.taylor import taylor
+from jaxprune.scores.wanda import wanda
 
 __all__ = [
     "SCORERS",
@@ -23,9 +25,11 @@ __all__ = [
     "grasp",
     "magnitude",
     "random",
+    "ria",
     "snip",
     "synflow",
     "taylor",
+    "wanda",
 ]
 
 
@@ -36,18 +40,20 @@ class Scorer(NamedTuple):
         score: the function.
         needs: what the function takes besides the parameters: "nothing"; "key": a random
             key; "batches": a loss function and batches; "inputs": a forward function and
-            inputs.
+            inputs; "activations": a forward function and batches of inputs.
         rounds: number of scoring rounds in its paper.
     """
 
     score: Callable[..., Any]
-    needs: Literal["nothing", "key", "batches", "inputs"]
+    needs: Literal["nothing", "key", "batches", "inputs", "activations"]
     rounds: int
 
 
 SCORERS: Mapping[str, Scorer] = {
     "random": Scorer(random, needs="key", rounds=1),
     "magnitude": Scorer(magnitude, needs="nothing", rounds=1),
+    "wanda": Scorer(wanda, needs="activations", rounds=1),
+    "ria": Scorer(ria, needs="activations", rounds=1),
     "fisher": Scorer(fisher, needs="batches", rounds=1),
     "snip": Scorer(snip, needs="batches", rounds=1),
     "grasp": Scorer(grasp, needs="batches", rounds=1),

@@ -1,0 +1,388 @@
+"""The layers of any function, as matrices: products of a kernel with data.
+
+A kernel is a leaf of the parameters, or a part of one or several, whose entries are moved but
+not changed on the way to a product: transposed, reshaped, sliced, concatenated. Scans are
+unrolled by `trace`, so each slice of a stacked leaf is a layer of its own.
+"""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float
+
+from jaxprune.graph.program import PRODUCTS, Eqn, Program, depends_on
+from jaxprune.graph.rules import bind
+from jaxprune.types import Prunable
+
+# What these return has the entries of their first operand, or of all operands.
+_MOVES = (
+    "broadcast_in_dim",
+    "concatenate",
+    "convert_element_type",
+    "copy",
+    "dynamic_slice",
+    "expand_dims",
+    "gather",
+    "name",
+    "reshape",
+    "rev",
+    "slice",
+    "squeeze",
+    "transpose",
+)
+
+
+class Layer(NamedTuple):
+    """A product of a kernel with data.
+
+    Attributes:
+        number: the number of its equation in the program.
+        eqn: the equation.
+        side: which operand is the kernel, 0 or 1.
+        leaves: numbers of the leaves that the kernel is moved from.
+        moves: numbers of the equations that move them.
+        shape: of the kernel.
+    """
+
+    number: int
+    eqn: Eqn
+    side: int
+    leaves: tuple[int, ...]
+    moves: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    @property
+    def data(self) -> int:
+        """Return the value that the kernel is multiplied with."""
+        return self.eqn.ins[1 - self.side]
+
+
+def find(program: Program) -> list[Layer]:
+    """List the products of a kernel with data, in order.
+
+    Args:
+        program: of `trace`.
+
+    Returns:
+        The layers. Products inside loops that `trace` does not unroll, and products with
+        kernels that are computed from leaves, are not among them.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> fn = lambda params, x: x @ params["w"].T
+        >>> program = trace(fn, {"w": jnp.ones((4, 3))}, jnp.ones((2, 3)))
+        >>> [(layer.side, layer.leaves, len(layer.moves)) for layer in find(program)]
+        [(1, (0,), 1)]
+    """
+    data = depends_on(program, program.args)
+    from_params = depends_on(program, program.params)
+    moved: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
+        v: ((i,), ()) for i, v in enumerate(program.params)
+    }
+    found = []
+    for number, eqn in enumerate(program.eqns):
+        if eqn.primitive.name in PRODUCTS:
+            for side in (0, 1):
+                kernel, other = eqn.ins[side], eqn.ins[1 - side]
+                if kernel in moved and other in data and _is_followed(eqn, side):
+                    shape = program.shape(kernel)
+                    found.append(Layer(number, eqn, side, *moved[kernel], shape))
+        elif eqn.primitive.name in _MOVES:
+            sources = [moved[v] for v in eqn.ins if v in moved]
+            others = [v for v in eqn.ins if v not in moved]
+            if sources and not any(v in data or v in from_params for v in others):
+                if eqn.primitive.name == "concatenate" and others:
+                    continue
+                leaves, moves = (sum(parts, ()) for parts in zip(*sources, strict=True))
+                leaves, moves = dict.fromkeys(leaves), dict.fromkeys((*moves, number))
+                moved[eqn.outs[0]] = tuple(leaves), tuple(sorted(moves))
+    return found
+
+
+def _is_followed(eqn: Eqn, side: int) -> bool:
+    if eqn.primitive.name == "dot_general":
+        return True
+    return side == 1 and eqn.params["batch_group_count"] == 1
+
+
+def check(
+    program: Program, found: Sequence[Layer], prunable: Prunable, method: str
+) -> None:
+    """Check that a product reads every prunable leaf.
+
+    Args:
+        program: of `trace`.
+        found: of `find`.
+        prunable: one bool per leaf.
+        method: what the error message calls the method.
+
+    Raises:
+        ValueError: naming the first leaf that no layer has.
+    """
+    read = {leaf for layer in found for leaf in layer.leaves}
+    for leaf, is_prunable in enumerate(jax.tree.leaves(prunable)):
+        if is_prunable and leaf not in read:
+            raise ValueError(
+                f"{method} needs the inputs of each kernel, but no product multiplies "
+                f"'{program.names[leaf]}' with data{_reason(program, leaf)}. Leave it out: "
+                "pass prunable=tree.prunable(params, exclude=...), here and to "
+                "masks.select."
+            )
+
+
+def _reason(program: Program, leaf: int) -> str:
+    """Name what reads a leaf, other than a layer."""
+    reached = {program.params[leaf]}
+    for eqn in program.eqns:
+        if reached.intersection(eqn.ins):
+            if eqn.primitive.name not in _MOVES:
+                where = f" in '{eqn.where}'" if eqn.where else ""
+                return f"; it is read by '{eqn.primitive.name}'{where}"
+            reached.update(eqn.outs)
+    return ""
+
+
+def evaluate(
+    program: Program, values: dict[int, Any], numbers: Sequence[int] | range
+) -> None:
+    """Run some equations of a program.
+
+    Args:
+        program: of `trace`.
+        values: arrays by value; the results are added to them.
+        numbers: the equations, in order.
+    """
+    for number in numbers:
+        eqn = program.eqns[number]
+        operands = [values[v] for v in eqn.ins]
+        values.update(zip(eqn.outs, bind(eqn, operands), strict=True))
+
+
+def run(
+    program: Program, found: Sequence[Layer], inputs: Sequence[Any]
+) -> Iterator[tuple[Layer, Any]]:
+    """Run a program, and stop at each layer.
+
+    Args:
+        program: of `trace`.
+        found: of `find`.
+        inputs: the leaves of the parameters, then those of the other arguments.
+
+    Yields:
+        A layer and the data that its kernel is multiplied with.
+    """
+    values = dict(program.constants)
+    values |= zip((*program.params, *program.args), inputs, strict=True)
+    done = 0
+    for layer in found:
+        evaluate(program, values, range(done, layer.number))
+        done = layer.number
+        yield layer, values[layer.data]
+
+
+def kernel_of(program: Program, layer: Layer, leaves: Sequence[Any]) -> Any:
+    """Return the kernel of a layer, in the dtype of its leaves.
+
+    Args:
+        program: of `trace`.
+        layer: of `find`.
+        leaves: the arrays of `layer.leaves`, of any dtype.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> program = trace(lambda p, x: x @ p.T, jnp.ones((4, 3)), jnp.ones((2, 3)))
+        >>> kernel_of(program, find(program)[0], [jnp.ones((4, 3))]).shape
+        (3, 4)
+    """
+    values = dict(program.constants)
+    values |= {
+        program.params[i]: leaf for i, leaf in zip(layer.leaves, leaves, strict=True)
+    }
+    for number in layer.moves:
+        eqn = program.eqns[number]
+        if eqn.primitive.name == "convert_element_type":
+            values[eqn.outs[0]] = values[eqn.ins[0]]
+        else:
+            evaluate(program, values, [number])
+    return values[layer.eqn.ins[layer.side]]
+
+
+def pull_back(
+    program: Program, layer: Layer, kernel: Float[Array, "..."]
+) -> dict[int, Float[Array, "..."]]:
+    """Move the entries of an array like a kernel to where they are in the leaves.
+
+    Args:
+        program: of `trace`.
+        layer: of `find`.
+        kernel: an array of the shape of its kernel.
+
+    Returns:
+        An array for each leaf of the layer, by number; 0 for entries that the layer does not
+        read, and the sum for those that it reads more than once.
+    """
+    shapes = [
+        jax.ShapeDtypeStruct(program.shape(program.params[i]), kernel.dtype)
+        for i in layer.leaves
+    ]
+    moved: Callable[..., Any] = lambda *leaves: kernel_of(program, layer, leaves)
+    parts = jax.linear_transpose(moved, *shapes)(kernel)
+    return dict(zip(layer.leaves, parts, strict=True))
+
+
+def to_matrices(layer: Layer, kernel: Array) -> Array:
+    """Return a kernel as matrices of outputs and inputs.
+
+    Args:
+        layer: of `find`.
+        kernel: of the shape of its kernel.
+
+    Returns:
+        `(groups, outputs, inputs)`: groups are those of a convolution, or the batch axes of
+        a matrix product; the inputs of a convolution are its channels and taps.
+    """
+    order, groups, outputs, inputs = _split(layer)
+    return kernel.transpose(order).reshape(groups, outputs, inputs)
+
+
+def from_matrices(layer: Layer, matrices: Any) -> Any:
+    """Undo `to_matrices`.
+
+    Args:
+        layer: of `find`.
+        matrices: `(groups, outputs, inputs)`.
+    """
+    order = _split(layer)[0]
+    permuted = matrices.reshape([layer.shape[axis] for axis in order])
+    return permuted.transpose(np.argsort(order))
+
+
+def matrices_shape(layer: Layer) -> tuple[int, int, int]:
+    """Return the shape of `to_matrices`: groups, outputs, inputs."""
+    return _split(layer)[1:]
+
+
+def _split(layer: Layer) -> tuple[tuple[int, ...], int, int, int]:
+    """Return the order of axes, and the numbers of groups, outputs and inputs."""
+    params, shape = layer.eqn.params, layer.shape
+    if layer.eqn.primitive.name == "dot_general":
+        batch, free, contracted = _axes(layer, layer.side, len(shape))
+        sizes = (
+            math.prod(shape[a] for a in part) for part in (batch, free, contracted)
+        )
+        groups, outputs, inputs = sizes
+        return (*batch, *free, *contracted), groups, outputs, inputs
+    order = tuple(params["dimension_numbers"].rhs_spec)
+    groups, outputs = params["feature_group_count"], shape[order[0]]
+    inputs = math.prod(shape[axis] for axis in order[1:])
+    return order, groups, outputs // groups, inputs
+
+
+def _axes(layer: Layer, side: int, ndim: int) -> tuple[list[int], list[int], list[int]]:
+    """Return the batch, free and contracted axes of an operand of a matrix product."""
+    contracted, batch = layer.eqn.params["dimension_numbers"]
+    used = (*contracted[side], *batch[side])
+    free = [axis for axis in range(ndim) if axis not in used]
+    return list(batch[side]), free, list(contracted[side])
+
+
+def squares(layer: Layer, data: Array) -> Float[Array, "groups inputs"]:
+    """Sum the squares of each input of a layer, over everything that it is multiplied at.
+
+    Args:
+        layer: of `find`.
+        data: the other operand of the product.
+
+    Returns:
+        Sums in float32, or float64 for float64 data; of a convolution over the positions
+        where the tap is inside the image.
+    """
+    dtype = jnp.float64 if data.dtype == jnp.float64 else jnp.float32
+    squared = jnp.square(jnp.abs(data).astype(dtype))
+    if layer.eqn.primitive.name == "dot_general":
+        batch, free, contracted = _axes(layer, 1 - layer.side, data.ndim)
+        summed = squared.transpose((*batch, *contracted, *free))
+        groups = math.prod(data.shape[axis] for axis in batch)
+        inputs = math.prod(data.shape[axis] for axis in contracted)
+        return summed.reshape(groups, inputs, -1).sum(-1)
+    # The gradient of the sum of all outputs of a kernel with one output in each group.
+    groups = layer.eqn.params["feature_group_count"]
+    shape = list(layer.shape)
+    shape[layer.eqn.params["dimension_numbers"].rhs_spec[0]] = groups
+    convolve: Callable[..., Any] = lambda kernel: bind(
+        layer.eqn, [squared, kernel], preferred_element_type=dtype
+    )[0]
+    kernel = jax.ShapeDtypeStruct(tuple(shape), dtype)
+    ones = jnp.ones(jax.eval_shape(convolve, kernel).shape, dtype)
+    (summed,) = jax.linear_transpose(convolve, kernel)(ones)
+    narrow = layer._replace(shape=tuple(shape))
+    return to_matrices(narrow, summed)[:, 0]
+
+
+def inputs(layer: Layer, data: Array) -> Float[Array, "groups places inputs"]:
+    """Return what each kernel of a layer is multiplied with, row by row.
+
+    Args:
+        layer: of `find`.
+        data: the other operand of the product.
+
+    Returns:
+        A row for each place that the matrix of a group is applied at, such as a token, or
+        a position of an image.
+    """
+    if layer.eqn.primitive.name == "dot_general":
+        batch, free, contracted = _axes(layer, 1 - layer.side, data.ndim)
+        rows = data.transpose((*batch, *free, *contracted))
+        groups, outer, inner = (
+            math.prod(data.shape[axis] for axis in axes)
+            for axes in (batch, free, contracted)
+        )
+        return rows.reshape(groups, outer, inner)
+    params = layer.eqn.params
+    spec, groups = params["dimension_numbers"], params["feature_group_count"]
+    patches = jax.lax.conv_general_dilated_patches(
+        data,
+        [layer.shape[axis] for axis in spec.rhs_spec[2:]],
+        params["window_strides"],
+        params["padding"],
+        params["lhs_dilation"],
+        params["rhs_dilation"],
+        spec,
+    )
+    rows = jnp.moveaxis(patches, spec.out_spec[1], -1)
+    rows = rows.reshape(-1, groups, rows.shape[-1] // groups)
+    return rows.swapaxes(0, 1)
+
+
+def positions(
+    program: Program, layer: Layer
+) -> dict[int, tuple[np.ndarray, np.ndarray]]:
+    """Return which entries of a kernel are which entries of its leaves.
+
+    Args:
+        program: of `trace`.
+        layer: of `find`.
+
+    Returns:
+        For each leaf of the layer, by number: which entries of the kernel are from it, an
+        array of bool, and for these, in order, their positions in the leaf.
+    """
+    sizes = [math.prod(program.shape(program.params[i])) for i in layer.leaves]
+    starts = np.concatenate([[0], np.cumsum(sizes)])
+    with jax.enable_x64(True), jax.ensure_compile_time_eval():
+        numbered = [
+            jnp.asarray(
+                np.arange(start, start + size).reshape(program.shape(program.params[i]))
+            )
+            for i, start, size in zip(layer.leaves, starts, sizes, strict=False)
+        ]
+        kernel = np.asarray(kernel_of(program, layer, numbered))
+    found = {}
+    for i, start, stop in zip(layer.leaves, starts, starts[1:], strict=False):
+        where = (kernel >= start) & (kernel < stop)
+        found[i] = where, kernel[where] - start
+    return found
