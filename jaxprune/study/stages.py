@@ -245,6 +245,9 @@ def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
     if needs == "inputs":
         flow = recipe.norm_flow, recipe.synflow_rescale
         return settings.ScoreFlow(network, cell.seed, method, needs, *flow)
+    if needs == "key_inputs":
+        examples = recipe.score_examples
+        return settings.ScoreNoise(network, cell.seed, method, needs, examples)
     if needs != "batches":
         return settings.Score(network, cell.seed, method, needs)
     return settings.ScoreData(
