@@ -33,6 +33,7 @@ class Recipe:
             batch; and examples of noise that NTK-SAP uses.
         train_mode_scores: names of the scores or methods that run the network in training
             mode, where BatchNorm uses the statistics of the batch. GraSP's authors score so.
+            ProsPr always runs in training mode.
         grasp_temperature: divides the logits of GraSP.
         norm_flow: BatchNorm in SynFlow, as in models.flow.
         dense_epochs: length of the training before magnitude pruning.

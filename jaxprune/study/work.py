@@ -224,9 +224,15 @@ def _batch(config: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objecti
 
 
 def _checked(scored: Any, params: Any, method: str | Code) -> Any:
-    """Check the scores of a function of the user, and that those of SynFlow are finite."""
+    """Check the scores of a function of the user, and those that can be infinite."""
     if method == "synflow":
         tree.check_finite(scored, "set synflow_rescale=True in the recipe.")
+    if method == "prospr":
+        tree.check_finite(
+            scored,
+            "its training steps diverged. Pass a scoring function that calls scores.prospr "
+            "with a smaller learning_rate.",
+        )
     if isinstance(method, str):
         return scored
     name = f"score {method.title}"

@@ -77,28 +77,6 @@ def test_a_linear_network_by_hand_at_any_epsilon(epsilon):
     np.testing.assert_allclose(scored["w"], expected, rtol=1e-4)
 
 
-def test_float32_agrees_with_float64():
-    params, mask, inputs = network()
-    single = scores.ntk_sap(jax.random.key(0), apply, params, inputs, mask=mask)
-    with jax.enable_x64(True):
-        wide = lambda tree: jax.tree.map(lambda leaf: leaf.astype(jnp.float64), tree)
-        delta = directions(0, params)  # drawn in float32
-        kept = wide(mask)
-
-        def change(kept):
-            changed = jax.tree.map(
-                lambda m, w, d: m * (w + 0.01 * d), kept, wide(params), wide(delta)
-            )
-            plain = jax.tree.map(jnp.multiply, kept, wide(params))
-            return ((apply(changed, wide(inputs)) - apply(plain, wide(inputs))) ** 2).sum()  # fmt: skip
-
-        exact = jax.tree.map(
-            lambda m, g: abs(m * g) / 0.01**2, kept, jax.jit(jax.grad(change))(kept)
-        )
-    for name, leaf in exact.items():
-        np.testing.assert_allclose(single[name], leaf, rtol=1e-3, atol=1e-3)
-
-
 def test_pruned_weights_score_0_and_one_key_serves_all_rounds():
     params, mask, inputs = network()
     key = jax.random.key(0)
