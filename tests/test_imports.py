@@ -12,6 +12,7 @@ CORE = {"jax", "numpy", "jaxtyping"}
 BELOW_STUDY = {
     "types", "tree", "scores", "masks", "prune", "imp", "checkpoint", "models", "data",
     "train", "graph", "compact", "profiling", "sharding", "disk", "sparse_training",
+    "reconstruct",
 }  # fmt: skip
 # part: what it may import from jaxprune, and besides the core and the standard library
 ALLOWED = {
@@ -19,7 +20,7 @@ ALLOWED = {
     "tree": ({"types"}, set()),
     "disk": (set(), set()),
     "sharding": ({"types"}, set()),
-    "scores": ({"types", "tree"}, set()),
+    "scores": ({"types", "tree", "graph"}, set()),
     "masks": ({"types", "tree", "graph", "disk"}, set()),
     "prune": ({"types", "tree", "scores", "masks"}, set()),
     "imp": ({"types", "tree", "scores", "masks"}, set()),
@@ -29,7 +30,8 @@ ALLOWED = {
         {"tensorflow_datasets", "sklearn", "tensorflow"},
     ),
     "models": ({"types", "tree"}, {"flax"}),
-    "sparse_training": ({"types", "tree", "masks"}, {"optax"}),
+    "sparse_training": ({"types", "tree", "scores", "masks"}, {"optax"}),
+    "reconstruct": ({"types", "tree", "graph", "masks"}, set()),
     "train": (
         {"types", "tree", "masks", "data", "models", "sharding", "sparse_training"},
         {"optax"},

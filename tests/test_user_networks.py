@@ -234,6 +234,24 @@ def test_keys_counters_and_none_pass_through_scores_and_masks(name):
         "magnitude": scores.magnitude,
         "snip": functools.partial(scores.snip, loss_with_key, batches=[jnp.eye(2)]),
         "grasp": functools.partial(scores.grasp, loss_with_key, batches=[jnp.eye(2)]),
+        "lamp": scores.lamp,
+        "prospr": functools.partial(scores.prospr, loss_with_key, batches=[jnp.eye(2)]),
+        "wanda": functools.partial(
+            scores.wanda,
+            lambda params, x: x @ params["weights"]["kernel"],
+            batches=[jnp.eye(2)],
+        ),
+        "ria": functools.partial(
+            scores.ria,
+            lambda params, x: x @ params["weights"]["kernel"],
+            batches=[jnp.eye(2)],
+        ),
+        "ntk_sap": functools.partial(
+            scores.ntk_sap,
+            jax.random.key(2),
+            lambda params, x: x @ params["weights"]["kernel"],
+            inputs=jnp.eye(2),
+        ),
         "fisher": functools.partial(scores.fisher, loss_with_key, batches=[jnp.eye(2)]),
         "synflow": functools.partial(
             scores.synflow,

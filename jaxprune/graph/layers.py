@@ -5,6 +5,7 @@ not changed on the way to a product: transposed, reshaped, sliced, concatenated.
 unrolled by `trace`, so each slice of a stacked leaf is a layer of its own.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -78,29 +79,62 @@ def find(program: Program) -> list[Layer]:
         >>> [(layer.side, layer.leaves, len(layer.moves)) for layer in find(program)]
         [(1, (0,), 1)]
     """
-    data = depends_on(program, program.args)
-    from_params = depends_on(program, program.params)
+    data, moved = depends_on(program, program.args), _moved(program)
+    return [
+        Layer(number, eqn, side, *moved[eqn.ins[side]], program.shape(eqn.ins[side]))
+        for number, eqn in enumerate(program.eqns)
+        if eqn.primitive.name in PRODUCTS
+        for side in (0, 1)
+        if eqn.ins[side] in moved
+        and eqn.ins[1 - side] in data
+        and _is_followed(eqn, side)
+    ]
+
+
+def find_added(program: Program) -> list[Layer]:
+    """List the additions of a leaf to data, such as that of a bias, in order.
+
+    Args:
+        program: of `trace`.
+
+    Returns:
+        Them in the form of layers, with the leaf in place of the kernel.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> program = trace(lambda p, x: x + p["b"], {"b": jnp.ones(3)}, jnp.ones(3))
+        >>> [(added.side, added.leaves) for added in find_added(program)]
+        [(1, (0,))]
+    """
+    data, moved = depends_on(program, program.args), _moved(program)
+    return [
+        Layer(number, eqn, side, *moved[eqn.ins[side]], program.shape(eqn.ins[side]))
+        for number, eqn in enumerate(program.eqns)
+        if eqn.primitive.name in ("add", "add_any")
+        for side in (0, 1)
+        if eqn.ins[side] in moved and eqn.ins[1 - side] in data
+    ]
+
+
+def _moved(program: Program) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]]]:
+    """Return the values that hold entries of leaves, with these and the moves."""
+    dependent = depends_on(program, (*program.args, *program.params))
     moved: dict[int, tuple[tuple[int, ...], tuple[int, ...]]] = {
         v: ((i,), ()) for i, v in enumerate(program.params)
     }
-    found = []
     for number, eqn in enumerate(program.eqns):
-        if eqn.primitive.name in PRODUCTS:
-            for side in (0, 1):
-                kernel, other = eqn.ins[side], eqn.ins[1 - side]
-                if kernel in moved and other in data and _is_followed(eqn, side):
-                    shape = program.shape(kernel)
-                    found.append(Layer(number, eqn, side, *moved[kernel], shape))
-        elif eqn.primitive.name in _MOVES:
-            sources = [moved[v] for v in eqn.ins if v in moved]
-            others = [v for v in eqn.ins if v not in moved]
-            if sources and not any(v in data or v in from_params for v in others):
-                if eqn.primitive.name == "concatenate" and others:
-                    continue
-                leaves, moves = (sum(parts, ()) for parts in zip(*sources, strict=True))
-                leaves, moves = dict.fromkeys(leaves), dict.fromkeys((*moves, number))
-                moved[eqn.outs[0]] = tuple(leaves), tuple(sorted(moves))
-    return found
+        sources = [moved[v] for v in eqn.ins if v in moved]
+        others = [v for v in eqn.ins if v not in moved]
+        if eqn.primitive.name not in _MOVES or not sources:
+            continue
+        if dependent.intersection(others):  # such as an index that depends on the input
+            continue
+        if others and eqn.primitive.name == "concatenate":
+            continue
+        leaves, moves = (sum(parts, ()) for parts in zip(*sources, strict=True))
+        moves = sorted({*moves, number})
+        moved[eqn.outs[0]] = tuple(dict.fromkeys(leaves)), tuple(moves)
+    return moved
 
 
 def _is_followed(eqn: Eqn, side: int) -> bool:
@@ -234,7 +268,7 @@ def pull_back(
     return dict(zip(layer.leaves, parts, strict=True))
 
 
-def to_matrices(layer: Layer, kernel: Array) -> Array:
+def to_matrices(layer: Layer, kernel: Any) -> Any:
     """Return a kernel as matrices of outputs and inputs.
 
     Args:
@@ -358,31 +392,34 @@ def inputs(layer: Layer, data: Array) -> Float[Array, "groups places inputs"]:
     return rows.swapaxes(0, 1)
 
 
-def positions(
-    program: Program, layer: Layer
-) -> dict[int, tuple[np.ndarray, np.ndarray]]:
-    """Return which entries of a kernel are which entries of its leaves.
+def starts(program: Program) -> list[int]:
+    """Return where each leaf starts in one row of all entries, and where the last stops."""
+    sizes = [math.prod(program.shape(v)) for v in program.params]
+    return list(itertools.accumulate(sizes, initial=0))
+
+
+def positions(program: Program, layer: Layer) -> np.ndarray:
+    """Return which entry of the leaves each entry of a kernel is.
 
     Args:
         program: of `trace`.
         layer: of `find`.
 
     Returns:
-        For each leaf of the layer, by number: which entries of the kernel are from it, an
-        array of bool, and for these, in order, their positions in the leaf.
+        Positions in one row of the entries of all leaves, of the shape of the kernel.
+
+    Example:
+        >>> from jaxprune.graph import trace
+        >>> program = trace(lambda p, x: x @ p.T, jnp.ones((2, 3)), jnp.ones((2, 3)))
+        >>> positions(program, find(program)[0]).tolist()
+        [[0, 3], [1, 4], [2, 5]]
     """
-    sizes = [math.prod(program.shape(program.params[i])) for i in layer.leaves]
-    starts = np.concatenate([[0], np.cumsum(sizes)])
+    first = starts(program)
     with jax.enable_x64(True), jax.ensure_compile_time_eval():
         numbered = [
-            jnp.asarray(
-                np.arange(start, start + size).reshape(program.shape(program.params[i]))
+            jnp.asarray(np.arange(first[i], first[i + 1]).reshape(shape))
+            for i, shape in (
+                (i, program.shape(program.params[i])) for i in layer.leaves
             )
-            for i, start, size in zip(layer.leaves, starts, sizes, strict=False)
         ]
-        kernel = np.asarray(kernel_of(program, layer, numbered))
-    found = {}
-    for i, start, stop in zip(layer.leaves, starts, starts[1:], strict=False):
-        where = (kernel >= start) & (kernel < stop)
-        found[i] = where, kernel[where] - start
-    return found
+        return np.asarray(kernel_of(program, layer, numbered))

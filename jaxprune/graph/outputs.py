@@ -54,15 +54,16 @@ def _output_axes(
     program: Program, layer: layers.Layer
 ) -> dict[int, tuple[int, ...] | None]:
     """Return the axes of each leaf along which the output of a layer changes."""
-    places = layers.positions(program, layer)
+    positions, starts = layers.positions(program, layer), layers.starts(program)
     shape = layers.matrices_shape(layer)
     number = np.arange(shape[0] * shape[1]).reshape(shape[0], shape[1], 1)
     number = layers.from_matrices(layer, np.broadcast_to(number, shape))
     axes = {}
-    for leaf, (where, place) in places.items():
+    for leaf in layer.leaves:
         shape = program.shape(program.params[leaf])
         row = np.full(math.prod(shape), -1)
-        row[place] = number[where]
+        is_here = (positions >= starts[leaf]) & (positions < starts[leaf + 1])
+        row[positions[is_here] - starts[leaf]] = number[is_here]
         row = row.reshape(shape)
         differing = [
             axis for axis in range(row.ndim) if (row != row.take([0], axis)).any()

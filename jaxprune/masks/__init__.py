@@ -9,7 +9,7 @@ from jaxprune.masks.apply import (
     save,
     summary,
 )
-from jaxprune.masks.budgets import erk, owl, uniform
+from jaxprune.masks.budgets import check_budget, erk, owl, uniform
 from jaxprune.masks.channels import select_channels
 from jaxprune.masks.controls import (
     invert,
@@ -34,6 +34,7 @@ __all__ = [
     "Collapse",
     "Health",
     "apply",
+    "check_budget",
     "check_density",
     "count",
     "densities",

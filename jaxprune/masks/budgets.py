@@ -227,3 +227,29 @@ def _scale(
         }
         fixed |= outside or bounded
     return {name: fixed.get(name, target) for name in shapes}
+
+
+def check_budget(budget: Mapping[str, Any], names: Sequence[str]) -> None:
+    """Check that a budget names exactly the prunable leaves.
+
+    Args:
+        budget: leaf name -> density, or number.
+        names: of the prunable leaves.
+
+    Raises:
+        ValueError: naming a leaf that it lacks, or has besides.
+
+    Example:
+        >>> check_budget({"a": 0.5}, ["a", "b"])
+        Traceback (most recent call last):
+        ValueError: the budget has no density for 'b'. ...
+    """
+    for wrong, problem in (
+        (set(names) - set(budget), "has no density for"),
+        (set(budget) - set(names), "has a density for, which is no prunable leaf,"),
+    ):
+        if wrong:
+            raise ValueError(
+                f"the budget {problem} '{min(wrong)}'. Make it for the same params and "
+                "prunable, such as masks.erk(params, 0.1, prunable=prunable)."
+            )

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, UInt32
 from jaxprune import tree
 from jaxprune.masks import bisection
 from jaxprune.masks.apply import count
+from jaxprune.masks.budgets import check_budget
 from jaxprune.masks.schedule import num_kept
 from jaxprune.types import Budget, Fraction, Mask, Prunable, Scope, Scores, Ties
 
@@ -98,7 +99,7 @@ def select(
     names = [ranked.names[i] for i in ranked.chosen]
     is_budget = isinstance(density, Mapping)
     if is_budget:
-        _check_budget(density, names)
+        check_budget(density, names)
     rows = _rows(scope, names)
     together = scope == "global" and not is_budget
     selected: dict[int, Array] = {}
@@ -151,7 +152,7 @@ def highest(
     ranked = _rank(scores, mask, prunable)
     is_mapping = isinstance(number, Mapping)
     if is_mapping:
-        _check_budget(number, [ranked.names[i] for i in ranked.chosen])
+        check_budget(number, [ranked.names[i] for i in ranked.chosen])
     selected: dict[int, Array] = {}
     for group in _groups(ranked, not is_mapping):
         wanted = number[ranked.names[group[0]]] if is_mapping else number
@@ -218,19 +219,6 @@ def _whole(ranked: _Ranked, selected: Mapping[int, Array]) -> Mask:
         for i, leaf in enumerate(ranked.scores)
     ]
     return jax.tree.unflatten(ranked.structure, kept)
-
-
-def _check_budget(budget: Mapping[str, Any], names: Sequence[str]) -> None:
-    """Check that a budget names exactly the prunable leaves."""
-    for wrong, problem in (
-        (set(names) - set(budget), "has no density for"),
-        (set(budget) - set(names), "has a density for, which is no prunable leaf,"),
-    ):
-        if wrong:
-            raise ValueError(
-                f"the budget {problem} '{min(wrong)}'. Make it for the same params and "
-                "prunable, such as masks.erk(params, 0.1, prunable=prunable)."
-            )
 
 
 def _rows(scope: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:

@@ -80,7 +80,7 @@ def _inverse_sums(fn: ApplyFn, params: Params, batch: Any) -> dict[int, Array]:
     for layer in layers.find(program):
         kernel = layers.kernel_of(program, layer, [leaves[i] for i in layer.leaves])
         size = layers.to_matrices(layer, jnp.abs(kernel))
-        size = size.astype(jnp.promote_types(size.dtype, jnp.float32))
+        size = size.astype(jnp.float64 if size.dtype == jnp.float64 else jnp.float32)
         share = _inverse(size.sum(1, keepdims=True)) + _inverse(
             size.sum(2, keepdims=True)
         )

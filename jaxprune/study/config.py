@@ -7,6 +7,8 @@ import math
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
+import jax.numpy as jnp
+
 from jaxprune import data, tree
 from jaxprune.study import methods
 from jaxprune.study.code import Code
@@ -28,9 +30,10 @@ class Recipe:
         synflow_rounds: rounds of scoring of SynFlow.
         synflow_rescale: as `rescale` in scores.synflow.
         score_examples: examples that SNIP, GraSP and other scores of the loss use, in one
-            batch.
+            batch; and examples of noise that NTK-SAP uses.
         train_mode_scores: names of the scores or methods that run the network in training
             mode, where BatchNorm uses the statistics of the batch. GraSP's authors score so.
+            ProsPr always runs in training mode.
         grasp_temperature: divides the logits of GraSP.
         norm_flow: BatchNorm in SynFlow, as in models.flow.
         dense_epochs: length of the training before magnitude pruning.
@@ -147,6 +150,13 @@ class Cell:
             raise ValueError(
                 f"train_examples is the number of examples to train on; got "
                 f"{self.train_examples}. Pass 1 or more, or leave it out for all."
+            )
+        is_float = jnp.issubdtype(jnp.dtype(self.input_dtype), jnp.floating)
+        if method.needs == "key_inputs" and not is_float:
+            raise ValueError(
+                f"{method.title} scores with Gaussian noise, but the inputs of the network "
+                f"are {self.input_dtype}. Leave it out, or call the scoring function "
+                "yourself with inputs of that dtype."
             )
         needed = recipe.score_examples if method.needs == "batches" else 0
         if self.train_examples is not None and self.train_examples < needed:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from jaxprune import scores, tree
 from jaxprune.study import files
 
-NEEDS = ("nothing", "key", "batches", "inputs")  # as in scores.Scorer
+NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs")  # as in scores.Scorer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,8 @@ class Method:
         needs: what the scoring function takes, as in scores.Scorer: "nothing": `score(params,
             mask=mask)`; "batches": `score(loss_fn, params, batches, mask=mask)`; "inputs":
             `score(apply_fn, params, inputs, mask=mask)`; "key": `score(key, params,
-            mask=mask)`. Ignored where `score` is a name.
+            mask=mask)`; "key_inputs": `score(key, apply_fn, params, inputs, mask=mask)`, the
+            inputs Gaussian noise. Ignored where `score` is a name.
         rounds: number of rounds of scoring and selecting, for methods that prune once; None
             for 1, or for SynFlow those of the recipe.
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
@@ -79,10 +80,13 @@ _METHODS = (
     Method("dense", "Dense", "", pretrained=True),
     Method("random", "Rand", "random"),
     Method("magnitude", "Mag", "magnitude", pretrained=True),
+    Method("lamp", "LAMP", "lamp", pretrained=True),
     Method("fisher", "Fisher", "fisher", pretrained=True),
     Method("snip", "SNIP", "snip"),
+    Method("prospr", "ProsPr", "prospr"),
     Method("grasp", "GraSP", "grasp"),
     Method("synflow", "SynFlow", "synflow"),
+    Method("ntk_sap", "NTK-SAP", "ntk_sap", rounds=scores.SCORERS["ntk_sap"].rounds),
     _imp("imp2", "IMP-2", levels=2),
     _imp("imp3", "IMP-3", levels=3),
     _imp("imp4", "IMP-4", levels=4),

@@ -142,6 +142,17 @@ class ScoreData(Score):
 
 
 @dataclasses.dataclass(frozen=True)
+class ScoreNoise(Score):
+    """Score by the outputs for Gaussian noise.
+
+    Attributes:
+        examples: number of examples of noise.
+    """
+
+    examples: int
+
+
+@dataclasses.dataclass(frozen=True)
 class Select:
     """Keep the weights of the highest scores; `ties` is as in masks.select."""
 

@@ -245,6 +245,9 @@ def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
     if needs == "inputs":
         flow = recipe.norm_flow, recipe.synflow_rescale
         return settings.ScoreFlow(network, cell.seed, method, needs, *flow)
+    if needs == "key_inputs":
+        examples = recipe.score_examples
+        return settings.ScoreNoise(network, cell.seed, method, needs, examples)
     if needs != "batches":
         return settings.Score(network, cell.seed, method, needs)
     return settings.ScoreData(
@@ -255,8 +258,9 @@ def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
         dataset,
         examples=recipe.score_examples,
         temperature=recipe.grasp_temperature if method == "grasp" else 1.0,
+        # ProsPr trains: with the first BatchNorm statistics, its steps would diverge.
         train_mode=cell.method.name in recipe.train_mode_scores
-        or method in recipe.train_mode_scores,
+        or method in ("prospr", *recipe.train_mode_scores),
     )
 
 

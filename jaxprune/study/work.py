@@ -8,6 +8,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.tree_util import Partial
 
 from jaxprune import (
     data,
@@ -190,6 +191,13 @@ def _scorer(
             objective=objective,
         )
         arguments = loss_fn, params, [batch]
+    elif isinstance(config, settings.ScoreNoise):
+        struct = workbench.input_struct(config.network, config.examples)
+        noise = jax.random.normal(
+            workbench.key_for(config.seed, "inputs"), struct.shape, struct.dtype
+        )
+        key = workbench.key_for(config.seed, "score")
+        arguments = key, Partial(_outputs, model), params, noise
     elif config.needs == "key":
         arguments = workbench.key_for(config.seed, "score"), params
     else:
@@ -197,6 +205,11 @@ def _scorer(
     return lambda mask: _checked(
         _scores(arguments, mask, method, **options), params, method
     )
+
+
+def _outputs(model: models.Model, params: Any, inputs: jax.Array) -> Any:
+    """Run a network with other weights, BatchNorm in evaluation mode."""
+    return model.apply(params, model.state, inputs, train=False)[0]
 
 
 def _batch(config: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
@@ -211,9 +224,15 @@ def _batch(config: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objecti
 
 
 def _checked(scored: Any, params: Any, method: str | Code) -> Any:
-    """Check the scores of a function of the user, and that those of SynFlow are finite."""
+    """Check the scores of a function of the user, and those that can be infinite."""
     if method == "synflow":
         tree.check_finite(scored, "set synflow_rescale=True in the recipe.")
+    if method == "prospr":
+        tree.check_finite(
+            scored,
+            "its training steps diverged. Pass a scoring function that calls scores.prospr "
+            "with a smaller learning_rate.",
+        )
     if isinstance(method, str):
         return scored
     name = f"score {method.title}"

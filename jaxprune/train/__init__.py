@@ -26,6 +26,7 @@ from jaxprune.train.optimizer import (
     learning_rate,
     optimizer,
 )
+from jaxprune.train.recalibration import recalibrate
 from jaxprune.train.recipe import Training
 
 __all__ = [
@@ -45,5 +46,6 @@ __all__ = [
     "learning_rate",
     "loss_function",
     "optimizer",
+    "recalibrate",
     "unpack",
 ]

@@ -394,5 +394,5 @@ def check_informative(scores: Scores, mask: Mask | None) -> None:
             "all scores are 0: the result of the function does not depend on params, the "
             "data is empty, or, for grasp, the loss is linear in params. Check that the "
             "function uses its first argument, and that BatchNorm does not normalize a "
-            "constant batch to 0."
+            "constant batch to 0. For prospr, pass a smaller learning_rate."
         )

@@ -38,7 +38,13 @@ def score(name, params, mask=None):
         return scorer.score(params, mask=mask)
     if scorer.needs == "inputs":
         return scorer.score(apply, params, jnp.ones((1, 2)), mask=mask)
-    return scorer.score(loss, params, BATCHES, mask=mask)
+    if scorer.needs == "key_inputs":
+        return scorer.score(jax.random.key(0), apply, params, BATCHES[1], mask=mask)
+    if scorer.needs == "activations":
+        return scorer.score(apply, params, BATCHES, mask=mask)
+    # At the default rate, all units of this network are inactive after the steps.
+    options = {"learning_rate": 0.01} if name == "prospr" else {}
+    return scorer.score(loss, params, BATCHES, mask=mask, **options)
 
 
 class ScorerContractTest(chex.TestCase):
@@ -86,7 +92,9 @@ class ScorerContractTest(chex.TestCase):
         ):
             score(name, PARAMS, mask)
 
-    @parameterized.named_parameters(("snip", "snip"), ("grasp", "grasp"))
+    @parameterized.named_parameters(
+        ("snip", "snip"), ("grasp", "grasp"), ("prospr", "prospr")
+    )
     def test_no_batches_are_refused(self, name):
         with pytest.raises(ValueError, match="batches is empty.*at least one batch"):
             scores.SCORERS[name].score(loss, PARAMS, [])

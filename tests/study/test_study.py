@@ -1,15 +1,17 @@
 """The study engine: ids, shared stages, records, resuming, and invalid arguments."""
 
 import dataclasses
+import functools
 import itertools
 import shutil
 
+import chex
 import jax
 import jax.numpy as jnp
 import pytest
 
 from experiments import digits
-from jaxprune import checkpoint, masks, report, train
+from jaxprune import checkpoint, masks, report, scores, train
 from jaxprune.study import (
     compaction,
     config,
@@ -19,8 +21,10 @@ from jaxprune.study import (
     records,
     runner,
     select,
+    settings,
     stages,
     store,
+    work,
     workbench,
 )
 from jaxprune.study.files import RunsError
@@ -147,6 +151,57 @@ def test_what_changes_no_result_does_not_change_its_id():
         RECIPE, name="other", grasp_temperature=1.0, synflow_rounds=9
     )
     assert stages.chain(cell(recipe=renamed)) == stages.chain(cell())
+
+
+def scoring(method: str) -> settings.Score:
+    """Return the settings of the scores of a cell."""
+    kinds = {stage.kind: stage.settings for stage in stages.chain(cell(method))}
+    return kinds["prune"].scoring if "prune" in kinds else kinds["score"]
+
+
+def test_ntk_sap_scores_with_noise_and_keys_of_the_seed():
+    own = scoring("ntk_sap")
+    assert isinstance(own, settings.ScoreNoise)
+    assert own.examples == RECIPE.score_examples
+    (pruning,) = (s for s in stages.chain(cell("ntk_sap")) if s.kind == "prune")
+    assert pruning.settings.rounds == 20
+    bench = workbench.Bench(DIGITS)
+    initialize = settings.Initialize(own.network, 0)
+    arrays = work.initialize(initialize, {}, bench).arrays
+    scored = work.score(own, arrays, bench).arrays["scores"]
+    model = workbench.model(own.network, arrays)
+    noise = jax.random.normal(workbench.key_for(0, "inputs"), (100, 8, 8, 1))
+    expected = jax.jit(
+        functools.partial(
+            scores.ntk_sap,
+            apply_fn=lambda params, x: model.apply(params, model.state, x)[0],
+        )
+    )(workbench.key_for(0, "score"), params=model.params, inputs=noise)
+    chex.assert_trees_all_close(scored, expected, rtol=1e-3, atol=0.1)  # of 5,000
+
+
+def test_prospr_runs_in_training_mode_and_lamp_scores_a_trained_network():
+    assert scoring("prospr").train_mode
+    assert not scoring("snip").train_mode
+    kinds = [stage.kind for stage in stages.chain(cell("lamp"))]
+    assert kinds[:4] == ["initialize", "train", "score", "select"]
+
+
+def test_steps_of_prospr_that_diverge_are_named(monkeypatch):
+    own, bench = scoring("prospr"), workbench.Bench(DIGITS)
+    initialize = settings.Initialize(own.network, 0)
+    arrays = work.initialize(initialize, {}, bench).arrays
+    diverged = {"fc1": {"kernel": jnp.array([jnp.nan])}}
+    monkeypatch.setattr(work, "_scores", lambda *arguments: diverged)
+    with pytest.raises(
+        ValueError, match="at 'fc1/kernel'.*its training steps diverged"
+    ):
+        work.score(own, arrays, bench)
+
+
+def test_noise_for_integer_inputs_is_refused():
+    with pytest.raises(ValueError, match="NTK-SAP scores with Gaussian.*are int32"):
+        cell("ntk_sap", input_dtype="int32")
 
 
 def images_to_test() -> train.ImageSet:

@@ -1,5 +1,6 @@
 """Training: learning, masks, continuing from an iteration, short batches, divergence."""
 
+import dataclasses
 from typing import Any
 
 import chex
@@ -8,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxprune import data, masks, models, train
+from jaxprune import data, masks, models, scores, train, tree
 
 PREPROCESSING = data.Preprocessing((0.5,), (0.25,), pad=1, flip=True)
 PLAIN = data.Preprocessing((0.5,), (0.25,))
@@ -255,3 +256,22 @@ def test_errors_between_two_networks_interpolate_weights_and_statistics(
     middle = jax.tree.map(lambda a, b: (a + b) / 2, model, result.model)
     assert errors[1] == pytest.approx(100 - train.evaluate(middle, image_set).metric)
     assert train.error_barrier(errors) == max(errors) - (errors[0] + errors[2]) / 2
+
+
+def test_recalibration_gives_the_statistics_of_the_whole_set(image_set, model):
+    """Of batches of one size, the mean of the means is the mean of all."""
+    kept = masks.select(scores.magnitude(model.params), 0.3)
+    pruned = dataclasses.replace(model, params=masks.apply(model.params, kept))
+    plain = image_set._replace(preprocessing=PLAIN)
+    got = train.recalibrate(pruned, plain, batch_size=35)
+    weights, state = tree.by_name(pruned.params), tree.by_name(got.state)
+    inputs = ((image_set.images / 255.0 - 0.5) / 0.25).reshape(70, 16)
+    hidden = inputs @ weights["fc1/kernel"] + weights["fc1/bias"].reshape(1, -1)
+    np.testing.assert_allclose(state["bn1/mean"], hidden.mean(0), atol=1e-5)
+    both = (hidden[:35].var(0) + hidden[35:].var(0)) / 2
+    np.testing.assert_allclose(state["bn1/var"], both, rtol=1e-4)
+    # The statistics from before have no influence.
+    again = train.recalibrate(got, plain, batch_size=35)
+    chex.assert_trees_all_close(again.state, got.state, rtol=1e-4, atol=1e-5)
+    with pytest.raises(ValueError, match="batch_size is the number of examples per b"):
+        train.recalibrate(model, plain, batch_size=0)
