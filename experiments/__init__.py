@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments import digits, imp_curve, poster
+from experiments import digits, imp_curve, methods, poster
 from jaxprune.study.config import Recipe, Study
 
 if TYPE_CHECKING:  # running cells needs neither the report nor matplotlib
@@ -36,4 +36,5 @@ STUDIES: Mapping[str, Preset] = {
         "cifar10", poster.study, poster.RECIPES, poster.published, poster.check
     ),
     "imp_curve": Preset("cifar10", imp_curve.study, imp_curve.RECIPES),
+    "methods": Preset("digits", methods.study, methods.RECIPES),
 }

@@ -392,14 +392,21 @@ def list_studies() -> None:
 
 def _explain(method: methods.Method) -> str:
     """Describe a method in a few words."""
-    if not method.score:
+    if not method.prunes:
         return "the trained network without pruning"
+    if method.sparse is not None:
+        return f"sparse training by sparse_training.{method.sparse}"
+    if method.reconstructs:
+        return "layers are pruned and their weights reconstructed after training"
     if method.levels or method.keep_fraction:
         levels = f"{method.levels} levels" if method.levels else "20 % per level"
         twice = ", trained twice to measure the error barrier" if method.points else ""
         return f"iterative magnitude pruning, {levels}{twice}"
     when = "after" if method.pretrained else "before"
-    return f"{method.score} scores {when} training"
+    how = [f"{method.rounds} rounds" * bool(method.rounds and method.rounds > 1)]
+    how += ["pruned weights may return" * bool(method.regrow)]
+    how += [f"compared by {method.scope}" * (method.scope != "global")]
+    return ", ".join([f"{method.score} scores {when} training", *filter(None, how)])
 
 
 def status(

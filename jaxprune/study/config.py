@@ -158,7 +158,10 @@ class Cell:
                 f"are {self.input_dtype}. Leave it out, or call the scoring function "
                 "yourself with inputs of that dtype."
             )
-        needed = recipe.score_examples if method.needs == "batches" else 0
+        uses_data = method.reconstructs or (
+            bool(method.score) and method.needs in ("batches", "activations")
+        )
+        needed = recipe.score_examples if uses_data else 0
         if self.train_examples is not None and self.train_examples < needed:
             raise ValueError(
                 f"{method.title} scores with {needed} examples, but train_examples is "

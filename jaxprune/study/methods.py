@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
-from jaxprune import scores, tree
+from jaxprune import scores, train, tree
 from jaxprune.study import files
 
-NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs")  # as in scores.Scorer
+# As in scores.Scorer.
+NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs", "activations")
+SCOPES = ("global", "layer", "output", "erk")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,9 +25,18 @@ class Method:
             mask=mask)`; "batches": `score(loss_fn, params, batches, mask=mask)`; "inputs":
             `score(apply_fn, params, inputs, mask=mask)`; "key": `score(key, params,
             mask=mask)`; "key_inputs": `score(key, apply_fn, params, inputs, mask=mask)`, the
-            inputs Gaussian noise. Ignored where `score` is a name.
+            inputs Gaussian noise; "activations": `score(apply_fn, params, batches,
+            mask=mask)`, with batches of inputs. Ignored where `score` is a name.
         rounds: number of rounds of scoring and selecting, for methods that prune once; None
-            for 1, or for SynFlow those of the recipe.
+            for 1, or for SynFlow those of the recipe. Each round has other examples.
+        regrow: whether pruned weights compete again in the next round; None as the recipe
+            says.
+        scope: which weights are compared: "global": all; "layer": those of each leaf by
+            itself, at the same density; "erk": those of each leaf, at that of `masks.erk`;
+            "output": those of each output of a layer, as in `graph.outputs`.
+        sparse: a method of train.SparseTraining, which chooses the mask during training.
+        reconstructs: whether the mask and new weights are those of reconstruct.sparsegpt.
+        retrains: whether the pruned network is trained again.
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
         keep_fraction: instead of a number of levels, the fraction of the remaining
             weights that each level keeps.
@@ -41,6 +52,11 @@ class Method:
     score: str | Callable[..., Any]
     needs: str = "batches"
     rounds: int | None = None
+    regrow: bool | None = None
+    scope: str = "global"
+    sparse: train.SparseName | None = None
+    reconstructs: bool = False
+    retrains: bool = True
     levels: int = 0
     keep_fraction: float | None = None
     rewind: str | None = None
@@ -58,6 +74,15 @@ class Method:
             tree.check_option("score", self.score, scores.SCORERS)
             object.__setattr__(self, "needs", scores.SCORERS[self.score].needs)
         tree.check_option("needs", self.needs, NEEDS)
+        tree.check_option("scope", self.scope, SCOPES)
+        if self.sparse is not None:
+            tree.check_option("sparse", self.sparse, get_args(train.SparseName))
+        ways = [bool(self.score), self.sparse is not None, self.reconstructs]
+        if sum(ways) > 1:
+            raise ValueError(
+                f"method {self.name} prunes in {sum(ways)} ways. Pass one of score=, sparse= "
+                "and reconstructs=."
+            )
         is_iterative = self.levels or self.keep_fraction is not None
         if is_iterative and (self.score != "magnitude" or not self.pretrained):
             raise ValueError(
@@ -71,9 +96,18 @@ class Method:
                 "more."
             )
 
+    @property
+    def prunes(self) -> bool:
+        """Return whether it prunes at all."""
+        return bool(self.score) or self.sparse is not None or self.reconstructs
+
 
 def _imp(name: str, title: str, **options: Any) -> Method:
     return Method(name, title, "magnitude", pretrained=True, **options)
+
+
+def _sparse(name: Any, title: str) -> Method:
+    return Method(name, title, "", sparse=name)
 
 
 _METHODS = (
@@ -82,11 +116,21 @@ _METHODS = (
     Method("magnitude", "Mag", "magnitude", pretrained=True),
     Method("lamp", "LAMP", "lamp", pretrained=True),
     Method("fisher", "Fisher", "fisher", pretrained=True),
+    Method("wanda", "Wanda", "wanda", pretrained=True, scope="output"),
+    Method("ria", "RIA", "ria", pretrained=True, scope="layer"),
+    Method("sparsegpt", "SparseGPT", "", pretrained=True, reconstructs=True),
     Method("snip", "SNIP", "snip"),
+    Method("iter_snip", "Iter-SNIP", "snip", rounds=60, regrow=False),
+    Method("force", "FORCE", "snip", rounds=60, regrow=True),
     Method("prospr", "ProsPr", "prospr"),
     Method("grasp", "GraSP", "grasp"),
     Method("synflow", "SynFlow", "synflow"),
     Method("ntk_sap", "NTK-SAP", "ntk_sap", rounds=scores.SCORERS["ntk_sap"].rounds),
+    _sparse("static", "Static"),
+    _sparse("set", "SET"),
+    _sparse("rigl", "RigL"),
+    _sparse("gradual", "GMP"),
+    _sparse("acdc", "AC/DC"),
     _imp("imp2", "IMP-2", levels=2),
     _imp("imp3", "IMP-3", levels=3),
     _imp("imp4", "IMP-4", levels=4),

@@ -162,7 +162,7 @@ def check(
         if stage.id in planned.finished:
             continue
         scoring = getattr(stage.settings, "scoring", stage.settings)
-        if isinstance(scoring, settings.ScoreData):
+        if isinstance(scoring, settings.ScoreData | settings.Reconstruct):
             work.check_scoring(scoring, bench)
         if stage.kind == "connect" and isinstance(source, user.Data):
             raise ValueError(

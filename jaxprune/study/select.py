@@ -116,7 +116,7 @@ def vary(
     for cell in study.cells:
         for method in chosen or [cell.method]:
             own_exponents = exponents or [cell.compression]
-            for exponent in own_exponents if method.score else [0.0]:
+            for exponent in own_exponents if method.prunes else [0.0]:
                 changed = dataclasses.replace(cell, method=method, compression=exponent)
                 cells.setdefault(changed)
     if not chosen and not exponents:

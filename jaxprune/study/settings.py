@@ -154,21 +154,55 @@ class ScoreNoise(Score):
 
 @dataclasses.dataclass(frozen=True)
 class Select:
-    """Keep the weights of the highest scores; `ties` is as in masks.select."""
+    """Keep the weights of the highest scores.
 
+    Attributes:
+        network: the network.
+        density: kept / prunable.
+        ties: as in masks.select.
+        scope: as in methods.Method.
+    """
+
+    network: Network
     density: float
     ties: str
+    scope: str
 
 
 @dataclasses.dataclass(frozen=True)
 class Prune:
-    """Score and select in rounds; options as in prune.prune."""
+    """Score and select in rounds; options as in prune.prune.
+
+    Attributes:
+        scoring: how weights are scored; each round has other examples.
+        select: what is kept in the end.
+        rounds: number of rounds.
+        regrow: whether pruned weights compete again.
+    """
 
     scoring: Score
-    density: float
-    ties: str
+    select: Select
     rounds: int
     regrow: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct:
+    """Prune by reconstruct.sparsegpt, with training examples.
+
+    Attributes:
+        network: the network.
+        seed: of the examples.
+        dataset: its training set.
+        density: kept / prunable of each layer.
+        examples: number of examples.
+    """
+
+    network: Network
+    seed: int
+    dataset: Dataset
+    density: float
+    examples: int
 
 
 @dataclasses.dataclass(frozen=True)

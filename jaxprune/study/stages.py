@@ -9,6 +9,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
+from jaxprune import train
 from jaxprune.study import config, measure, methods, settings, work
 from jaxprune.study.code import Code
 from jaxprune.study.config import Cell
@@ -41,7 +42,8 @@ KINDS: Mapping[str, Kind] = {
     "initialize": Kind(work.initialize, reads=(), uses_mesh=False),
     "train": Kind(work.train_stage, facts=frozenset({"history", "training_memory"})),
     "score": Kind(work.score),
-    "select": Kind(work.select, reads=("scores",)),
+    "select": Kind(work.select, reads=("scores", "params", "state")),
+    "reconstruct": Kind(work.reconstruct_stage, uses_mesh=False),
     "prune": Kind(work.prune_rounds, facts=frozenset({"densities"})),
     "level": Kind(work.level, reads=_WITH_REWIND),
     "inspect": Kind(
@@ -202,16 +204,24 @@ def _steps(cell: Cell) -> list[_Step]:
         scoring, density = _scoring(cell, dataset), config.density(cell)
         default = recipe.synflow_rounds if method.score == "synflow" else 1
         rounds = method.rounds or default
+        selecting = settings.Select(network, density, recipe.ties, method.scope)
         if rounds == 1:
-            steps.append(("score", scoring))
-            steps.append(("select", settings.Select(density, recipe.ties)))
+            steps += [("score", scoring), ("select", selecting)]
         else:
-            pruning = settings.Prune(
-                scoring, density, recipe.ties, rounds, recipe.regrow
-            )
+            regrow = recipe.regrow if method.regrow is None else method.regrow
+            pruning = settings.Prune(scoring, selecting, rounds, regrow)
             steps.append(("prune", pruning))
+    elif method.reconstructs:
+        reconstructing = settings.Reconstruct(
+            network, seed, dataset, config.density(cell), recipe.score_examples
+        )
+        steps.append(("reconstruct", reconstructing))
+    elif method.sparse is not None:
+        sparse = train.SparseTraining(method.sparse, config.density(cell))
+        schedule = dataclasses.replace(recipe.training, sparse=sparse)
+        steps.append(("train", settings.Train(network, seed, dataset, schedule)))
     steps.append(("inspect", settings.Inspect(network)))
-    if method.score:
+    if method.prunes and method.sparse is None and method.retrains:
         steps.append(("train", training(last_epochs, **options)))
     if method.points:
         again = training(None, start=recipe.rewind_epochs)
@@ -248,7 +258,7 @@ def _scoring(cell: Cell, dataset: settings.Dataset) -> settings.Score:
     if needs == "key_inputs":
         examples = recipe.score_examples
         return settings.ScoreNoise(network, cell.seed, method, needs, examples)
-    if needs != "batches":
+    if needs not in ("batches", "activations"):
         return settings.Score(network, cell.seed, method, needs)
     return settings.ScoreData(
         network,

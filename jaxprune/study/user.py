@@ -195,7 +195,7 @@ class Study:
             )
             for seed in range(seeds)
             for method in compared
-            for density in (self.densities if method.score else (1.0,))
+            for density in (self.densities if method.prunes else (1.0,))
         ]
         return config.Study(self.name, cells), examples
 

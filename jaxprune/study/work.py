@@ -12,11 +12,13 @@ from jax.tree_util import Partial
 
 from jaxprune import (
     data,
+    graph,
     imp,
     masks,
     models,
     profiling,
     prune,
+    reconstruct,
     scores,
     sharding,
     train,
@@ -113,7 +115,9 @@ def check_outputs(network: settings.Network, data: user.Data) -> None:
         )
 
 
-def check_scoring(config: settings.ScoreData, bench: Bench) -> None:
+def check_scoring(
+    config: settings.ScoreData | settings.Reconstruct, bench: Bench
+) -> None:
     """Check that there are as many examples as a score needs.
 
     Raises:
@@ -121,7 +125,8 @@ def check_scoring(config: settings.ScoreData, bench: Bench) -> None:
     """
     number = len(workbench.train_set(config.dataset, bench)[0])
     if config.examples > number:
-        name = config.method if isinstance(config.method, str) else config.method.title
+        method = getattr(config, "method", "sparsegpt")
+        name = method if isinstance(method, str) else method.title
         raise ValueError(
             f"{name} scores with {config.examples} examples, but the training set has "
             f"{number}. Pass score_examples={number} or less in the recipe."
@@ -142,6 +147,8 @@ def train_stage(config: settings.Train, arrays: Arrays, bench: Bench) -> Output:
     if config.keeps_pruned:
         trained = jax.tree.map(jnp.where, mask, trained, arrays["params"])
     results = {"params": trained, "state": fitted.model.state}
+    if config.training.sparse is not None:
+        results["mask"] = fitted.mask
     if fitted.rewind_point is not None:
         rewind_point = fitted.rewind_point
         results["rewind_point"] = {
@@ -170,9 +177,9 @@ def score(config: settings.Score, arrays: Arrays, bench: Bench) -> Output:
 
 
 def _scorer(
-    config: settings.Score, arrays: Arrays, bench: Bench
+    config: settings.Score, arrays: Arrays, bench: Bench, number: int = 0
 ) -> Callable[[Any], Any]:
-    """Return the scoring function of a mask."""
+    """Return the scoring function of a mask, with the examples of a round."""
     params, method = arrays["params"], config.method
     model = workbench.model(config.network, arrays)
     options: dict[str, Any] = {}
@@ -183,7 +190,7 @@ def _scorer(
         if method == "synflow":
             options = {"rescale": config.rescale}
     elif isinstance(config, settings.ScoreData):
-        batch, objective = _batch(config, bench)
+        batch, objective = _batch(config, bench, number)
         loss_fn = train.loss_function(
             model,
             train=config.train_mode,
@@ -191,6 +198,8 @@ def _scorer(
             objective=objective,
         )
         arguments = loss_fn, params, [batch]
+        if config.needs == "activations":
+            arguments = Partial(_outputs, model), params, [batch[0]]
     elif isinstance(config, settings.ScoreNoise):
         struct = workbench.input_struct(config.network, config.examples)
         noise = jax.random.normal(
@@ -212,10 +221,15 @@ def _outputs(model: models.Model, params: Any, inputs: jax.Array) -> Any:
     return model.apply(params, model.state, inputs, train=False)[0]
 
 
-def _batch(config: settings.ScoreData, bench: Bench) -> tuple[Any, train.Objective]:
-    """Return the examples to score with as inputs and targets, and the objective."""
+def _batch(
+    config: settings.ScoreData | settings.Reconstruct, bench: Bench, number: int = 0
+) -> tuple[Any, train.Objective]:
+    """Return the examples of a round as inputs and targets, and the objective."""
     inputs, targets, task = train.unpack(workbench.train_set(config.dataset, bench))
-    key, augment_key = jax.random.split(workbench.key_for(config.seed, "examples"))
+    key = workbench.key_for(config.seed, "examples")
+    key, augment_key = jax.random.split(
+        jax.random.fold_in(key, number) if number else key
+    )
     chosen = data.sample_examples(key, inputs.shape[0], config.examples)
     batch = task.inputs(inputs[chosen], augment_key), targets[chosen]
     if bench.mesh is not None and len(chosen) % bench.mesh.shape["data"] == 0:
@@ -267,23 +281,54 @@ def _scores(arguments: Any, mask: Any, method: str | Code, **options: Any) -> An
 def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:
     """Keep the weights of the highest scores."""
     del bench
-    return Output(
-        {"mask": masks.select(arrays["scores"], config.density, ties=config.ties)}, {}
-    )
+    density, scope = _target(config, arrays)
+    mask = masks.select(arrays["scores"], density, scope=scope, ties=config.ties)
+    return Output({"mask": mask}, {})
+
+
+def _target(config: settings.Select, arrays: Arrays) -> tuple[Any, Any]:
+    """Return the density or budget, and the scope of masks.select."""
+    if config.scope == "erk":
+        return masks.erk(arrays["params"], config.density), "layer"
+    if config.scope != "output":
+        return config.density, config.scope
+    model = workbench.model(config.network, arrays)
+    run: Callable[..., Any] = functools.partial(_outputs, model)
+    inputs = workbench.input_struct(config.network, 2)
+    return config.density, graph.outputs(run, model.params, inputs)
 
 
 def prune_rounds(config: settings.Prune, arrays: Arrays, bench: Bench) -> Output:
     """Score and select in rounds."""
-    scorer = _scorer(config.scoring, arrays, bench)
+    density, scope = _target(config.select, arrays)
+    numbers = iter(range(config.rounds))
+
+    def score_fn(params: Any, *, mask: Any) -> Any:
+        del params
+        return _scorer(config.scoring, arrays, bench, next(numbers))(mask)
+
     mask, info = prune.prune(
-        lambda params, *, mask: scorer(mask),
+        score_fn,
         arrays["params"],
-        config.density,
+        density,
         rounds=config.rounds,
-        ties=config.ties,
+        scope=scope,
+        ties=config.select.ties,
         regrow=config.regrow,
     )
     return Output({"mask": mask}, {"densities": info.densities})
+
+
+def reconstruct_stage(
+    config: settings.Reconstruct, arrays: Arrays, bench: Bench
+) -> Output:
+    """Prune layer by layer, and change the weights that stay."""
+    model = workbench.model(config.network, arrays)
+    (inputs, _), _ = _batch(config, bench)
+    mask, params = reconstruct.sparsegpt(
+        functools.partial(_outputs, model), model.params, [inputs], config.density
+    )
+    return Output({"mask": mask, "params": params}, {})
 
 
 def level(config: settings.Level, arrays: Arrays, bench: Bench) -> Output:

@@ -27,7 +27,7 @@ from jaxprune.train.optimizer import (
     optimizer,
 )
 from jaxprune.train.recalibration import recalibrate
-from jaxprune.train.recipe import Training
+from jaxprune.train.recipe import SparseName, SparseTraining, Training
 
 __all__ = [
     "CLASSIFICATION",
@@ -36,6 +36,8 @@ __all__ = [
     "FitResult",
     "ImageSet",
     "Objective",
+    "SparseName",
+    "SparseTraining",
     "Task",
     "Training",
     "cross_entropy",

@@ -36,12 +36,14 @@ class FitResult(NamedTuple):
             `accuracy` (%), and `learning_rate` (of its last iteration).
         diverged: whether a loss or a weight is not finite; training then ended with
             that epoch.
+        mask: that of the end of training, which sparse training has chosen.
     """
 
     model: Model
     rewind_point: Model | None
     history: list[dict[str, float]]
     diverged: bool
+    mask: Mask
 
 
 class _Carry(NamedTuple):
@@ -67,6 +69,7 @@ class _Job(NamedTuple):
     task: Task
     training: Training
     steps_per_epoch: int
+    iterations: int
     mesh: Mesh | None
 
 
@@ -98,7 +101,8 @@ def fit(
 
     Args:
         model: the network at iteration `start`; it is not changed.
-        mask: True keeps; a mask of `model.params`.
+        mask: True keeps; a mask of `model.params`. Not used where `training.sparse` chooses
+            the mask.
         examples: the training set.
         training: the recipe.
         key: order of the data and augmentation.
@@ -159,16 +163,19 @@ def fit(
     def place(arrays: Any) -> Any:
         return arrays if mesh is None else sharding.replicate(arrays, mesh)
 
+    order_key, augment_key = jax.random.split(key)
+    sparse_key = jax.random.fold_in(key, 2)
+    optimizer_state: Any = optimizer(training, total, sparse_key).init(model.params)
+    if training.sparse is None:
+        optimizer_state = optimizer_state._replace(mask=tree.copy(mask))
+    masked = masks.apply(model.params, optimizer_state.mask)
     # Copies, which the steps may donate.
-    params, state = tree.copy((masks.apply(model.params, mask), model.state))
-    fresh: Any = optimizer(training).init(params)
-    optimizer_state = fresh._replace(mask=tree.copy(mask))
+    params, state = tree.copy((masked, model.state))
     carry = _Carry(
         params, state, optimizer_state, place(jnp.int32(start)), place(_no_totals())
     )
-    job = _Job(model.apply, task, training, steps, mesh)
-    order_key, augment_key = jax.random.split(key)
-    augment_key = place(augment_key)
+    job = _Job(model.apply, task, training, steps, total, mesh)
+    augment_key, sparse_key = place((augment_key, sparse_key))
 
     def trained(carry: _Carry) -> Model:
         return dataclasses.replace(model, params=carry.params, state=carry.state)
@@ -185,7 +192,7 @@ def fit(
             stops = [rewind_iteration, end]
         for stop in stops:
             iterations = range(iteration, stop)
-            arrays = (inputs, targets, order, augment_key)
+            arrays = (inputs, targets, order, augment_key, sparse_key)
             carry = _advance(carry, arrays, iterations, job)
             iteration = stop
             if iteration == rewind_iteration:
@@ -194,10 +201,14 @@ def fit(
         if on_epoch is not None:
             on_epoch(history[-1])
         if not math.isfinite(history[-1]["loss"]):
-            return FitResult(trained(carry), rewind_point, history, True)
+            return FitResult(
+                trained(carry), rewind_point, history, True, carry.optimizer.mask
+            )
         carry = carry._replace(totals=place(_no_totals()))
     is_finite = all(tree.find_finite(tree.by_name(carry.params)).values())
-    return FitResult(trained(carry), rewind_point, history, not is_finite)
+    return FitResult(
+        trained(carry), rewind_point, history, not is_finite, carry.optimizer.mask
+    )
 
 
 def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
@@ -231,7 +242,7 @@ def _advance(carry: _Carry, arrays: tuple, iterations: range, job: _Job) -> _Car
 @functools.partial(jax.jit, static_argnames=("size", "job"), donate_argnames="carry")
 def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     """Train on the next `size` examples of the epoch."""
-    inputs, targets, order, key = arrays
+    inputs, targets, order, key, sparse_key = arrays
     training = job.training
     first = (carry.iteration % job.steps_per_epoch) * training.batch_size
     indices = jax.lax.dynamic_slice(order, (first,), (size,))
@@ -260,9 +271,9 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     # optax raises a float to an int32 power, which strict promotion (a user's choice)
     # refuses.
     with jax.numpy_dtype_promotion("standard"):
-        updates, optimizer_state = optimizer(training).update(
-            gradients, carry.optimizer, carry.params, learning_rate=rate
-        )
+        updates, optimizer_state = optimizer(
+            training, job.iterations, sparse_key
+        ).update(gradients, carry.optimizer, carry.params, learning_rate=rate)
     totals = carry.totals
     return _Carry(
         jax.tree.map(jnp.add, carry.params, updates),

@@ -9,10 +9,13 @@ import optax
 from jaxtyping import Array, Float32, Int32
 
 from jaxprune import sparse_training, tree
-from jaxprune.train.recipe import OptimizerFactory, Training
+from jaxprune.train.recipe import OptimizerFactory, SparseTraining, Training
+from jaxprune.types import RandomKey
 
 
-def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
+def optimizer(
+    training: Training, iterations: int = 1, key: RandomKey | None = None
+) -> optax.GradientTransformationExtraArgs:
     """Make the optimizer, which holds pruned weights at zero.
 
     Its `update` takes `learning_rate=`, because a fresh optimizer at iteration k does not
@@ -20,9 +23,12 @@ def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
 
     Args:
         training: the recipe.
+        iterations: length of the training, for a mask that changes.
+        key: of sparse training with random masks.
 
     Returns:
-        An optax transformation with the state of `sparse_training.hold_pruned`.
+        An optax transformation whose state has a field `mask`, as that of
+        `sparse_training.hold_pruned`.
 
     Example:
         >>> recipe = Training(epochs=1, batch_size=1, learning_rate=0.1)
@@ -48,7 +54,23 @@ def optimizer(training: Training) -> optax.GradientTransformationExtraArgs:
             optax.init_empty_state, cast(Any, _scale_by_learning_rate)
         )
         rules = [rule, scale]
-    return sparse_training.hold_pruned(optax.chain(decay, *rules))
+    return _sparse(optax.chain(decay, *rules), training.sparse, iterations, key)
+
+
+def _sparse(
+    inner: Any, sparse: SparseTraining | None, iterations: int, key: RandomKey | None
+) -> optax.GradientTransformationExtraArgs:
+    """Wrap an optimizer with a mask: a given one, or that of sparse training."""
+    if sparse is None:
+        return sparse_training.hold_pruned(inner)
+    density = sparse.density
+    if sparse.method == "static":
+        return sparse_training.static(key, inner, density)
+    stop = max(1, round(sparse.until * iterations))
+    steps = sparse_training.Steps(stop, every=max(1, stop // sparse.changes))
+    if sparse.method in ("set", "rigl"):
+        return getattr(sparse_training, sparse.method)(key, inner, density, steps)
+    return getattr(sparse_training, sparse.method)(inner, density, steps)
 
 
 def _from_factory(factory: OptimizerFactory) -> optax.GradientTransformationExtraArgs:

@@ -9,6 +9,34 @@ from jaxprune import tree
 
 OptimizerName: TypeAlias = Literal["adam", "sgd"]
 OptimizerFactory: TypeAlias = Callable[[Any], Any]
+SparseName: TypeAlias = Literal["static", "set", "rigl", "gradual", "acdc"]
+
+
+@dataclasses.dataclass(frozen=True)
+class SparseTraining:
+    """A mask that training itself chooses, by a method of `jaxprune.sparse_training`.
+
+    Attributes:
+        method: the name of the method.
+        density: kept / prunable at the end of training, in (0, 1].
+        changes: how many times the mask changes; of "static" it never does.
+        until: share of the training after which it no longer changes, in (0, 1].
+    """
+
+    method: SparseName
+    density: float
+    changes: int = 20
+    until: float = 0.75
+
+    def __post_init__(self) -> None:
+        """Check the values."""
+        tree.check_option("method", self.method, get_args(SparseName))
+        if not (0 < self.density <= 1 and 0 < self.until <= 1 and self.changes >= 1):
+            raise ValueError(
+                "sparse training needs a density and a share `until` in (0, 1], and one "
+                f"change or more; got density={self.density}, until={self.until}, "
+                f"changes={self.changes}. Pass other values."
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +61,7 @@ class Training:
         decay_mask: "all" weights decay, or "kernels" only (`tree.prunable`).
         label_smoothing: share of the target that is spread evenly over the classes.
         precision: dtype of the forward and backward pass; "float64" needs jax_enable_x64.
+        sparse: how the mask changes during training; None to train under a given mask.
     """
 
     epochs: float
@@ -48,6 +77,7 @@ class Training:
     decay_mask: Literal["all", "kernels"] = "all"
     label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
+    sparse: SparseTraining | None = None
 
     def __post_init__(self) -> None:
         """Check the values."""

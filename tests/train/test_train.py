@@ -265,7 +265,8 @@ def test_recalibration_gives_the_statistics_of_the_whole_set(image_set, model):
     plain = image_set._replace(preprocessing=PLAIN)
     got = train.recalibrate(pruned, plain, batch_size=35)
     weights, state = tree.by_name(pruned.params), tree.by_name(got.state)
-    inputs = ((image_set.images / 255.0 - 0.5) / 0.25).reshape(70, 16)
+    inputs = (image_set.images.astype(jnp.float32) / 255 - 0.5) / 0.25
+    inputs = inputs.reshape(70, 16)
     hidden = inputs @ weights["fc1/kernel"] + weights["fc1/bias"].reshape(1, -1)
     np.testing.assert_allclose(state["bn1/mean"], hidden.mean(0), atol=1e-5)
     both = (hidden[:35].var(0) + hidden[35:].var(0)) / 2

@@ -1,0 +1,96 @@
+"""Every method of the registry on scikit-learn's digits, at 10, 5 and 2 % of the weights.
+
+The network, data and schedule are those of digits.py; nothing is timed. What each method needs,
+when to use it and what came out: methods.md.
+
+Source: scikit-learn's load_digits. Expect 15 minutes on 2 CPU cores for one seed; ours:
+results/methods.
+    python scripts/study.py run methods --seeds 3      # resumes; finished cells are skipped
+    python experiments/methods.py runs/methods         # prints the table of methods.md
+"""
+
+import dataclasses
+import statistics
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from experiments import digits
+from jaxprune import data
+from jaxprune.study import config, methods, records, select
+from jaxprune.study.config import Cell, Study
+
+DENSITIES = (0.1, 0.05, 0.02)
+# Variants of IMP that differ in what they rewind to; imp_curve.py compares them.
+_REWINDS = ("imp_late", "imp_rate", "imp_finetune", "imp_connect")
+METHODS = tuple(name for name in methods.METHODS if name not in _REWINDS)
+RECIPES = {
+    "methods": dataclasses.replace(
+        digits.RECIPES["digits"], name="methods", time=False, memory="none"
+    )
+}
+
+
+def study(
+    dataset_files: data.DatasetFiles, seeds: int = 1, recipe: str | None = None
+) -> Study:
+    """List the cells of the study, seed by seed."""
+    points = [
+        (name, select.compression(density))
+        for name in METHODS
+        for density in (DENSITIES if methods.get(name).prunes else (1.0,))
+    ]
+    cells = [
+        Cell(
+            **config.dataset_fields(dataset_files),
+            model="conv2",
+            method=methods.get(name),
+            compression=exponent,
+            seed=seed,
+            recipe=RECIPES[recipe or "methods"],
+            width=0.25,
+        )
+        for seed in range(seeds)
+        for name, exponent in points
+    ]
+    return Study("methods", cells)
+
+
+def table(found: Sequence[records.Record]) -> str:
+    """Write the accuracies, epochs and seconds of each method as a Markdown table."""
+    shown = " | ".join(f"{density:g}" for density in DENSITIES)
+    lines = [
+        f"| method | {shown} | epochs | seconds |",
+        "| :--- " + "| ---: " * (len(DENSITIES) + 2) + "|",
+    ]
+    for name in METHODS:
+        own = [record for record in found if record.cell["method"]["name"] == name]
+        if not own:
+            continue
+        cells = []
+        for density in DENSITIES:
+            here = [
+                record.metric
+                for record in own
+                if record.metric is not None
+                and abs(10 ** -record.cell["compression"] / density - 1) < 1e-6
+            ]
+            cells.append(_spread(here))
+        if not methods.get(name).prunes:
+            dense = _spread([r.metric for r in own if r.metric is not None])
+            cells = [f"{dense} at density 1", "", ""]
+        epochs = statistics.median(record.epochs for record in own)
+        seconds = statistics.median(record.seconds for record in own)
+        row = [own[0].title, *cells, f"{epochs:g}", f"{seconds:.1f}"]
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join(lines)
+
+
+def _spread(values: Sequence[float]) -> str:
+    if len(values) < 2:
+        return f"{values[0]:.1f}" if values else ""
+    return f"{statistics.mean(values):.1f} ± {statistics.stdev(values):.1f}"
+
+
+if __name__ == "__main__":
+    print(table(list(records.read_all(Path(sys.argv[1])))))
