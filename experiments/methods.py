@@ -1,7 +1,7 @@
 """Every method of the registry on scikit-learn's digits, at 10, 5 and 2 % of the weights.
 
-The network, data and schedule are those of digits.py; nothing is timed. What each method needs,
-when to use it and what came out: methods.md.
+The network, data and schedule are those of digits.py; nothing is timed. What each method
+needs, when to use it and what came out: methods.md.
 
 Source: scikit-learn's load_digits. Expect 15 minutes on 2 CPU cores for one seed; ours:
 results/methods.

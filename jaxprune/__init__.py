@@ -10,12 +10,15 @@ Scores: how much each weight matters; a tree like the parameters, higher means k
     scores.grasp(loss_fn, params, batches)         batches: a list of batches
     scores.synflow(apply_fn, params, inputs)       apply_fn(params, inputs) -> outputs
     scores.magnitude(params)
+    scores.wanda(fn, params, batches)              fn(params, batch) -> outputs; also ria
+    scores.fisher(loss_fn, params, batches)        also prospr
     scores.taylor(loss_fn, params, batches)        for channels
-    scores.random(key, params)
+    scores.random(key, params)                     also lamp, ntk_sap
 
 Masks: a bool tree like the parameters; True keeps.
 
     masks.select(scores, density)                  exact; scope="layer", mask=, prunable=
+    masks.erk(params, density)                     a budget, in place of a density
     masks.apply(params, mask)                      pruned weights become zero
     masks.summary(mask)                            table of layers, to print
     masks.save(path, mask), masks.load(path, like=params)
@@ -24,6 +27,8 @@ Masks: a bool tree like the parameters; True keeps.
 Training and pruning in levels:
 
     sparse_training.hold_pruned(optimizer, mask)   any optax optimizer, in any loop
+    sparse_training.rigl(key, optimizer, density, steps)    also set, static, gradual, acdc
+    reconstruct.sparsegpt(fn, params, batches, density)     without training: mask and weights
     prune.prune(score_fn, params, density, rounds=100)    score_fn(params, mask=mask)
     imp.init(params, key), imp.step(state, train_fn, density, rewind="early")
     checkpoint.levels(folder, state, step, densities)    runs the levels; resumes a killed run

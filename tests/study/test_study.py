@@ -51,6 +51,7 @@ def test_ids_and_defaults_are_pinned():
             "decay_mask": "all",
             "label_smoothing": 0.0,
             "precision": "float32",
+            "sparse": None,
         },
         "rewind": "early",
         "rewind_epochs": 1.0,
@@ -185,6 +186,67 @@ def test_prospr_runs_in_training_mode_and_lamp_scores_a_trained_network():
     assert not scoring("snip").train_mode
     kinds = [stage.kind for stage in stages.chain(cell("lamp"))]
     assert kinds[:4] == ["initialize", "train", "score", "select"]
+
+
+def kinds(method: str | methods.Method) -> list[str]:
+    """Return the kinds of the stages of a cell that make arrays."""
+    one = dataclasses.replace(cell(), method=methods.METHODS.get(method, method))
+    return [s.kind for s in stages.chain(one) if stages.KINDS[s.kind].makes_arrays]
+
+
+def test_each_way_to_prune_has_its_stages():
+    dense = ["initialize", "train"]
+    assert kinds("wanda") == [*dense, "score", "select", "train"]
+    assert kinds("sparsegpt") == [*dense, "reconstruct", "train"]
+    assert kinds("rigl") == dense
+    once = dataclasses.replace(methods.METHODS["sparsegpt"], retrains=False)
+    assert kinds(once) == [*dense, "reconstruct"]
+    for name, regrow in (("force", True), ("iter_snip", False)):
+        (pruning,) = (s for s in stages.chain(cell(name)) if s.kind == "prune")
+        assert (pruning.settings.rounds, pruning.settings.regrow) == (60, regrow)
+    with pytest.raises(ValueError, match="method both prunes in 2 ways. Pass one of"):
+        methods.Method("both", "Both", "snip", sparse="rigl")
+    with pytest.raises(ValueError, match="'rig' is unknown"):
+        methods.Method("rig", "Rig", "", sparse="rig")
+
+
+def test_methods_of_layers_and_of_training_keep_what_they_say(tmp_path):
+    scopes = {"wanda": "output", "ria": "erk"}
+    chosen = [
+        dataclasses.replace(methods.METHODS[name], scope=scopes.get(name, "global"))
+        for name in ("rigl", "wanda", "ria", "sparsegpt")
+    ]
+    cells = [dataclasses.replace(cell(), method=method) for method in chosen]
+    cells[-1] = dataclasses.replace(
+        cells[-1], method=dataclasses.replace(chosen[-1], retrains=False)
+    )
+    finished = list(runner.run(study(*cells), tmp_path, DIGITS))
+    for record, one in zip(finished, cells, strict=True):
+        assert record.status == "finished"
+        mask = masks.load(tmp_path / "tiny" / record.id / "mask.npz")
+        mask = {layer.name: mask[layer.name] for layer in record.layers}
+        by_erk = masks.erk(mask, config.density(one))
+        for name, leaf in mask.items():
+            rows = leaf.shape[-1] if record.method == "wanda" else 1
+            budget = by_erk[name] if record.method in ("rigl", "ria") else 0.1
+            assert leaf.sum() == rows * masks.num_kept(budget, leaf.size // rows)
+
+
+def test_each_round_scores_with_other_examples(monkeypatch):
+    seen, batch_of = [], work._batch
+
+    def spy(*arguments):
+        batch = batch_of(*arguments)
+        seen.append(float(batch[0][0].sum()))
+        return batch
+
+    monkeypatch.setattr(work, "_batch", spy)
+    own, bench = scoring("force"), workbench.Bench(DIGITS)
+    arrays = work.initialize(settings.Initialize(own.network, 0), {}, bench).arrays
+    selecting = settings.Select(own.network, 0.5, "exact", "global")
+    pruning = settings.Prune(own, selecting, rounds=3, regrow=True)
+    work.prune_rounds(pruning, arrays, bench)
+    assert len(set(seen)) == 3
 
 
 def test_steps_of_prospr_that_diverge_are_named(monkeypatch):
