@@ -9,7 +9,7 @@ from jaxprune.study import files
 
 # As in scores.Scorer.
 NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs", "activations")
-SCOPES = ("global", "layer", "output", "erk")
+SCOPES = ("global", "layer", "output", "erk", "channels")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +33,9 @@ class Method:
             says.
         scope: which weights are compared: "global": all; "layer": those of each leaf by
             itself, at the same density; "erk": those of each leaf, at that of `masks.erk`;
-            "output": those of each output of a layer, as in `graph.outputs`.
+            "output": those of each output of a layer, as in `graph.outputs`; "channels":
+            whole channels, heads and neurons, the same share of each kind, by the sum of
+            their scores, as in `masks.select_channels`.
         sparse: a method of train.SparseTraining, which chooses the mask during training.
         reconstructs: whether the mask and new weights are those of reconstruct.sparsegpt.
         retrains: whether the pruned network is trained again.
@@ -54,7 +56,7 @@ class Method:
     rounds: int | None = None
     regrow: bool | None = None
     scope: str = "global"
-    sparse: train.SparseName | None = None
+    sparse: train.SparseName | str | None = None
     reconstructs: bool = False
     retrains: bool = True
     levels: int = 0
@@ -82,6 +84,11 @@ class Method:
             raise ValueError(
                 f"method {self.name} prunes in {sum(ways)} ways. Pass one of score=, sparse= "
                 "and reconstructs=."
+            )
+        if self.scope == "channels" and (self.rounds or 1) > 1:
+            raise ValueError(
+                f"method {self.name} removes channels in {self.rounds} rounds, and they are "
+                "removed in one. Leave rounds out."
             )
         is_iterative = self.levels or self.keep_fraction is not None
         if is_iterative and (self.score != "magnitude" or not self.pretrained):

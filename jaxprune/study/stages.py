@@ -217,7 +217,8 @@ def _steps(cell: Cell) -> list[_Step]:
         )
         steps.append(("reconstruct", reconstructing))
     elif method.sparse is not None:
-        sparse = train.SparseTraining(method.sparse, config.density(cell))
+        name = cast(train.SparseName, method.sparse)
+        sparse = train.SparseTraining(name, config.density(cell))
         schedule = dataclasses.replace(recipe.training, sparse=sparse)
         steps.append(("train", settings.Train(network, seed, dataset, schedule)))
     steps.append(("inspect", settings.Inspect(network)))

@@ -281,9 +281,29 @@ def _scores(arguments: Any, mask: Any, method: str | Code, **options: Any) -> An
 def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:
     """Keep the weights of the highest scores."""
     del bench
+    scored = arrays["scores"]
+    if config.scope == "channels":
+        model, inputs = _for_tracing(config, arrays)
+        run: Callable[..., Any] = functools.partial(_outputs, model)
+        groups = graph.channels(run, model.params, inputs)
+        is_signed = any(bool((leaf < 0).any()) for leaf in jax.tree.leaves(scored))
+        mask = masks.select_channels(
+            groups,
+            scored,
+            config.density,
+            scope="kind",
+            reduce="abs" if is_signed else None,
+        )
+        return Output({"mask": mask}, {})
     density, scope = _target(config, arrays)
-    mask = masks.select(arrays["scores"], density, scope=scope, ties=config.ties)
+    mask = masks.select(scored, density, scope=scope, ties=config.ties)
     return Output({"mask": mask}, {})
+
+
+def _for_tracing(config: settings.Select, arrays: Arrays) -> tuple[models.Model, Any]:
+    """Return the network, and the shape of two inputs."""
+    model = workbench.model(config.network, arrays)
+    return model, workbench.input_struct(config.network, 2)
 
 
 def _target(config: settings.Select, arrays: Arrays) -> tuple[Any, Any]:
@@ -292,9 +312,8 @@ def _target(config: settings.Select, arrays: Arrays) -> tuple[Any, Any]:
         return masks.erk(arrays["params"], config.density), "layer"
     if config.scope != "output":
         return config.density, config.scope
-    model = workbench.model(config.network, arrays)
+    model, inputs = _for_tracing(config, arrays)
     run: Callable[..., Any] = functools.partial(_outputs, model)
-    inputs = workbench.input_struct(config.network, 2)
     return config.density, graph.outputs(run, model.params, inputs)
 
 

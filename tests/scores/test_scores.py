@@ -12,12 +12,29 @@ import pytest
 from absl.testing import parameterized
 from flax import linen, nnx
 
-from jaxprune import masks, models, scores, tree
+from jaxprune import masks, models, scores, sharding, tree
 from tests import golden_network as net
 
 PARAMS = {"a": {"kernel": jnp.array([[1.0, -2.0], [3.0, 0.5]]), "bias": jnp.array([0.1, -0.3])},
           "b": {"kernel": jnp.array([[2.0], [-1.0]])}}  # fmt: skip
 BATCHES = [jnp.array([[1.0, 2.0]]), jnp.array([[-1.0, 0.5], [0.0, 1.0]])]
+
+
+WIDE = {
+    "a": {
+        "kernel": jnp.asarray(
+            np.random.default_rng(0).normal(size=(2, 8)), jnp.float32
+        ),
+        "bias": jnp.linspace(-0.2, 0.4, 8),
+    },
+    "b": {
+        "kernel": jnp.asarray(np.random.default_rng(1).normal(size=(8, 2)), jnp.float32)
+    },
+}
+
+
+def largest(tree):
+    return max(float(jnp.abs(leaf).max()) for leaf in jax.tree.leaves(tree))
 
 
 def apply(params, x):
@@ -56,6 +73,20 @@ class ScorerContractTest(chex.TestCase):
         scored = self.variant(functools.partial(score, name))(PARAMS)
         chex.assert_trees_all_equal_shapes_and_dtypes(scored, PARAMS)
         chex.assert_tree_all_finite(scored)
+
+    @parameterized.named_parameters((name, name) for name in scores.SCORERS)
+    def test_scores_under_jit_and_on_eight_devices_are_those_without(self, name):
+        mesh = sharding.make_mesh(data=4, model=2)
+        want = score(name, WIDE)
+        jitted = jax.jit(functools.partial(score, name))
+        for params in (WIDE, sharding.shard_params(WIDE, mesh)):
+            got = jax.device_get(jitted(params))
+            chex.assert_trees_all_close(
+                got, jax.device_get(want), rtol=2e-4, atol=1e-6 * largest(want)
+            )
+            # An exact count, and the same weights.
+            mask = masks.select(jax.tree.map(jnp.asarray, got), 0.25)
+            assert masks.count(mask) == masks.num_kept(0.25, 2 * 8 + 8 * 2)
 
     @parameterized.named_parameters((name, name) for name in scores.SCORERS)
     def test_scoring_is_deterministic_and_does_not_change_params(self, name):
