@@ -34,8 +34,10 @@ class Method:
         scope: which weights are compared: "global": all; "layer": those of each leaf by
             itself, at the same density; "erk": those of each leaf, at that of `masks.erk`;
             "output": those of each output of a layer, as in `graph.outputs`; "channels":
-            whole channels, heads and neurons, the same share of each kind, by the sum of
-            their scores, as in `masks.select_channels`.
+            whole channels, heads and neurons, by the sums of their scores, until the density
+            is left of the weights, as in `masks.select_channels`.
+        kinds: with scope "channels", the kinds to remove, such as heads and neurons; empty
+            for all.
         sparse: a method of train.SparseTraining, which chooses the mask during training.
         reconstructs: whether the mask and new weights are those of reconstruct.sparsegpt.
         retrains: whether the pruned network is trained again.
@@ -56,6 +58,7 @@ class Method:
     rounds: int | None = None
     regrow: bool | None = None
     scope: str = "global"
+    kinds: tuple[str, ...] = ()
     sparse: train.SparseName | str | None = None
     reconstructs: bool = False
     retrains: bool = True

@@ -161,12 +161,14 @@ class Select:
         density: kept / prunable.
         ties: as in masks.select.
         scope: as in methods.Method.
+        kinds: as in methods.Method.
     """
 
     network: Network
     density: float
     ties: str
     scope: str
+    kinds: tuple[str, ...]
 
 
 @dataclasses.dataclass(frozen=True)

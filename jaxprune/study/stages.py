@@ -204,7 +204,9 @@ def _steps(cell: Cell) -> list[_Step]:
         scoring, density = _scoring(cell, dataset), config.density(cell)
         default = recipe.synflow_rounds if method.score == "synflow" else 1
         rounds = method.rounds or default
-        selecting = settings.Select(network, density, recipe.ties, method.scope)
+        selecting = settings.Select(
+            network, density, recipe.ties, method.scope, method.kinds
+        )
         if rounds == 1:
             steps += [("score", scoring), ("select", selecting)]
         else:

@@ -291,7 +291,7 @@ def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:
             groups,
             scored,
             config.density,
-            scope="kind",
+            kinds=config.kinds or None,
             reduce="abs" if is_signed else None,
         )
         return Output({"mask": mask}, {})

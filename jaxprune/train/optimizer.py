@@ -67,7 +67,7 @@ def _sparse(
     if sparse.method == "static":
         return sparse_training.static(key, inner, density)
     stop = max(1, round(sparse.until * iterations))
-    steps = sparse_training.Steps(stop, every=max(1, stop // sparse.changes))
+    steps = sparse_training.Steps(stop, every=max(1, stop // (sparse.changes or 1)))
     if sparse.method in ("set", "rigl"):
         return getattr(sparse_training, sparse.method)(key, inner, density, steps)
     return getattr(sparse_training, sparse.method)(inner, density, steps)

@@ -19,19 +19,23 @@ class SparseTraining:
     Attributes:
         method: the name of the method.
         density: kept / prunable at the end of training, in (0, 1].
-        changes: how many times the mask changes; of "static" it never does.
+        changes: how many times the mask changes; None for 6 of "acdc", so that its phases
+            are long, and 20 of the others. That of "static" never does.
         until: share of the training after which it no longer changes, in (0, 1].
     """
 
     method: SparseName
     density: float
-    changes: int = 20
+    changes: int | None = None
     until: float = 0.75
 
     def __post_init__(self) -> None:
         """Check the values."""
         tree.check_option("method", self.method, get_args(SparseName))
-        if not (0 < self.density <= 1 and 0 < self.until <= 1 and self.changes >= 1):
+        if self.changes is None:
+            object.__setattr__(self, "changes", 6 if self.method == "acdc" else 20)
+        is_valid = 0 < self.density <= 1 and 0 < self.until <= 1
+        if not is_valid or (self.changes or 0) < 1:
             raise ValueError(
                 "sparse training needs a density and a share `until` in (0, 1], and one "
                 f"change or more; got density={self.density}, until={self.until}, "
