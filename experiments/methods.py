@@ -1,12 +1,14 @@
 """Every method of the registry on scikit-learn's digits, at 10, 5 and 2 % of the weights.
 
-The network, data and schedule are those of digits.py; nothing is timed. What each method
-needs, when to use it and what came out: methods.md.
+Two recipes: LeNet-300-100 without BatchNorm (24 epochs), and the network and schedule of
+digits.py, which has BatchNorm (8 epochs). Nothing is timed. What each method needs, when to
+use it and what came out: methods.md.
 
-Source: scikit-learn's load_digits. Expect 15 minutes on 2 CPU cores for one seed; ours:
-results/methods.
+Source: scikit-learn's load_digits. Expect 15 minutes on 2 CPU cores for 3 seeds of a recipe;
+ours: results/methods.
     python scripts/study.py run methods --seeds 3      # resumes; finished cells are skipped
-    python experiments/methods.py runs/methods         # prints the table of methods.md
+    python scripts/study.py run methods --seeds 3 --recipe conv2
+    python experiments/methods.py runs/methods         # prints the tables of methods.md
 """
 
 import dataclasses
@@ -24,10 +26,21 @@ DENSITIES = (0.1, 0.05, 0.02)
 # Variants of IMP that differ in what they rewind to; imp_curve.py compares them.
 _REWINDS = ("imp_late", "imp_rate", "imp_finetune", "imp_connect")
 METHODS = tuple(name for name in methods.METHODS if name not in _REWINDS)
+_CONV2 = dataclasses.replace(
+    digits.RECIPES["digits"], name="conv2", time=False, memory="none"
+)
 RECIPES = {
-    "methods": dataclasses.replace(
-        digits.RECIPES["digits"], name="methods", time=False, memory="none"
-    )
+    "lenet": dataclasses.replace(
+        _CONV2,
+        name="lenet",
+        training=dataclasses.replace(_CONV2.training, epochs=24, learning_rate=0.05),
+    ),
+    "conv2": _CONV2,
+}
+# Of the cells of each recipe.
+_NETWORKS = {
+    "lenet": {"model": "lenet-300-100", "batch_norm": False},
+    "conv2": {"model": "conv2", "width": 0.25},
 }
 
 
@@ -35,6 +48,7 @@ def study(
     dataset_files: data.DatasetFiles, seeds: int = 1, recipe: str | None = None
 ) -> Study:
     """List the cells of the study, seed by seed."""
+    recipe = recipe or "lenet"
     points = [
         (name, select.compression(density))
         for name in METHODS
@@ -43,12 +57,11 @@ def study(
     cells = [
         Cell(
             **config.dataset_fields(dataset_files),
-            model="conv2",
+            **_NETWORKS[recipe],
             method=methods.get(name),
             compression=exponent,
             seed=seed,
-            recipe=RECIPES[recipe or "methods"],
-            width=0.25,
+            recipe=RECIPES[recipe],
         )
         for seed in range(seeds)
         for name, exponent in points
@@ -93,4 +106,8 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(list(records.read_all(Path(sys.argv[1])))))
+    everything = records.read_all(Path(sys.argv[1]))
+    for recipe in RECIPES:
+        own = [r for r in everything if r.cell["recipe"]["name"] == recipe]
+        if own:
+            print(f"{recipe}\n\n{table(own)}\n")
