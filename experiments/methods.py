@@ -8,7 +8,7 @@ Source: scikit-learn's load_digits. Expect 15 minutes on 2 CPU cores for 3 seeds
 ours: results/methods.
     python scripts/study.py run methods --seeds 3      # resumes; finished cells are skipped
     python scripts/study.py run methods --seeds 3 --recipe conv2
-    python experiments/methods.py runs/methods         # prints the tables of methods.md
+    python experiments/methods.py runs/methods-lenet   # prints a table of methods.md
 """
 
 import dataclasses
@@ -66,7 +66,7 @@ def study(
         for seed in range(seeds)
         for name, exponent in points
     ]
-    return Study("methods", cells)
+    return Study(f"methods-{recipe}", cells)
 
 
 def table(found: Sequence[records.Record]) -> str:
@@ -106,8 +106,4 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    everything = records.read_all(Path(sys.argv[1]))
-    for recipe in RECIPES:
-        own = [r for r in everything if r.cell["recipe"]["name"] == recipe]
-        if own:
-            print(f"{recipe}\n\n{table(own)}\n")
+    print(table(records.read_all(Path(sys.argv[1]))))

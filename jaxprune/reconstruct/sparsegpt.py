@@ -172,6 +172,13 @@ def _kernels(
                 num_dropped += size - masks.num_kept(goals[i], size)
                 is_free |= is_here
         kernels[number] = _Kernel([number], positions, is_free, num_dropped)
+    for i in goals:
+        if (owner[starts[i] : starts[i + 1]] < 0).any():
+            raise ValueError(
+                f"sparsegpt prunes whole leaves, but no product reads some weights of "
+                f"'{program.names[i]}'. Leave it out: pass "
+                "prunable=tree.prunable(params, exclude=...)."
+            )
     return kernels
 
 

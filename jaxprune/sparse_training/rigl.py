@@ -33,6 +33,10 @@ def rigl(
     `steps.stop`. The authors stop after 75 % of training, and change the mask every 100
     steps.
 
+    Before BatchNorm, the gradients of a channel whose weights are all pruned are large, as
+    its variance is 0. RigL then grows that channel, which does not always help; at high
+    sparsity, compare with `set`.
+
     The gradients of pruned weights are needed, so do not mask them. Start from pruned weights
     of zero: `params = masks.apply(params, state.mask)`.
 

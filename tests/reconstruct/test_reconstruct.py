@@ -199,6 +199,9 @@ WRONG = {
     "no product multiplies 'w' with data; it is read by 'mul'": lambda: (
         reconstruct.sparsegpt(lambda p, x: x @ (2 * p["w"]), PARAMS, [X], 0.5)
     ),
+    "no product reads some weights of 'w'": lambda: reconstruct.sparsegpt(
+        lambda p, x: x @ p["w"][:, :5], PARAMS, [X], 0.5
+    ),
     "adds no parameter to data": lambda: reconstruct.bias_correction(
         linear, PARAMS, PARAMS, [X]
     ),
