@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxprune.graph import layers
+from jaxprune.graph import layers, matrices
 from jaxprune.graph.program import Program
 from jaxprune.graph.trace import trace
 from jaxprune.types import Params
@@ -55,9 +55,9 @@ def _output_axes(
 ) -> dict[int, tuple[int, ...] | None]:
     """Return the axes of each leaf along which the output of a layer changes."""
     positions, starts = layers.positions(program, layer), layers.starts(program)
-    shape = layers.matrices_shape(layer)
+    shape = matrices.shape(layer)
     number = np.arange(shape[0] * shape[1]).reshape(shape[0], shape[1], 1)
-    number = layers.from_matrices(layer, np.broadcast_to(number, shape))
+    number = matrices.to_kernel(layer, np.broadcast_to(number, shape))
     axes = {}
     for leaf in layer.leaves:
         shape = program.shape(program.params[leaf])

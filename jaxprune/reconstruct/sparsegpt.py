@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float
 
 from jaxprune import graph, masks, tree
-from jaxprune.graph import layers
+from jaxprune.graph import layers, matrices
 from jaxprune.reconstruct import walk as walking
 from jaxprune.types import ApplyFn, Batches, Budget, Fraction, Mask, Params, Prunable
 
@@ -93,7 +93,7 @@ def sparsegpt(
                 hessian = _hessian(walk, [found[i] for i in kernel.readers], leaves)
                 name = program.names[layer.leaves[0]]
                 new, is_kept = _prune(
-                    layers.to_matrices(layer, weights),
+                    matrices.of_kernel(layer, weights),
                     _prepared(hessian, damping, name),
                     kernel,
                     min(block, kernel.positions.shape[-1]),
@@ -151,7 +151,7 @@ def _kernels(
         if not any(i in goals for i in layer.leaves):
             continue
         positions = layers.positions(program, layer)
-        positions = layers.to_matrices(layer, positions)
+        positions = matrices.of_kernel(layer, positions)
         first = int(owner[positions].max(initial=-1))
         if first >= 0 and np.array_equal(kernels[first].positions, positions):
             kernels[first].readers.append(number)
@@ -199,7 +199,7 @@ def _hessian(
         if len(readers) > 1:
             walking.set_kernel(walk, layer, leaves)
         for values in walk.values:
-            rows = layers.inputs(layer, values[layer.data])
+            rows = matrices.inputs(layer, values[layer.data])
             total = total + np.asarray(_products(rows), np.float64)
             number += rows.shape[1]
     return np.asarray(2 / number * total)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxprune import graph, tree
-from jaxprune.graph import layers
+from jaxprune.graph import layers, matrices
 from jaxprune.scores.wanda import input_squares, scale_magnitudes, to_leaves
 from jaxprune.types import ApplyFn, Batches, Mask, Params, Prunable, Scores
 
@@ -79,16 +79,16 @@ def _inverse_sums(fn: ApplyFn, params: Params, batch: Any) -> dict[int, Array]:
     times: dict[int, Array] = {}
     for layer in layers.find(program):
         kernel = layers.kernel_of(program, layer, [leaves[i] for i in layer.leaves])
-        size = layers.to_matrices(layer, jnp.abs(kernel))
+        size = matrices.of_kernel(layer, jnp.abs(kernel))
         size = size.astype(jnp.float64 if size.dtype == jnp.float64 else jnp.float32)
         share = _inverse(size.sum(1, keepdims=True)) + _inverse(
             size.sum(2, keepdims=True)
         )
-        for total, matrices in (
+        for total, numbers in (
             (sums, share),
             (times, jnp.ones((1, 1, 1), share.dtype)),
         ):
-            for i, part in to_leaves(program, layer, matrices).items():
+            for i, part in to_leaves(program, layer, numbers).items():
                 total[i] = total[i] + part if i in total else part
     return {i: total / jnp.maximum(times[i], 1.0) for i, total in sums.items()}
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array
 
 from jaxprune import graph, tree
-from jaxprune.graph import layers
+from jaxprune.graph import layers, matrices
 from jaxprune.types import ApplyFn, Batches, Mask, Params, Prunable, Scores
 
 
@@ -85,7 +85,7 @@ def input_squares(
         inputs = [*jax.tree.leaves(masked), *jax.tree.leaves(batch)]
         sums: dict[int, Array] = {}
         for layer, data in layers.run(program, found, inputs):
-            part = to_leaves(program, layer, layers.squares(layer, data)[:, None])
+            part = to_leaves(program, layer, matrices.squares(layer, data)[:, None])
             sums |= {i: sums[i] + s if i in sums else s for i, s in part.items()}
         return sums
 
@@ -94,10 +94,10 @@ def input_squares(
     return jax.tree.map(lambda *parts: sum(parts), *totals)
 
 
-def to_leaves(program: Any, layer: Any, matrices: Array) -> dict[int, Array]:
+def to_leaves(program: Any, layer: Any, numbers: Array) -> dict[int, Array]:
     """Move numbers of the inputs and outputs of a layer to the weights between them."""
-    shape = layers.matrices_shape(layer)
-    whole = layers.from_matrices(layer, jnp.broadcast_to(matrices, shape))
+    shape = matrices.shape(layer)
+    whole = matrices.to_kernel(layer, jnp.broadcast_to(numbers, shape))
     return layers.pull_back(program, layer, whole)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxprune import graph
-from jaxprune.graph import layers
+from jaxprune.graph import layers, matrices
 from tests.zoo import ZOO, users_settings
 
 # Kernels of dense layers, heads, convolutions of all kinds, stacks and loops.
@@ -27,8 +27,8 @@ def test_the_matrices_of_a_layer_compute_its_outputs_from_its_inputs(name):
             values = dict(program.constants)
             values |= zip((*program.params, *program.args), inputs, strict=True)
             layers.evaluate(program, values, range(len(program.eqns)))
-            rows = [layers.inputs(layer, values[layer.data]) for layer in found]
-            sums = [layers.squares(layer, values[layer.data]) for layer in found]
+            rows = [matrices.inputs(layer, values[layer.data]) for layer in found]
+            sums = [matrices.squares(layer, values[layer.data]) for layer in found]
             kernels = [
                 layers.kernel_of(program, layer, [inputs[i] for i in layer.leaves])
                 for layer in found
@@ -41,10 +41,10 @@ def test_the_matrices_of_a_layer_compute_its_outputs_from_its_inputs(name):
             results = jax.device_get(run(inputs))
     for layer, rows, sums, kernel, given, out in zip(found, *results, strict=True):
         np.testing.assert_array_equal(kernel, given)
-        matrices = layers.to_matrices(layer, kernel)
-        assert matrices.shape == layers.matrices_shape(layer)
-        np.testing.assert_array_equal(layers.from_matrices(layer, matrices), kernel)
-        want = np.einsum("gni,goi->gno", rows, matrices)
+        numbers = matrices.of_kernel(layer, kernel)
+        assert numbers.shape == matrices.shape(layer)
+        np.testing.assert_array_equal(matrices.to_kernel(layer, numbers), kernel)
+        want = np.einsum("gni,goi->gno", rows, numbers)
         # The axes of the output are in another order.
         np.testing.assert_allclose(
             np.sort(want, None), np.sort(out, None), rtol=1e-4, atol=2e-5
