@@ -55,7 +55,7 @@ def prune(
     *,
     rounds: int = 1,
     schedule: Schedule | str | Sequence[Fraction] = "exponential",
-    scope: Scope | int | str | Mapping[str, tuple[int, ...]] = "global",
+    scope: Scope | int | str | Mapping[str, Any] = "global",
     ties: Ties | str = "exact",
     regrow: bool = False,
     prunable: Prunable | None = None,

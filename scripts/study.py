@@ -403,10 +403,10 @@ def _explain(method: methods.Method) -> str:
         twice = ", trained twice to measure the error barrier" if method.points else ""
         return f"iterative magnitude pruning, {levels}{twice}"
     when = "after" if method.pretrained else "before"
-    how = [f"{method.rounds} rounds" * bool(method.rounds and method.rounds > 1)]
-    how += ["pruned weights may return" * bool(method.regrow)]
-    how += [f"compared by {method.scope}" * (method.scope != "global")]
-    return ", ".join([f"{method.score} scores {when} training", *filter(None, how)])
+    details = [f"{method.rounds} rounds" * bool(method.rounds and method.rounds > 1)]
+    details += ["pruned weights may return" * bool(method.regrow)]
+    details += [f"compared by {method.scope}" * (method.scope != "global")]
+    return ", ".join([f"{method.score} scores {when} training", *filter(None, details)])
 
 
 def status(

@@ -79,15 +79,11 @@ def find(program: Program) -> list[Layer]:
         >>> [(layer.side, layer.leaves, len(layer.moves)) for layer in find(program)]
         [(1, (0,), 1)]
     """
-    data, moved = depends_on(program, program.args), _moved(program)
     return [
-        Layer(number, eqn, side, *moved[eqn.ins[side]], program.shape(eqn.ins[side]))
-        for number, eqn in enumerate(program.eqns)
-        if eqn.primitive.name in PRODUCTS
-        for side in (0, 1)
-        if eqn.ins[side] in moved
-        and eqn.ins[1 - side] in data
-        and _is_followed(eqn, side)
+        layer
+        for layer in _readers(program, PRODUCTS)
+        if layer.eqn.primitive.name == "dot_general"
+        or (layer.side == 1 and layer.eqn.params["batch_group_count"] == 1)
     ]
 
 
@@ -98,7 +94,7 @@ def find_added(program: Program) -> list[Layer]:
         program: of `trace`.
 
     Returns:
-        Them in the form of layers, with the leaf in place of the kernel.
+        Layers, with the leaf that is added as the kernel.
 
     Example:
         >>> from jaxprune.graph import trace
@@ -106,11 +102,20 @@ def find_added(program: Program) -> list[Layer]:
         >>> [(added.side, added.leaves) for added in find_added(program)]
         [(1, (0,))]
     """
+    return [
+        added
+        for added in _readers(program, ("add", "add_any"))
+        if jnp.issubdtype(program.avals[added.eqn.outs[0]].dtype, jnp.floating)
+    ]
+
+
+def _readers(program: Program, names: Sequence[str]) -> list[Layer]:
+    """List the equations that combine moved leaves with data."""
     data, moved = depends_on(program, program.args), _moved(program)
     return [
         Layer(number, eqn, side, *moved[eqn.ins[side]], program.shape(eqn.ins[side]))
         for number, eqn in enumerate(program.eqns)
-        if eqn.primitive.name in ("add", "add_any")
+        if eqn.primitive.name in names
         for side in (0, 1)
         if eqn.ins[side] in moved and eqn.ins[1 - side] in data
     ]
@@ -137,35 +142,51 @@ def _moved(program: Program) -> dict[int, tuple[tuple[int, ...], tuple[int, ...]
     return moved
 
 
-def _is_followed(eqn: Eqn, side: int) -> bool:
-    if eqn.primitive.name == "dot_general":
-        return True
-    return side == 1 and eqn.params["batch_group_count"] == 1
-
-
 def check(
-    program: Program, found: Sequence[Layer], prunable: Prunable, method: str
+    program: Program, kernels: Sequence[Layer], prunable: Prunable, method: str
 ) -> None:
-    """Check that a product reads every prunable leaf.
+    """Check that products read every prunable leaf, and that all of these are known.
 
     Args:
         program: of `trace`.
-        found: of `find`.
+        kernels: of `find`.
         prunable: one bool per leaf.
         method: what the error message calls the method.
 
     Raises:
-        ValueError: naming the first leaf that no layer has.
+        ValueError: naming the first leaf that no layer has, or that is read in a loop which
+            is not unrolled.
     """
-    read = {leaf for layer in found for leaf in layer.leaves}
+    read = {leaf for layer in kernels for leaf in layer.leaves}
+    looped = _read_in_loops(program)
+    remedy = (
+        "Leave it out: pass prunable=tree.prunable(params, exclude=...), here and to "
+        "masks.select."
+    )
     for leaf, is_prunable in enumerate(jax.tree.leaves(prunable)):
+        name = program.names[leaf]
         if is_prunable and leaf not in read:
             raise ValueError(
                 f"{method} needs the inputs of each kernel, but no product multiplies "
-                f"'{program.names[leaf]}' with data{_reason(program, leaf)}. Leave it out: "
-                "pass prunable=tree.prunable(params, exclude=...), here and to "
-                "masks.select."
+                f"'{name}' with data{_reason(program, leaf)}. {remedy}"
             )
+        if is_prunable and leaf in looped:
+            raise ValueError(
+                f"{method} needs the inputs of each kernel, but '{name}' is also read by a "
+                f"'{looped[leaf]}' that is not unrolled. {remedy}"
+            )
+
+
+def _read_in_loops(program: Program) -> dict[int, str]:
+    """Return the leaves that loops and branches read, and the names of these."""
+    moved, looped = _moved(program), {}
+    for eqn in program.eqns:
+        if eqn.primitive.name in ("scan", "while", "cond"):
+            for value in eqn.ins:
+                looped |= dict.fromkeys(
+                    moved.get(value, ((), ()))[0], eqn.primitive.name
+                )
+    return looped
 
 
 def _reason(program: Program, leaf: int) -> str:
@@ -197,13 +218,13 @@ def evaluate(
 
 
 def run(
-    program: Program, found: Sequence[Layer], inputs: Sequence[Any]
+    program: Program, kernels: Sequence[Layer], inputs: Sequence[Any]
 ) -> Iterator[tuple[Layer, Any]]:
     """Run a program, and stop at each layer.
 
     Args:
         program: of `trace`.
-        found: of `find`.
+        kernels: of `find`.
         inputs: the leaves of the parameters, then those of the other arguments.
 
     Yields:
@@ -212,7 +233,7 @@ def run(
     values = dict(program.constants)
     values |= zip((*program.params, *program.args), inputs, strict=True)
     done = 0
-    for layer in found:
+    for layer in kernels:
         evaluate(program, values, range(done, layer.number))
         done = layer.number
         yield layer, values[layer.data]

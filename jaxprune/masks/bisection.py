@@ -22,6 +22,8 @@ def highest(
     exact: bool,
 ) -> list[Bool[Array, "..."]]:
     """Select `keep` weights among all leaves together; fewer without `exact`."""
+    if not any(score.size for score in scores):
+        return [jnp.ones(score.shape, bool) for score in scores]
     dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
     keys = [
         _ordered_bits(score.astype(dtype), member)

@@ -242,14 +242,15 @@ def check_budget(budget: Mapping[str, Any], names: Sequence[str]) -> None:
     Example:
         >>> check_budget({"a": 0.5}, ["a", "b"])
         Traceback (most recent call last):
-        ValueError: the budget has no density for 'b'. ...
+        ValueError: the budget has nothing for 'b'. ...
     """
-    for wrong, problem in (
-        (set(names) - set(budget), "has no density for"),
-        (set(budget) - set(names), "has a density for, which is no prunable leaf,"),
-    ):
-        if wrong:
-            raise ValueError(
-                f"the budget {problem} '{min(wrong)}'. Make it for the same params and "
-                "prunable, such as masks.erk(params, 0.1, prunable=prunable)."
-            )
+    remedy = (
+        "Make it for the same params and prunable, such as masks.erk(params, 0.1, "
+        "prunable=prunable)."
+    )
+    for name in sorted(set(names) - set(budget)):
+        raise ValueError(f"the budget has nothing for '{name}'. {remedy}")
+    for name in sorted(set(budget) - set(names)):
+        raise ValueError(
+            f"the budget names '{name}', which is not a prunable leaf. {remedy}"
+        )

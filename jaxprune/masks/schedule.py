@@ -104,6 +104,10 @@ def densities(
         eq. 1 (cubic).
     """
     if isinstance(density, Mapping):
+        if not density:
+            raise ValueError(
+                "the budget is empty. Pass one such as masks.erk(params, 0.1)."
+            )
         steps = {
             name: densities(each, rounds, schedule) for name, each in density.items()
         }

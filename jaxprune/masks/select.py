@@ -43,7 +43,7 @@ def select(
     *,
     mask: Mask | None = None,
     prunable: Prunable | None = None,
-    scope: Scope | int | str | Mapping[str, tuple[int, ...]] = "global",
+    scope: Scope | int | str | Mapping[str, Any] | Any = "global",
     ties: Ties | str = "exact",
 ) -> Mask:
     """Keep the highest-scoring `N - int((1 - density) * N)` of N prunable weights.
@@ -92,6 +92,10 @@ def select(
         Threshold and count as in the code of Tanaka et al.,
         https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
+    if callable(scope):
+        raise TypeError(
+            "scope is a function. Pass its result, such as graph.outputs(fn, params, batch)."
+        )
     if isinstance(scope, bool) or not isinstance(scope, int | Mapping):
         tree.check_option("scope", scope, SCOPES)
     tree.check_option("ties", ties, TIES)
@@ -129,7 +133,7 @@ def highest(
     that RigL regrows. Where `mask` has fewer weights than `number`, all of them are kept.
 
     Args:
-        scores: floats; higher means keep. They are not checked.
+        scores: floats; higher means keep.
         number: how many of all prunable weights together; or leaf name -> how many of that
             leaf. Integers or traced integers.
         mask: weights that may be kept.
@@ -140,8 +144,8 @@ def highest(
         A mask that mirrors `scores`.
 
     Raises:
-        ValueError: if a mapping does not name exactly the prunable leaves, `mask` does not
-            mirror `scores`, or no leaf is prunable.
+        ValueError: if a number is not whole or is negative, a mapping does not name exactly
+            the prunable leaves, `mask` does not mirror `scores`, or no leaf is prunable.
         TypeError: if scores are not floating, or a leaf of `mask` is not bool.
 
     Example:
@@ -151,6 +155,8 @@ def highest(
     """
     ranked = _rank(scores, mask, prunable)
     is_mapping = isinstance(number, Mapping)
+    for each in number.values() if is_mapping else [number]:
+        _check_number(each)
     if is_mapping:
         check_budget(number, [ranked.names[i] for i in ranked.chosen])
     selected: dict[int, Array] = {}
@@ -164,6 +170,17 @@ def highest(
         )
         selected |= zip(group, winners, strict=True)
     return _whole(ranked, selected)
+
+
+def _check_number(number: Any) -> None:
+    """Check that a number of weights is an integer, and not negative if it is known."""
+    is_integer = jnp.issubdtype(jnp.result_type(number), jnp.integer)
+    is_known = is_integer and not isinstance(number, Tracer)
+    if not is_integer or jnp.ndim(number) or (is_known and int(number) < 0):
+        raise ValueError(
+            f"number is how many weights to keep, a whole number; got {number}. For a "
+            "density, use masks.select."
+        )
 
 
 class _Ranked(NamedTuple):
@@ -229,9 +246,15 @@ def _rows(scope: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
             raise ValueError(
                 f"scope has no axes for '{missing[0]}'. Pass those of "
                 "graph.outputs(fn, params, batch), and prunable without leaves that no "
-                "product reads."
+                "product reads, or that two read in different ways."
             )
-        return {name: tuple(scope[name]) for name in names}
+        axes = {n: (a,) if isinstance(a, int) else a for n, a in scope.items()}
+        if not all(isinstance(a, int) for name in names for a in axes[name]):
+            raise TypeError(
+                f"scope maps to {[axes[name] for name in names]}, where axes are whole "
+                "numbers. Pass, for example, {'w': (0,)}."
+            )
+        return {name: tuple(axes[name]) for name in names}
     if scope == "row" or isinstance(scope, int):
         return dict.fromkeys(names, (-1 if scope == "row" else scope,))
     return {}

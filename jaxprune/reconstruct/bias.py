@@ -5,7 +5,7 @@ import jax.numpy as jnp
 
 from jaxprune import tree
 from jaxprune.graph import layers
-from jaxprune.reconstruct import walk as walking
+from jaxprune.reconstruct import runs
 from jaxprune.types import ApplyFn, Batches, Params
 
 
@@ -46,29 +46,41 @@ def bias_correction(
         https://arxiv.org/abs/1906.04721, ICCV 2019, section 4.2, with the means of data and
         for pruning.
     """
-    pruned = tree.align(pruned, params, "pruned", "Pass masks.apply(params, mask).")
+    remedy = "Pass masks.apply(params, mask)."
+    pruned = tree.align(pruned, params, "pruned", remedy)
+    for name, a, b in zip(
+        tree.names(params),
+        jax.tree.leaves(params),
+        jax.tree.leaves(pruned),
+        strict=True,
+    ):
+        if a.shape != b.shape or a.dtype != b.dtype:
+            raise ValueError(
+                f"pruned has {b.dtype}{list(b.shape)} at '{name}', where params has "
+                f"{a.dtype}{list(a.shape)}. {remedy}"
+            )
     with jax.default_matmul_precision("highest"):
-        dense_walk = walking.start(fn, params, batches)
-        walk = walking.start(fn, pruned, batches)
-        program, leaves = walk.program, jax.tree.leaves(pruned)
-        found = layers.find_added(program)
-        if not found:
+        dense_run = runs.start(fn, params, batches)
+        run = runs.start(fn, pruned, batches)
+        program, leaves = run.program, jax.tree.leaves(pruned)
+        additions = layers.find_added(program)
+        if not additions:
             raise ValueError(
                 "the function adds no parameter to data, so that there is no bias to "
                 "correct. Leave bias_correction out."
             )
         done = 0
-        for added in found:
-            for each in (dense_walk, walk):
-                walking.advance(each, range(done, added.number))
+        for added in additions:
+            for each in (dense_run, run):
+                runs.advance(each, range(done, added.number))
             done = added.number
-            walking.set_kernel(walk, added, leaves)
+            runs.set_kernel(run, added, leaves)
             sums = [
                 [
                     values[added.eqn.ins[0]] + values[added.eqn.ins[1]]
                     for values in w.values
                 ]
-                for w in (dense_walk, walk)
+                for w in (dense_run, run)
             ]
             change = jnp.stack([a - b for a, b in zip(*sums, strict=True)]).mean(0)
             axes = [
@@ -79,5 +91,5 @@ def bias_correction(
             for i, total in layers.pull_back(program, added, change).items():
                 shift = (total / jnp.maximum(counts[i], 1)).astype(leaves[i].dtype)
                 leaves[i] = leaves[i] + shift
-            walking.set_kernel(walk, added, leaves)
+            runs.set_kernel(run, added, leaves)
     return jax.tree.unflatten(jax.tree.structure(pruned), leaves)

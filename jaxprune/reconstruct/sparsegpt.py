@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from jaxprune import graph, masks, tree
 from jaxprune.graph import layers, matrices
-from jaxprune.reconstruct import walk as walking
+from jaxprune.reconstruct import runs
 from jaxprune.types import ApplyFn, Batches, Budget, Fraction, Mask, Params, Prunable
 
 
@@ -74,23 +74,23 @@ def sparsegpt(
         )
     chosen = tree.check_prunable(params, prunable)
     with jax.default_matmul_precision("highest"):
-        walk = walking.start(fn, params, batches)
-        program, found = walk.program, layers.find(walk.program)
-        layers.check(program, found, chosen, "sparsegpt")
+        run = runs.start(fn, params, batches)
+        program, every = run.program, layers.find(run.program)
+        layers.check(program, every, chosen, "sparsegpt")
         starts = layers.starts(program)
         goals = _densities(density, program.names, jax.tree.leaves(chosen))
-        kernels = _kernels(program, found, goals)
+        kernels = _kernels(program, every, goals)
         leaves = jax.tree.leaves(params)
         kept = np.ones(starts[-1], bool)
         done = 0
-        for number, layer in enumerate(found):
-            walking.advance(walk, range(done, layer.number))
+        for number, layer in enumerate(every):
+            runs.advance(run, range(done, layer.number))
             done = layer.number
             kernel = kernels.get(number)
             if kernel is not None:
                 read = [leaves[i] for i in layer.leaves]
                 weights = layers.kernel_of(program, layer, read)
-                hessian = _hessian(walk, [found[i] for i in kernel.readers], leaves)
+                hessian = _hessian(run, [every[i] for i in kernel.readers], leaves)
                 name = program.names[layer.leaves[0]]
                 new, is_kept = _prune(
                     matrices.of_kernel(layer, weights),
@@ -101,7 +101,7 @@ def sparsegpt(
                 kept[kernel.positions] = is_kept
                 for i in layer.leaves:
                     leaves[i] = _updated(leaves[i], starts[i], kernel.positions, new)
-            walking.set_kernel(walk, layer, leaves)
+            runs.set_kernel(run, layer, leaves)
     structure = jax.tree.structure(params)
     mask = [
         jnp.asarray(kept[first : first + leaf.size].reshape(leaf.shape))
@@ -141,13 +141,13 @@ class _Kernel(NamedTuple):
 
 
 def _kernels(
-    program: graph.Program, found: Sequence[layers.Layer], goals: Mapping[int, float]
+    program: graph.Program, every: Sequence[layers.Layer], goals: Mapping[int, float]
 ) -> dict[int, _Kernel]:
     """Return the kernels that are pruned, by the number of the first layer of each."""
     starts = layers.starts(program)
     owner = np.full(starts[-1], -1)
     kernels: dict[int, _Kernel] = {}
-    for number, layer in enumerate(found):
+    for number, layer in enumerate(every):
         if not any(i in goals for i in layer.leaves):
             continue
         positions = layers.positions(program, layer)
@@ -171,6 +171,12 @@ def _kernels(
                 size = int(is_here.sum())
                 num_dropped += size - masks.num_kept(goals[i], size)
                 is_free |= is_here
+        if (is_free.any(-1) != is_free.all(-1)).any():
+            raise ValueError(
+                "sparsegpt changes all weights of an output, but only some of those that "
+                f"'{program.names[layer.leaves[0]]}' is concatenated with are prunable. "
+                "Choose all or none of them."
+            )
         kernels[number] = _Kernel([number], positions, is_free, num_dropped)
     for i in goals:
         if (owner[starts[i] : starts[i + 1]] < 0).any():
@@ -183,7 +189,7 @@ def _kernels(
 
 
 def _hessian(
-    walk: walking.Walk, readers: Sequence[layers.Layer], leaves: Sequence[Any]
+    run: runs.Run, readers: Sequence[layers.Layer], leaves: Sequence[Any]
 ) -> Float[np.ndarray, "groups inputs inputs"]:
     """Return twice the mean product of each pair of inputs of a kernel, as the authors do.
 
@@ -191,14 +197,14 @@ def _hessian(
     """
     total, number = 0.0, 0
     if len(readers) > 1:
-        walk = walking.copy(walk)
+        run = runs.copy(run)
     done = readers[0].number
     for layer in readers:
-        walking.advance(walk, range(done, layer.number))
+        runs.advance(run, range(done, layer.number))
         done = layer.number
         if len(readers) > 1:
-            walking.set_kernel(walk, layer, leaves)
-        for values in walk.values:
+            runs.set_kernel(run, layer, leaves)
+        for values in run.values:
             rows = matrices.inputs(layer, values[layer.data])
             total = total + np.asarray(_products(rows), np.float64)
             number += rows.shape[1]
@@ -259,7 +265,8 @@ def _prune(
 
     It runs in NumPy, in float64, so that no kernel shape compiles.
     """
-    w = np.where(prepared.is_dead[:, None], 0.0, np.asarray(weights, np.float64))
+    before = np.asarray(weights, np.float64)
+    w = np.where(prepared.is_dead[:, None], 0.0, before)
     kept, factor = np.ones(w.shape, bool), prepared.factor
     for number, dropped in enumerate(_num_dropped(kernel, block)):
         first = number * block
@@ -281,7 +288,8 @@ def _prune(
             part[:, :, j][pruned] = 0.0
             errors[:, :, j] = error
         w[:, :, stop:] -= errors @ factor[:, first:stop, stop:]
-    return w, kept
+    # Outputs of leaves that are not pruned stay as they are.
+    return np.where(kernel.is_free, w, before), kept
 
 
 def _updated(leaf: Array, first: int, positions: np.ndarray, new: np.ndarray) -> Array:

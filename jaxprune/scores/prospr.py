@@ -1,6 +1,7 @@
 """ProsPr: connection sensitivity of the loss after a few steps of training."""
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,8 @@ from jaxtyping import Array
 from jaxprune import tree
 from jaxprune.types import Batches, LossFn, Mask, Params, Scores
 
+_MOMENTUM = 0.9
+
 
 def prospr(
     loss_fn: LossFn,
@@ -20,10 +23,10 @@ def prospr(
     mask: Mask | None = None,
     steps: int | Any = 3,
     learning_rate: float | Any = 0.5,
-    momentum: float = 0.9,
 ) -> Scores:
     r"""Score each weight by `|w * dL/dw|`, L the loss after a few steps of training.
 
+    The velocity of a step is `0.9 * velocity + gradient`, with the momentum of the authors.
     The loss is differentiated through the steps of SGD with momentum, so every step adds to
     the memory and to the time to compile. With 0 steps, the score is that of `scores.snip`.
     The authors run BatchNorm in training mode: do so in `loss_fn`, or use
@@ -40,7 +43,6 @@ def prospr(
         steps: number of steps, M in the paper.
         learning_rate: of the steps. If it is too large, the steps diverge, or leave all
             ReLU units inactive and all scores 0.
-        momentum: of the steps; the velocity is `momentum * velocity + gradient`.
 
     Returns:
         Scores that mirror `params`, in the unit of the loss.
@@ -63,7 +65,7 @@ def prospr(
         steps, the learning rate and the momentum are those of the authors. Their code
         takes the loss after the steps on one more batch, instead of on all batches.
     """
-    if not isinstance(steps, int) or steps < 0:
+    if not hasattr(steps, "__index__") or operator.index(steps) < 0:
         raise ValueError(
             f"steps is the number of training steps, an int of at least 0; got {steps}. Pass "
             "3, as the authors do."
@@ -84,13 +86,13 @@ def prospr(
 
     def train(weights: list[Array]) -> list[Array]:
         velocities = [jnp.zeros_like(w) for w in weights]
-        for step in range(steps):
+        for step in range(operator.index(steps)):
             gradients = gradient(weights, [batches[step % len(batches)]])
             kept, _ = tree.split_floating(
                 tree.apply_mask(merge_masked(gradients), mask)
             )
             velocities = [
-                momentum * v + g for v, g in zip(velocities, kept, strict=True)
+                _MOMENTUM * v + g for v, g in zip(velocities, kept, strict=True)
             ]
             weights = [
                 w - learning_rate * v for w, v in zip(weights, velocities, strict=True)

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array
 
-from jaxprune import graph, tree
+from jaxprune import graph
 from jaxprune.graph import layers, matrices
 from jaxprune.scores.wanda import input_squares, scale_magnitudes, to_leaves
 from jaxprune.types import ApplyFn, Batches, Mask, Params, Prunable, Scores
@@ -19,7 +19,7 @@ def ria(
     batches: Batches,
     *,
     mask: Mask | None = None,
-    power: float = 0.5,
+    power: float | Any = 0.5,
     prunable: Prunable | None = None,
 ) -> Scores:
     r"""Score each weight by its relative importance and its input.
@@ -33,8 +33,8 @@ def ria(
         fn: `fn(params, batch)`, the forward pass, in evaluation mode.
         params: parameters of a trained network.
         batches: a list of batches of inputs.
-        mask: if given, the inputs and the sums are those of the masked network, and a pruned
-            weight is scored by the effect of restoring it.
+        mask: if given, the inputs are those of the masked network, and a pruned weight is
+            scored by the effect of restoring it. The sums are those of all weights.
         power: of the norm; 0 leaves the inputs out.
         prunable: the leaves that must have a score; by default those of `tree.prunable`.
             Other leaves that no product reads score 0.
@@ -57,13 +57,13 @@ def ria(
         Zhang et al., Plug-and-Play: An Efficient Post-training Pruning Method for Large
         Language Models, https://openreview.net/forum?id=Tr0lPx9woF, ICLR 2024, eq. 4.
     """
-    if not math.isfinite(power):
+    if not (isinstance(power, int | float) and math.isfinite(power)):
         raise ValueError(
             f"power is the exponent of the norm of the inputs; got {power}. Pass, for "
             "example, 0.5."
         )
     squares = input_squares(fn, params, batches, mask, prunable, "ria")
-    shares = _inverse_sums(fn, tree.apply_mask(params, mask), batches[0])
+    shares = _inverse_sums(fn, params, batches[0])
     factors = {i: shares[i] * s ** (power / 2) for i, s in squares.items()}
     return scale_magnitudes(params, factors, mask)
 

@@ -26,7 +26,8 @@ def wanda(
     positions, as the traced function computes them: no hooks, and stacked layers of a scan
     are seen one by one. The authors compare the weights of each output by themselves:
     `masks.select(scored, 0.5, scope=graph.outputs(fn, params, batch))`. It needs forward
-    passes alone. Matrix products run at the highest precision.
+    passes alone. Outside `jax.jit`, every call compiles. Matrix products run at the highest
+    precision.
 
     Args:
         fn: `fn(params, batch)`, the forward pass, in evaluation mode.
@@ -39,7 +40,7 @@ def wanda(
 
     Returns:
         Scores that mirror `params`, in the unit of the outputs of a layer, times the root of
-        the number of examples.
+        the number of examples. Those of a leaf in half precision are float32.
 
     Raises:
         ValueError: if `batches` is empty or a single batch, no product multiplies a prunable
@@ -80,11 +81,11 @@ def input_squares(
     @jax.jit  # batches of one shape share a program
     def collect(masked: Params, batch: Any) -> dict[int, Array]:
         program = graph.trace(fn, masked, batch)
-        found = layers.find(program)
-        layers.check(program, found, chosen, method)
+        kernels = layers.find(program)
+        layers.check(program, kernels, chosen, method)
         inputs = [*jax.tree.leaves(masked), *jax.tree.leaves(batch)]
         sums: dict[int, Array] = {}
-        for layer, data in layers.run(program, found, inputs):
+        for layer, data in layers.run(program, kernels, inputs):
             part = to_leaves(program, layer, matrices.squares(layer, data)[:, None])
             sums |= {i: sums[i] + s if i in sums else s for i, s in part.items()}
         return sums
@@ -94,7 +95,9 @@ def input_squares(
     return jax.tree.map(lambda *parts: sum(parts), *totals)
 
 
-def to_leaves(program: Any, layer: Any, numbers: Array) -> dict[int, Array]:
+def to_leaves(
+    program: graph.Program, layer: layers.Layer, numbers: Array
+) -> dict[int, Array]:
     """Move numbers of the inputs and outputs of a layer to the weights between them."""
     shape = matrices.shape(layer)
     whole = matrices.to_kernel(layer, jnp.broadcast_to(numbers, shape))
@@ -110,8 +113,7 @@ def scale_magnitudes(
     for i, leaf in enumerate(leaves):
         if i in factors:
             factor = factors[i]
-            scaled = jnp.abs(leaf).astype(factor.dtype) * factor
-            scored.append(scaled.astype(leaf.dtype))
+            scored.append(jnp.abs(leaf).astype(factor.dtype) * factor)
         else:
             scored.append(jnp.zeros_like(leaf) if tree.is_floating(leaf) else leaf)
     scores = tree.non_floating_to_false(jax.tree.unflatten(structure, scored))

@@ -7,7 +7,7 @@ import optax
 from jaxtyping import Array
 
 from jaxprune import masks, scores
-from jaxprune.sparse_training.changing import Steps, changing, counts
+from jaxprune.sparse_training.changing import Steps, changing, counts, dense, part_of
 from jaxprune.types import Budget, Fraction, Params, Prunable
 
 
@@ -22,7 +22,7 @@ def acdc(
 
     Training is dense at first. The changes at `steps.start + steps.every`, two intervals
     later, and so on, keep the largest weights; those between bring all weights back, from
-    zero and with a fresh state of the optimizer. From `steps.stop` on, the network is sparse.
+    zero and with fresh moments of the optimizer. From `steps.stop` on, the network is sparse.
     The authors train the first tenth dense, then alternate every 5 of 100 epochs. Phases of
     less than an epoch, and densities at which the largest weights leave a layer empty, do
     not train.
@@ -39,8 +39,8 @@ def acdc(
 
     Raises:
         TypeError: if `inner` is not an optax transformation, or `steps` not `Steps`.
-        ValueError: if the density is out of range; from `update`, if the budget does not
-            fit.
+        ValueError: from `init`, if the density is out of range, no leaf is prunable or the
+            budget does not fit.
 
     Example:
         >>> import jax.numpy as jnp
@@ -66,8 +66,8 @@ def acdc(
             scores.magnitude(params),
             counts(density, params, prunable),
             mask=mask,
-            prunable=prunable,
+            prunable=part_of(prunable, params),
         )
         return jax.tree.map(lambda leaf: leaf | ~is_sparse, kept)
 
-    return changing(inner, masks.ones_like, steps, change)
+    return changing(inner, dense(density, prunable), steps, change)

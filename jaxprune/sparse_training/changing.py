@@ -41,11 +41,12 @@ class Steps:
     def __post_init__(self) -> None:
         """Check the values."""
         try:
-            values = [operator.index(v) for v in (self.start, self.every, self.stop)]
+            given = (self.start, self.every, self.stop)
+            values = [0 if v is True else operator.index(v) for v in given]
         except TypeError:
             values = [0, 0, 0]
         start, every, stop = values
-        if start < 0 or every < 1 or stop <= start:
+        if not 0 <= start < stop < 2**31 or every < 1:
             raise ValueError(
                 "steps are whole numbers of updates with every >= 1 and 0 <= start < stop; "
                 f"got start={self.start}, every={self.every}, stop={self.stop}. Pass, for "
@@ -85,6 +86,15 @@ class SparseState(NamedTuple):
     step: Int32[Array, ""]
 
 
+def check_steps(steps: Any) -> None:
+    """Check that steps are `Steps`."""
+    if not isinstance(steps, Steps):
+        raise TypeError(
+            f"steps is a {type(steps).__name__}. Pass sparse_training.Steps(stop=...), the "
+            "updates at which the mask changes."
+        )
+
+
 # change(step, mask, params, gradients) -> mask.
 Change: TypeAlias = Callable[[Array, Mask, Params, Params], Mask]
 
@@ -98,8 +108,9 @@ def changing(
     """Wrap an optimizer with a mask that changes at some steps.
 
     At such a step the mask changes first; then `inner` sees the gradients of the weights
-    that the new mask keeps. The state of `inner` for a weight that grows back is that of a
-    fresh optimizer.
+    that the new mask keeps. What the state of `inner` holds of a weight that grows back is
+    that of a fresh optimizer; its count of steps goes on, so that Adam moves such a weight by
+    about 3 times the learning rate at first.
 
     Args:
         inner: the optimizer.
@@ -125,12 +136,8 @@ def changing(
         >>> state.step.item(), state.mask["w"].tolist(), updates["w"].tolist()
         (2, [False, False], [-1.0, -1.0])
     """
-    held: Any = hold_pruned(inner)
-    if not isinstance(steps, Steps):
-        raise TypeError(
-            f"steps is a {type(steps).__name__}. Pass sparse_training.Steps(stop=...), the "
-            "updates at which the mask changes."
-        )
+    hold: Any = hold_pruned(inner)
+    check_steps(steps)
 
     def init(params: optax.Params) -> SparseState:
         # A copy, so that a step may donate the state without deleting the caller's mask.
@@ -169,7 +176,7 @@ def changing(
             steps.is_due(state.step), changed, lambda: jax.tree.leaves(unchanged)
         )
         inner_state, mask = jax.tree.unflatten(jax.tree.structure(unchanged), leaves)
-        result, after = held.update(
+        result, after = hold.update(
             updates, HoldPrunedState(inner_state, mask), params, **extra
         )
         return result, SparseState(after.inner, after.mask, state.step + 1)
@@ -213,13 +220,29 @@ def counts(
         >>> counts(0.5, {"w": jnp.ones((2, 3))}, None)
         3
     """
-    chosen = tree.check_prunable(params, prunable)
+    whole = masks.uniform(params, 1.0, prunable=part_of(prunable, params))
+    sizes = {name: tree.by_name(params)[name].size for name in whole}
     if not isinstance(density, Mapping):
-        return masks.num_kept(density, tree.size(params, chosen))
-    sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
-    return {
-        name: masks.num_kept(each, sizes.get(name, 1)) for name, each in density.items()
-    }
+        return masks.num_kept(density, sum(sizes.values()))
+    masks.check_budget(density, list(sizes))
+    return {name: masks.num_kept(each, sizes[name]) for name, each in density.items()}
+
+
+def dense(
+    density: Fraction | Budget, prunable: Prunable | None
+) -> Callable[[Params], Mask]:
+    """Return a function that checks a density for parameters, and keeps all of them."""
+
+    def first(params: Params) -> Mask:
+        counts(density, params, prunable)
+        return masks.ones_like(params)
+
+    return first
+
+
+def part_of(prunable: Prunable | None, params: Params) -> Prunable | None:
+    """Return the part of `prunable` for the leaves of `params`, as for a mask."""
+    return None if prunable is None else tree.subset(prunable, params)
 
 
 def random_mask(
@@ -235,7 +258,7 @@ def random_mask(
         >>> masks.count(mask)
         6
     """
+    chosen = part_of(prunable, params)
     if not isinstance(density, Mapping):
-        density = masks.erk(params, density, prunable=prunable)
-    scored = scores.random(key, params)
-    return masks.select(scored, density, prunable=prunable)
+        density = masks.erk(params, density, prunable=chosen)
+    return masks.select(scores.random(key, params), density, prunable=chosen)

@@ -1,6 +1,7 @@
 """Gradual magnitude pruning: prune a little at a time while the network trains."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -9,13 +10,20 @@ import optax
 from jaxtyping import Array
 
 from jaxprune import masks, scores
-from jaxprune.sparse_training.changing import Steps, changing, counts
+from jaxprune.sparse_training.changing import (
+    Steps,
+    changing,
+    check_steps,
+    counts,
+    dense,
+    part_of,
+)
 from jaxprune.types import Budget, Fraction, Params, Prunable, Schedule, ScoreFn
 
 
 def gradual(
     inner: Any,
-    density: Fraction | Budget,
+    density: Fraction | Budget | Any,
     steps: Steps | Any,
     *,
     schedule: Schedule | str | Sequence[Fraction] = "cubic",
@@ -45,8 +53,8 @@ def gradual(
     Raises:
         TypeError: if `inner` is not an optax transformation, `steps` not `Steps`, or
             `score` not a function.
-        ValueError: if the density or the schedule is out of range; from `update`, if the
-            budget does not fit.
+        ValueError: if the density or the schedule is out of range, or the schedule rises;
+            from `init`, if no leaf is prunable or the budget does not fit.
 
     Example:
         >>> optimizer = gradual(optax.sgd(0.1), 0.5, Steps(stop=4, every=2))
@@ -67,7 +75,13 @@ def gradual(
             f"score is a {type(score).__name__}. Pass a function of params and mask, such as "
             "scores.magnitude."
         )
+    check_steps(steps)
     targets = masks.densities(density, steps.number, schedule)
+    if any(_rises(a, b) for a, b in itertools.pairwise(targets)):
+        raise ValueError(
+            f"schedule lists the densities {targets}, which rise, but pruned weights stay "
+            "pruned. Pass densities that fall."
+        )
 
     def change(step: Array, mask: Any, params: Params, gradients: Params) -> Any:
         del gradients
@@ -76,6 +90,13 @@ def gradual(
             lambda *each: jnp.asarray(each, jnp.uint32)[steps.index(step) - 1], *numbers
         )
         scored = score(params, mask=mask)
-        return masks.highest(scored, number, mask=mask, prunable=prunable)
+        chosen = part_of(prunable, params)
+        return masks.highest(scored, number, mask=mask, prunable=chosen)
 
-    return changing(inner, masks.ones_like, steps, change)
+    return changing(inner, dense(density, prunable), steps, change)
+
+
+def _rises(first: Any, second: Any) -> bool:
+    if not isinstance(first, Mapping):
+        return first < second
+    return any(first[name] < second[name] for name in first)

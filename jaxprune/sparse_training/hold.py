@@ -71,8 +71,8 @@ def hold_pruned(
     """
     if not (hasattr(inner, "init") and hasattr(inner, "update")):
         raise TypeError(
-            f"inner is a {type(inner).__name__}. Pass an optax transformation first, such as "
-            "hold_pruned(optax.adamw(1e-3), mask)."
+            f"inner is a {type(inner).__name__}. Pass an optax transformation, such as "
+            "optax.adamw(1e-3)."
         )
     inner = optax.with_extra_args_support(inner)
 

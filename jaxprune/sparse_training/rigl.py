@@ -11,7 +11,14 @@ import optax
 from jaxtyping import Array
 
 from jaxprune import masks, scores, tree
-from jaxprune.sparse_training.changing import Change, Steps, changing, random_mask
+from jaxprune.sparse_training.changing import (
+    Change,
+    Steps,
+    changing,
+    check_steps,
+    part_of,
+    random_mask,
+)
 from jaxprune.types import Budget, Fraction, Params, Prunable, RandomKey, Scores
 
 
@@ -21,14 +28,14 @@ def rigl(
     density: Fraction | Budget,
     steps: Steps | Any,
     *,
-    fraction: float = 0.3,
+    fraction: float | Any = 0.3,
     prunable: Prunable | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Train a sparse network whose mask follows the gradients.
 
     It starts from a random mask. At each change, every leaf drops a share of its kept
     weights, those of the smallest values, and grows as many, those of the largest gradients,
-    which start from zero with a fresh state of the optimizer. So each leaf always has as
+    which start from zero with fresh moments of the optimizer. So each leaf always has as
     many weights as at the start. The share falls as half a cosine from `fraction` to 0 at
     `steps.stop`. The authors stop after 75 % of training, and change the mask every 100
     steps.
@@ -41,7 +48,7 @@ def rigl(
     of zero: `params = masks.apply(params, state.mask)`.
 
     Args:
-        key: draws the first mask.
+        key: draws the first mask. Under `jax.vmap` over networks, all have the same one.
         inner: the optimizer, such as `optax.sgd(0.1, momentum=0.9)`; the whole chain.
         density: kept / prunable, in (0, 1], shared out among the leaves by `masks.erk`; or
             a budget.
@@ -82,8 +89,8 @@ def rigl(
 
 def drop_and_grow(
     growth: Callable[[Array, Params, Params], Scores],
-    steps: Steps,
-    fraction: float,
+    steps: Any,
+    fraction: Any,
     prunable: Prunable | None,
 ) -> Change:
     """Return a change that replaces the smallest weights of each leaf by others.
@@ -94,7 +101,8 @@ def drop_and_grow(
         fraction: share that the first change replaces.
         prunable: the leaves to prune.
     """
-    if not 0.0 <= fraction <= 1.0:
+    check_steps(steps)
+    if not (isinstance(fraction, int | float) and 0.0 <= fraction <= 1.0):
         raise ValueError(
             f"fraction is the share of the kept weights that a change replaces, in [0, 1]; "
             f"got {fraction}. Pass, for example, 0.3."
@@ -103,7 +111,7 @@ def drop_and_grow(
     def change(step: Array, mask: Any, params: Params, gradients: Params) -> Any:
         done = (step - steps.start).astype(jnp.float32) / (steps.stop - steps.start)
         share = fraction / 2 * (1 + jnp.cos(math.pi * done))
-        chosen = jax.tree.leaves(tree.check_prunable(params, prunable))
+        chosen = jax.tree.leaves(tree.check_prunable(params, part_of(prunable, params)))
         kept = {
             name: leaf.sum(dtype=jnp.int32)
             for name, leaf, is_prunable in zip(
@@ -119,13 +127,13 @@ def drop_and_grow(
             scores.magnitude(params),
             {name: n - replaced[name] for name, n in kept.items()},
             mask=mask,
-            prunable=prunable,
+            prunable=part_of(prunable, params),
         )
         grown = masks.highest(
             growth(step, params, gradients),
             replaced,
             mask=jax.tree.map(jnp.logical_not, left),
-            prunable=prunable,
+            prunable=part_of(prunable, params),
         )
         return jax.tree.map(jnp.logical_or, left, grown)
 

@@ -19,7 +19,7 @@ def set(  # the method's own name
     density: Fraction | Budget,
     steps: Steps | Any,
     *,
-    fraction: float = 0.3,
+    fraction: float | Any = 0.3,
     prunable: Prunable | None = None,
 ) -> optax.GradientTransformationExtraArgs:
     """Train a sparse network whose mask changes at random.
@@ -28,7 +28,8 @@ def set(  # the method's own name
     it needs no gradients of pruned weights.
 
     Args:
-        key: draws the first mask, and the weights that grow.
+        key: draws the first mask, and the weights that grow. Under `jax.vmap` over networks,
+            all have the same ones.
         inner: the optimizer, such as `optax.sgd(0.1, momentum=0.9)`; the whole chain.
         density: kept / prunable, in (0, 1], shared out among the leaves by `masks.erk`; or
             a budget.

@@ -49,11 +49,11 @@ def static(
         https://arxiv.org/abs/1911.11134, ICML 2020, section 4.
     """
     tree.check_key(key)
-    held = hold_pruned(inner)
+    hold = hold_pruned(inner)
 
     def init(params: optax.Params) -> HoldPrunedState:
         return HoldPrunedState(
             inner.init(params), random_mask(key, params, density, prunable)
         )
 
-    return optax.GradientTransformationExtraArgs(init, held.update)
+    return optax.GradientTransformationExtraArgs(init, hold.update)

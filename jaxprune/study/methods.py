@@ -88,6 +88,16 @@ class Method:
                 f"method {self.name} prunes in {sum(ways)} ways. Pass one of score=, sparse= "
                 "and reconstructs=."
             )
+        options = (self.rounds, self.regrow, self.scope, self.kinds)
+        if not self.score and options != (None, None, "global", ()):
+            raise ValueError(
+                f"method {self.name} has no score, so that rounds, regrow, scope and kinds "
+                "have no effect. Leave them out."
+            )
+        if self.kinds and self.scope != "channels":
+            raise ValueError(
+                f'method {self.name} has kinds of channels. Pass scope="channels" too.'
+            )
         if self.scope == "channels" and (self.rounds or 1) > 1:
             raise ValueError(
                 f"method {self.name} removes channels in {self.rounds} rounds, and they are "

@@ -146,6 +146,11 @@ def fit(
             f"start is iteration {start}, but training has {total}. Pass an iteration "
             "of the schedule."
         )
+    if training.sparse is not None and start:
+        raise ValueError(
+            f"start is iteration {start}, but sparse training chooses its mask from "
+            "iteration 0 on. Pass start=0."
+        )
     if training.precision != jax.dtypes.canonicalize_dtype(training.precision):
         raise ValueError(
             'precision="float64" needs 64-bit mode. Call jax.config.update('

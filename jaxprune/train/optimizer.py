@@ -1,6 +1,6 @@
 """The optimizer of a `Training`, and its learning-rate schedule."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, cast
 
 import jax
@@ -63,14 +63,17 @@ def _sparse(
     """Wrap an optimizer with a mask: a given one, or that of sparse training."""
     if sparse is None:
         return sparse_training.hold_pruned(inner)
-    density = sparse.density
-    if sparse.method == "static":
-        return sparse_training.static(key, inner, density)
+    density, changes = sparse.density, sparse.changes or 1
     stop = max(1, round(sparse.until * iterations))
-    steps = sparse_training.Steps(stop, every=max(1, stop // (sparse.changes or 1)))
-    if sparse.method in ("set", "rigl"):
-        return getattr(sparse_training, sparse.method)(key, inner, density, steps)
-    return getattr(sparse_training, sparse.method)(inner, density, steps)
+    steps = sparse_training.Steps(stop, every=-(-stop // changes))
+    make: Mapping[str, Callable[[], optax.GradientTransformationExtraArgs]] = {
+        "static": lambda: sparse_training.static(key, inner, density),
+        "set": lambda: sparse_training.set(key, inner, density, steps),
+        "rigl": lambda: sparse_training.rigl(key, inner, density, steps),
+        "gradual": lambda: sparse_training.gradual(inner, density, steps),
+        "acdc": lambda: sparse_training.acdc(inner, density, steps),
+    }
+    return make[sparse.method]()
 
 
 def _from_factory(factory: OptimizerFactory) -> optax.GradientTransformationExtraArgs:

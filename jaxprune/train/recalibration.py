@@ -20,16 +20,18 @@ def recalibrate(
 
     After pruning without retraining, the statistics are those of the dense network. The new
     ones are the mean over all batches of the statistics of each batch, whatever the momentum
-    of the layers.
+    of the layers. A statistic is state that training mode changes to `momentum * old +
+    (1 - momentum) * new`.
 
     Args:
-        model: the network, its parameters masked already.
+        model: the network, its parameters masked already, such as
+            `models.functional(nnx_module)`.
         examples: such as the training set, or a part of it.
         batch_size: examples per batch; a last batch that is not whole is left out, if there
             is another one.
 
     Returns:
-        The network with other statistics; state that is not floating stays as it is.
+        The network with other statistics; state that is no such average stays as it is.
 
     Raises:
         TypeError: if `examples` is neither an `ImageSet` nor `Examples`.
@@ -55,29 +57,46 @@ def recalibrate(
         )
     size = min(batch_size, inputs.shape[0])
     number = inputs.shape[0] // size
-    batch = lambda k: inputs[k * size : (k + 1) * size]
-    zeros, ones = (
-        tree.map_floating(
-            lambda leaf, fill=fill: jnp.full_like(leaf, fill), model.state
-        )
-        for fill in (0, 1)
+    batches = [inputs[k * size : (k + 1) * size] for k in range(number)]
+    wide = tree.map_floating(lambda leaf: leaf.astype(_wide(leaf)), model.state)
+    after = lambda state, batch: _new_state(model, state, batch, task)
+    zeros, ones, twos = (
+        tree.map_floating(lambda leaf, fill=fill: jnp.full_like(leaf, fill), wide)
+        for fill in (0, 1, 2)
     )
-    # A new statistic is momentum * old + share of the batch: from 0 and 1, both are found.
-    shares, sums = (_new_state(model, state, batch(0), task) for state in (zeros, ones))
-    momentum = tree.map_floating(lambda one, share: one - share, sums, shares)
-    totals = shares
-    for k in range(1, number):
-        after = _new_state(model, zeros, batch(k), task)
-        totals = tree.map_floating(jnp.add, totals, after)
+    # An average is momentum * old + share of the batch.
+    shares = [after(zeros, batch) for batch in batches]
+    twice, from_ones, from_twos = (
+        after(state, batches[0]) for state in (shares[0], ones, twos)
+    )
+    total = tree.map_floating(lambda *leaves: sum(leaves) / number, *shares)
     state = tree.map_floating(
-        lambda old, total, kept: jnp.where(
-            kept < 1, total / number / jnp.where(kept < 1, 1 - kept, 1), old
-        ),
-        model.state,
-        totals,
-        momentum,
+        _estimate, model.state, total, shares[0], twice, from_ones, from_twos
     )
     return dataclasses.replace(model, state=state)
+
+
+def _wide(leaf: Array) -> Any:
+    return jnp.float64 if leaf.dtype == jnp.float64 else jnp.float32
+
+
+@jax.jit
+def _estimate(
+    old: Array, total: Array, share: Array, twice: Array, *probes: Array
+) -> Array:
+    """Return the mean of a statistic, from its mean share; `old` if it is no average."""
+    square = jnp.square(share).sum()
+    from_share = ((twice - share) * share).sum() / jnp.where(square > 0, square, 1)
+    momentum = jnp.where(square > 0, from_share, (probes[0] - share).mean())
+    errors = [
+        jnp.abs(probe - share - momentum * start)
+        for start, probe in enumerate(probes, start=1)
+    ]
+    worst = functools.reduce(jnp.maximum, errors)
+    is_average = (worst <= 1e-3 * (1 + jnp.abs(share))).all()
+    is_average &= momentum < 0.99999
+    mean = total / jnp.where(is_average, 1 - momentum, 1)
+    return jnp.where(is_average, mean.astype(old.dtype), old)
 
 
 @functools.partial(jax.jit, static_argnames="task")

@@ -19,8 +19,8 @@ class SparseTraining:
     Attributes:
         method: the name of the method.
         density: kept / prunable at the end of training, in (0, 1].
-        changes: how many times the mask changes; None for 6 of "acdc", so that its phases
-            are long, and 20 of the others. That of "static" never does.
+        changes: how many times the mask changes at most; None for 6 of "acdc", so that its
+            phases are long, and 20 of the others. That of "static" never does.
         until: share of the training after which it no longer changes, in (0, 1].
     """
 
@@ -35,10 +35,10 @@ class SparseTraining:
         if self.changes is None:
             object.__setattr__(self, "changes", 6 if self.method == "acdc" else 20)
         is_valid = 0 < self.density <= 1 and 0 < self.until <= 1
-        if not is_valid or (self.changes or 0) < 1:
+        if not (is_valid and isinstance(self.changes, int) and self.changes >= 1):
             raise ValueError(
-                "sparse training needs a density and a share `until` in (0, 1], and one "
-                f"change or more; got density={self.density}, until={self.until}, "
+                "sparse training needs a density and a share `until` in (0, 1], and a whole "
+                f"number of changes; got density={self.density}, until={self.until}, "
                 f"changes={self.changes}. Pass other values."
             )
 

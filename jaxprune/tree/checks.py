@@ -319,6 +319,10 @@ def check_batches(batches: Any) -> None:
             "batches holds trees of different structures or dtypes. Pass a list of batches, "
             "such as [(inputs, labels)]; their losses are summed."
         )
+    if any(0 in jnp.shape(leaf) for leaf in jax.tree.leaves(batches)):
+        raise ValueError(
+            "batches holds an array without entries. Pass batches of one example or more."
+        )
     if len(batches) == 0:
         raise ValueError(
             "batches is empty, so there is no loss to differentiate. Pass a list with "

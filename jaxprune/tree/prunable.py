@@ -68,8 +68,13 @@ def prunable(
     wanted = None if include is None else set(matching(include, leaf_names, "include"))
     unwanted = set(matching(exclude, leaf_names, "exclude"))
 
+    leaves = jax.tree.leaves(params)
+    is_mask = not any(_is_floating(leaf) for leaf in leaves)
+
     def choose(name: str, leaf: Any) -> bool:
-        if name in unwanted or not _may_be_weight(leaf):
+        # Beside floats, a bool leaf is a buffer, such as a causal mask.
+        is_weight = _is_floating(leaf) or (is_mask and _dtype(leaf) == np.bool_)
+        if name in unwanted or not is_weight:
             return False
         if wanted is not None:
             return name in wanted
@@ -139,10 +144,12 @@ def _words(part: str) -> set[str]:
     return words | {"norm" for word in words if word.endswith("norm")}
 
 
-def _may_be_weight(leaf: Any) -> bool:
-    """Return whether a leaf is floating-point, or bool, as in a mask."""
-    dtype = leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
-    return jnp.issubdtype(dtype, jnp.floating) or dtype == np.bool_
+def _dtype(leaf: Any) -> Any:
+    return leaf.dtype if hasattr(leaf, "dtype") else jnp.result_type(leaf)
+
+
+def _is_floating(leaf: Any) -> bool:
+    return jnp.issubdtype(_dtype(leaf), jnp.floating)
 
 
 def check_prunable(params: Params | Mask, chosen: Prunable | None) -> Prunable:

@@ -176,9 +176,9 @@ WRONG = {
     "'a' would get a density of -0.": lambda: masks.owl(
         {"a": jnp.ones((3, 3)), "b": jnp.ones((3, 3)).at[0, 0].set(99)}, 0.1, spread=0.3
     ),
-    "the budget has no density for 'b'": lambda: masks.select(PARAMS, {"a": 1, "c": 1}),
-    "the budget has a density for, which is no prunable leaf, 'd'": lambda: (
-        masks.select(PARAMS, {"a": 1, "b": 1, "c": 1, "d": 1})
+    "the budget has nothing for 'b'": lambda: masks.select(PARAMS, {"a": 1, "c": 1}),
+    "the budget names 'd', which is not a prunable leaf": lambda: masks.select(
+        PARAMS, {"a": 1, "b": 1, "c": 1, "d": 1}
     ),
     "'a' has shape [3, 3, 2, 4], and so no rows along axis 4": lambda: masks.select(
         PARAMS, 0.5, scope=4

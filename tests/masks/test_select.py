@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, strategies as st
 
-from jaxprune import masks
+from jaxprune import graph, masks
 
 SHAPES = {"a": (3, 5), "b": (2, 2, 2), "bias": (4,)}  # 23 prunable weights
 
@@ -159,3 +159,22 @@ def test_invalid_options_and_trees_are_refused():
     half = masks.select(scores, 0.5)
     with pytest.raises(ValueError, match="asks for 6 of 8 weights.*only 4 left"):
         masks.select(scores, 0.75, mask=half)
+
+
+def test_a_number_of_weights_is_whole_and_not_negative():
+    scored = {"w": jnp.arange(25.0).reshape(5, 5)}
+    for wrong in (-1, 0.5, jnp.float32(2), jnp.array([1, 2])):
+        with pytest.raises(ValueError, match="number is how many weights to keep"):
+            masks.highest(scored, wrong)
+    assert masks.highest(scored, 0)["w"].sum() == 0
+    assert masks.highest(scored, 99)["w"].all()
+
+
+def test_scopes_that_are_no_axes_get_a_sentence():
+    scored = {"w": jnp.arange(25.0).reshape(5, 5)}
+    kept = masks.select(scored, 0.4, scope={"w": 0})["w"]
+    assert kept.sum(1).tolist() == [2] * 5
+    with pytest.raises(TypeError, match="scope is a function. Pass its result"):
+        masks.select(scored, 0.4, scope=graph.outputs)
+    with pytest.raises(TypeError, match="where axes are whole numbers"):
+        masks.select(scored, 0.4, scope={"w": (1.0,)})

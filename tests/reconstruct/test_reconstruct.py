@@ -138,13 +138,27 @@ def test_a_budget_and_prunable_say_what_each_leaf_keeps():
         x @ jnp.concatenate([p["q"], p["k"]], 1)[:, :6] @ jnp.ones((6, 4)) @ p["v"]
     )
     x = jnp.asarray(DRAW.normal(size=(9, 4)), jnp.float32)
-    with pytest.raises(ValueError, match="the budget has no density for 'k'"):
+    with pytest.raises(ValueError, match="the budget has nothing for 'k'"):
         reconstruct.sparsegpt(fn, params, [x], {"q": 0.5, "v": 0.25})
     prunable = {"q": True, "k": False, "v": True}
     mask, _ = reconstruct.sparsegpt(
         fn, params, [x], {"q": 0.5, "v": 0.25}, prunable=prunable
     )
     assert [int(mask[name].sum()) for name in "qkv"] == [8, 16, 4]
+
+
+def test_a_leaf_that_is_not_pruned_keeps_its_weights():
+    """Of two concatenated kernels, with an input that is always 0."""
+    params = {n: jnp.asarray(DRAW.normal(size=(4, 3)), jnp.float32) for n in "wz"}
+    x = jnp.asarray(DRAW.normal(size=(9, 4)), jnp.float32).at[:, 0].set(0.0)
+    prunable = {"w": True, "z": False}
+    beside = lambda p, x: x @ jnp.concatenate([p["w"], p["z"]], 1)
+    mask, pruned = reconstruct.sparsegpt(beside, params, [x], 0.5, prunable=prunable)
+    np.testing.assert_array_equal(pruned["z"], params["z"])
+    assert (int(mask["w"].sum()), int(mask["z"].sum())) == (6, 12)
+    behind = lambda p, x: jnp.concatenate([x, x], 1) @ jnp.concatenate([p["w"], p["z"]])
+    with pytest.raises(ValueError, match="only some of those that 'w' is concatenated"):
+        reconstruct.sparsegpt(behind, params, [x], 0.5, prunable=prunable)
 
 
 def test_the_means_of_sums_are_those_of_the_dense_network():
@@ -204,6 +218,9 @@ WRONG = {
     ),
     "adds no parameter to data": lambda: reconstruct.bias_correction(
         linear, PARAMS, PARAMS, [X]
+    ),
+    "pruned has bool.* at 'w', where params has float32": lambda: (
+        reconstruct.bias_correction(linear, PARAMS, masks.ones_like(PARAMS), [X])
     ),
     "pruned has no leaf at 'w'": lambda: reconstruct.bias_correction(
         linear, PARAMS, {"v": PARAMS["w"]}, [X]

@@ -68,8 +68,7 @@ def test_scores_equal_numpy(power):
         if power is None:
             want = size * norms
         else:
-            kept = np.abs(as_matrix(name, masked[name]))
-            want = size * (1 / kept.sum(0) + 1 / kept.sum(1, keepdims=True))
+            want = size * (1 / size.sum(0) + 1 / size.sum(1, keepdims=True))
             want = want * norms**power
         np.testing.assert_allclose(as_matrix(name, scored[name]), want, rtol=2e-5)
     assert not scored["bias"].any()
@@ -153,5 +152,12 @@ def test_what_is_no_layer_is_refused_by_name():
     )
     with pytest.raises(ValueError, match="no product multiplies 'w' with data; it is"):
         scores.wanda(looped, {"w": jnp.eye(2)}, [jnp.ones((2, 2))])
+    both = lambda p, x: looped(p, x @ p["w"])
+    with pytest.raises(
+        ValueError, match="'w' is also read by a 'while' that is not unr"
+    ):
+        scores.wanda(both, {"w": jnp.eye(2)}, [jnp.ones((2, 2))])
+    with pytest.raises(ValueError, match="batches holds an array without entries"):
+        scores.wanda(network, PARAMS, [jnp.ones((0, 6, 5, 2))])
     with pytest.raises(ValueError, match="power is the exponent.*got inf"):
         scores.ria(network, PARAMS, BATCHES, power=float("inf"))

@@ -153,12 +153,16 @@ def test_rigl_drops_the_smallest_weights_and_grows_those_of_the_largest_gradient
     np.testing.assert_array_equal(after.ravel(), want)
 
 
-def test_set_grows_other_weights_than_the_ones_of_the_largest_gradients():
+def test_set_grows_weights_whatever_their_gradients():
     draw = np.random.default_rng(0)
     w, g = draw.normal(size=(2, 8, 10)).astype(np.float32)
     before, after = change_once("set", {"w": jnp.asarray(w)}, {"w": jnp.asarray(g)})
-    _, again = change_once("set", {"w": jnp.asarray(w)}, {"w": jnp.asarray(-2 * g)})
-    np.testing.assert_array_equal(after, again)
+    other = {"w": jnp.asarray(draw.normal(size=(8, 10)), jnp.float32)}
+    _, again = change_once("set", {"w": jnp.asarray(w)}, other)
+    np.testing.assert_array_equal(after, again)  # whatever the gradients
+    _, by_gradient = change_once("rigl", {"w": jnp.asarray(w)}, {"w": jnp.asarray(g)})
+    _, by_other = change_once("rigl", {"w": jnp.asarray(w)}, other)
+    assert (by_gradient != by_other).any()
     dropped = before & ~after
     # Some of the 10 that are dropped may grow back at once.
     assert after.sum() == before.sum() == 40
@@ -294,8 +298,23 @@ WRONG = {
     "inner is a function. Pass an optax": lambda: sparse_training.acdc(
         optax.adam, 0.1, STEPS
     ),
-    "the budget has no density for 'b/kernel'": lambda: sparse_training.rigl(
+    "the budget has nothing for 'b/kernel'": lambda: sparse_training.rigl(
         jax.random.key(0), optax.sgd(0.1), {"a/kernel": 0.5}, STEPS
+    ).init(PARAMS),
+    "which rise, but pruned weights stay": lambda: sparse_training.gradual(
+        optax.sgd(0.1), 0.3, STEPS, schedule=[0.2, 0.2, 0.3]
+    ),
+    "no leaf of params is prunable": lambda: sparse_training.acdc(
+        optax.sgd(0.1), 0.3, STEPS
+    ).init({"bias": jnp.ones(3)}),
+    "steps is a float. Pass": lambda: sparse_training.gradual(
+        optax.sgd(0.1),
+        STEPS,
+        0.3,  # pyright: ignore
+    ),
+    "the budget is empty": lambda: sparse_training.gradual(optax.sgd(0.1), {}, STEPS),
+    "the budget names 'c', which is no": lambda: sparse_training.gradual(
+        optax.sgd(0.1), {"a/kernel": 0.5, "b/kernel": 0.5, "c": 1.0}, STEPS
     ).init(PARAMS),
     "needs the parameters": lambda: METHODS["rigl"](optax.sgd(0.1)).update(
         PARAMS, METHODS["rigl"](optax.sgd(0.1)).init(PARAMS)
@@ -307,6 +326,24 @@ WRONG = {
         mask=masks.ones_like(PARAMS),
     ),
 }
+
+
+def test_a_bool_leaf_among_floats_is_a_buffer_and_does_not_count():
+    params = {"w": PARAMS["a"]["kernel"], "causal": jnp.ones((20, 20), bool)}
+    assert tree.prunable(params) == {"w": True, "causal": False}
+    optimizer = sparse_training.gradual(optax.identity(), 0.5, Steps(1, 1))
+    state = optimizer.init(params)._replace(step=jnp.int32(1))
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    _, state = optimizer.update(zeros, state, params)
+    assert int(state.mask["w"].sum()) == 30
+
+
+def test_a_leaf_without_entries_is_left_alone():
+    params = {"w": PARAMS["a"]["kernel"], "none": jnp.zeros((0, 4))}
+    optimizer = METHODS["set"](optax.identity())
+    state = optimizer.init(params)._replace(step=jnp.int32(2))
+    _, state = optimizer.update(params, state, params)
+    assert int(state.mask["w"].sum()) == masks.num_kept(DENSITY, 60)
 
 
 @pytest.mark.parametrize("sentence", WRONG)

@@ -77,7 +77,7 @@ def test_ids_and_defaults_are_pinned():
 
 # Ids of format 5.
 PINNED = {
-    "cell": "imp4-c2-s0-5da582d4",
+    "cell": "imp4-c2-s0-f0fbcc50",
     "stages": [
         "initialize-dd615fbad2e15450",
         "train-36178af25558f69a",
@@ -206,6 +206,12 @@ def test_each_way_to_prune_has_its_stages():
         assert (pruning.settings.rounds, pruning.settings.regrow) == (60, regrow)
     with pytest.raises(ValueError, match="method both prunes in 2 ways. Pass one of"):
         methods.Method("both", "Both", "snip", sparse="rigl")
+    with pytest.raises(ValueError, match="has no score, so that rounds, regrow, scope"):
+        methods.Method("rigl5", "RigL", "", sparse="rigl", rounds=5)
+    with pytest.raises(
+        ValueError, match='has kinds of channels. Pass scope="channels"'
+    ):
+        methods.Method("heads", "Heads", "snip", kinds=("heads",))
     with pytest.raises(ValueError, match="'rig' is unknown"):
         methods.Method("rig", "Rig", "", sparse="rig")
 

@@ -274,5 +274,48 @@ def test_recalibration_gives_the_statistics_of_the_whole_set(image_set, model):
     # The statistics from before have no influence.
     again = train.recalibrate(got, plain, batch_size=35)
     chex.assert_trees_all_close(again.state, got.state, rtol=1e-4, atol=1e-5)
+    large = image_set._replace(preprocessing=data.Preprocessing((0.5,), (1e-5,)))
+    scale = 0.25 / 1e-5
+    wide = tree.by_name(train.recalibrate(pruned, large, batch_size=35).state)
+    no_bias = jnp.square(scale) * both
+    np.testing.assert_allclose(wide["bn1/var"], no_bias, rtol=1e-3)
     with pytest.raises(ValueError, match="batch_size is the number of examples per b"):
         train.recalibrate(model, plain, batch_size=0)
+
+
+def test_state_that_is_no_average_stays():
+    def apply(params, state, x, *, train=False):
+        norm = jnp.sqrt(jnp.square(state["u"]).sum() + 1e-12)
+        mean = 0.99 * state["mean"] + 0.01 * x.mean(0)
+        return x, {"u": state["u"] / norm, "count": state["count"] + 1, "mean": mean}
+
+    state = {"u": jnp.full(2, 3.0), "count": jnp.int32(4), "mean": jnp.zeros(1)}
+    model = models.Model({}, state, apply)
+    examples = train.Examples(jnp.arange(4.0).reshape(4, 1), jnp.zeros(4))
+    got = train.recalibrate(model, examples, batch_size=2).state
+    assert got["u"].tolist() == [3.0, 3.0]
+    assert got["count"] == 4
+    np.testing.assert_allclose(got["mean"], [1.5], rtol=1e-5)
+
+
+def test_sparse_training_starts_at_the_beginning_and_changes_at_most_so_often(
+    image_set, model
+):
+    sparse = train.SparseTraining("gradual", 0.3, changes=2)
+    result = fit_plain(model, image_set, recipe(epochs=1, sparse=sparse))
+    assert masks.density(result.mask) == pytest.approx(0.3, abs=0.01)
+    chex.assert_trees_all_equal(
+        result.model.params, masks.apply(result.model.params, result.mask)
+    )
+    with pytest.raises(ValueError, match="start is iteration 1, but sparse training"):
+        train.fit(
+            model, masks.ones_like(model.params), image_set, recipe(sparse=sparse),
+            jax.random.key(0), start=1,
+        )  # fmt: skip
+    with pytest.raises(ValueError, match="a whole number of changes; got.*changes=0"):
+        train.SparseTraining("gradual", 0.3, changes=0)
+
+
+def fit_plain(model, image_set, training):
+    ones = masks.ones_like(model.params)
+    return train.fit(model, ones, image_set, training, jax.random.key(0))

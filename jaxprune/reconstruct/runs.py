@@ -11,8 +11,8 @@ from jaxprune.graph import layers
 from jaxprune.types import ApplyFn, Batches, Params
 
 
-class Walk(NamedTuple):
-    """Where a run of a network is.
+class Run(NamedTuple):
+    """A run of a network that has reached some equation.
 
     Attributes:
         program: the traced network, for the first batch.
@@ -25,7 +25,7 @@ class Walk(NamedTuple):
     last: dict[int, int]
 
 
-def start(fn: ApplyFn, params: Params, batches: Batches) -> Walk:
+def start(fn: ApplyFn, params: Params, batches: Batches) -> Run:
     """Trace a network, and put its inputs in place.
 
     Args:
@@ -60,31 +60,31 @@ def start(fn: ApplyFn, params: Params, batches: Batches) -> Walk:
         | dict(zip(inputs, [*leaves, *jax.tree.leaves(b)], strict=True))
         for b in batches
     ]
-    return Walk(program, values, last)
+    return Run(program, values, last)
 
 
-def copy(walk: Walk) -> Walk:
-    """Return a walk that goes on by itself."""
-    return walk._replace(values=[dict(values) for values in walk.values])
+def copy(run: Run) -> Run:
+    """Return a run that continues independently."""
+    return run._replace(values=[dict(values) for values in run.values])
 
 
-def advance(walk: Walk, numbers: Sequence[int] | range) -> None:
+def advance(run: Run, numbers: Sequence[int] | range) -> None:
     """Run some equations on all batches, and forget what no later equation reads."""
-    inputs = {*walk.program.params, *walk.program.constants}
+    inputs = {*run.program.params, *run.program.constants}
     for number in numbers:
-        for values in walk.values:
-            layers.evaluate(walk.program, values, [number])
-            for v in walk.program.eqns[number].ins:
-                if walk.last[v] <= number and v not in inputs:
+        for values in run.values:
+            layers.evaluate(run.program, values, [number])
+            for v in run.program.eqns[number].ins:
+                if run.last[v] <= number and v not in inputs:
                     values.pop(v, None)
 
 
-def set_kernel(walk: Walk, layer: layers.Layer, leaves: Sequence[Any]) -> None:
+def set_kernel(run: Run, layer: layers.Layer, leaves: Sequence[Any]) -> None:
     """Put the kernel of a layer in place, from the newest leaves."""
-    kernel = layers.kernel_of(walk.program, layer, [leaves[i] for i in layer.leaves])
+    kernel = layers.kernel_of(run.program, layer, [leaves[i] for i in layer.leaves])
     value = layer.eqn.ins[layer.side]
-    kernel = kernel.astype(walk.program.avals[value].dtype)
-    for values in walk.values:
+    kernel = kernel.astype(run.program.avals[value].dtype)
+    for values in run.values:
         values[value] = kernel
         for i in layer.leaves:
-            values[walk.program.params[i]] = leaves[i]
+            values[run.program.params[i]] = leaves[i]
