@@ -91,6 +91,9 @@ def test_pruned_weights_are_zero_and_counts_exact_in_a_loop_and_in_a_scan(method
                 assert int(leaf.sum()) == masks.num_kept(budget[name], size)
     assert all(mask["a"]["bias"].all() for mask in history)
 
+    if method not in ("rigl", "acdc"):
+        return
+
     def body(carry, _):
         return step(optimizer, *carry), None
 
