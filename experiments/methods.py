@@ -69,7 +69,7 @@ def study(
     return Study(f"methods-{recipe}", cells)
 
 
-def table(found: Sequence[records.Record]) -> str:
+def table(all_records: Sequence[records.Record]) -> str:
     """Write the accuracies, epochs and seconds of each method as a Markdown table."""
     shown = " | ".join(f"{density:g}" for density in DENSITIES)
     lines = [
@@ -77,7 +77,9 @@ def table(found: Sequence[records.Record]) -> str:
         "| :--- " + "| ---: " * (len(DENSITIES) + 2) + "|",
     ]
     for name in METHODS:
-        own = [record for record in found if record.cell["method"]["name"] == name]
+        own = [
+            record for record in all_records if record.cell["method"]["name"] == name
+        ]
         if not own:
             continue
         cells = []

@@ -81,7 +81,7 @@ def sparsegpt(
         goals = _densities(density, program.names, jax.tree.leaves(chosen))
         kernels = _kernels(program, every, goals)
         leaves = jax.tree.leaves(params)
-        kept = np.ones(starts[-1], bool)
+        keep = np.ones(starts[-1], bool)
         done = 0
         for number, layer in enumerate(every):
             runs.advance(run, range(done, layer.number))
@@ -92,19 +92,19 @@ def sparsegpt(
                 weights = layers.kernel_of(program, layer, read)
                 hessian = _hessian(run, [every[i] for i in kernel.readers], leaves)
                 name = program.names[layer.leaves[0]]
-                new, is_kept = _prune(
+                new, part_keep = _prune(
                     matrices.of_kernel(layer, weights),
                     _prepared(hessian, damping, name),
                     kernel,
                     min(block, kernel.positions.shape[-1]),
                 )
-                kept[kernel.positions] = is_kept
+                keep[kernel.positions] = part_keep
                 for i in layer.leaves:
                     leaves[i] = _updated(leaves[i], starts[i], kernel.positions, new)
             runs.set_kernel(run, layer, leaves)
     structure = jax.tree.structure(params)
     mask = [
-        jnp.asarray(kept[first : first + leaf.size].reshape(leaf.shape))
+        jnp.asarray(keep[first : first + leaf.size].reshape(leaf.shape))
         for leaf, first in zip(leaves, starts, strict=False)
     ]
     return jax.tree.unflatten(structure, mask), jax.tree.unflatten(structure, leaves)
@@ -267,7 +267,7 @@ def _prune(
     """
     before = np.asarray(weights, np.float64)
     w = np.where(prepared.is_dead[:, None], 0.0, before)
-    kept, factor = np.ones(w.shape, bool), prepared.factor
+    keep, factor = np.ones(w.shape, bool), prepared.factor
     for number, dropped in enumerate(_num_dropped(kernel, block)):
         first = number * block
         stop = min(first + block, w.shape[-1])
@@ -279,17 +279,17 @@ def _prune(
         chosen = np.ones(score.size, bool)
         if dropped:
             chosen[np.argpartition(score, dropped - 1, axis=None)[:dropped]] = False
-        kept[:, :, first:stop] = chosen.reshape(score.shape)
+        keep[:, :, first:stop] = chosen.reshape(score.shape)
         errors = np.zeros(part.shape)
         for j in columns:
-            pruned = ~kept[:, :, first + j]
+            pruned = ~keep[:, :, first + j]
             error = np.where(pruned, part[:, :, j], 0.0) / diagonal[:, j, None]
             part[:, :, j:] -= error[:, :, None] * square[:, None, j, j:]
             part[:, :, j][pruned] = 0.0
             errors[:, :, j] = error
         w[:, :, stop:] -= errors @ factor[:, first:stop, stop:]
     # Outputs of leaves that are not pruned stay as they are.
-    return np.where(kernel.is_free, w, before), kept
+    return np.where(kernel.is_free, w, before), keep
 
 
 def _updated(leaf: Array, first: int, positions: np.ndarray, new: np.ndarray) -> Array:

@@ -112,7 +112,7 @@ def drop_and_grow(
         done = (step - steps.start).astype(jnp.float32) / (steps.stop - steps.start)
         share = fraction / 2 * (1 + jnp.cos(math.pi * done))
         chosen = jax.tree.leaves(tree.check_prunable(params, part_of(prunable, params)))
-        kept = {
+        counts = {
             name: leaf.sum(dtype=jnp.int32)
             for name, leaf, is_prunable in zip(
                 tree.names(mask), jax.tree.leaves(mask), chosen, strict=True
@@ -121,11 +121,11 @@ def drop_and_grow(
         }
         replaced = {
             name: jnp.floor(share * n.astype(jnp.float32)).astype(jnp.int32)
-            for name, n in kept.items()
+            for name, n in counts.items()
         }
         left = masks.highest(
             scores.magnitude(params),
-            {name: n - replaced[name] for name, n in kept.items()},
+            {name: n - replaced[name] for name, n in counts.items()},
             mask=mask,
             prunable=part_of(prunable, params),
         )
