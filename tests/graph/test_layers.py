@@ -10,7 +10,7 @@ from jaxprune.graph import layers, matrices
 from tests.zoo import ZOO, users_settings
 
 # Kernels of dense layers, heads, convolutions of all kinds, stacks and loops.
-NETWORKS = ["equinox_groups", "mobile", "unet", "gqa", "gru", "scanned", "dilated"]
+NETWORKS = ["equinox_groups", "unet", "gqa", "gru", "scanned", "dilated"]
 
 
 @pytest.mark.parametrize("name", NETWORKS)
