@@ -1,11 +1,11 @@
 """Sparse training on Fashion-MNIST: LeNet-300-100 at 5 and 2 % of its weights.
 
 The data is the 60,000 and 10,000 images of the original IDX files, which Debian has as the
-package dataset-fashion-mnist. Expected: RigL above SET above a static mask, as in table 2 of
-Evci et al., and gradual pruning above pruning once.
+package dataset-fashion-mnist. Expected: RigL above SET above a static mask, as Evci et al.
+found on other data; gradual pruning equals pruning once, with half the epochs.
 
-Source: https://arxiv.org/abs/1911.11134. Expect 20 minutes on 2 CPU cores for 3 seeds; ours:
-methods.md.
+Source: https://arxiv.org/abs/1911.11134. 3 seeds took 9 minutes on 2 CPU cores, with other
+programs running; ours: methods.md.
     apt-get install dataset-fashion-mnist
     python scripts/study.py run experiments/fashion.py --seeds 3     # resumes
 """

@@ -6,8 +6,9 @@ and results depend on the version of Python. Training and validation use differe
 As in the papers on pruning language models, only the linear layers of the blocks are pruned.
 
 Source: a GPT-2 (Radford et al., Language models are unsupervised multitask learners, 2019) of
-our own size, so there is no published number. Expect 40 minutes on 2 CPU cores, 11 of them
-for the dense network, which reaches 1.65 bits per byte with Python 3.11.7; ours: README.md.
+our own size, so there is no published number. It took 70 minutes on 2 CPU cores with other
+programs running; `--plan` estimates half. The dense network reaches 1.65 bits per byte with
+Python 3.11.7; ours: README.md.
     python scripts/study.py run experiments/gpt.py       # resumes
     python scripts/study.py run experiments/gpt.py --only method=dense
 """

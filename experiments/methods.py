@@ -4,8 +4,8 @@ Two recipes: LeNet-300-100 without BatchNorm (24 epochs), and the network and sc
 digits.py, which has BatchNorm (8 epochs). Nothing is timed. What each method needs, when to
 use it and what came out: methods.md.
 
-Source: scikit-learn's load_digits. Expect 15 minutes on 2 CPU cores for 3 seeds of a recipe;
-ours: results/methods.
+Source: scikit-learn's load_digits. 3 seeds of a recipe took 6 minutes on 2 CPU cores, with
+other programs running; ours: results/methods.
     python scripts/study.py run methods --seeds 3      # resumes; finished cells are skipped
     python scripts/study.py run methods --seeds 3 --recipe conv2
     python experiments/methods.py runs/methods-lenet   # prints a table of methods.md

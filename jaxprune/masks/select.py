@@ -197,18 +197,17 @@ def _rank(scores: Scores, mask: Mask | None, prunable: Prunable | None) -> _Rank
     tree.check_arrays(scores, "scores")
     _check_floating(scores)
     leaves, structure = jax.tree.flatten(scores)
-    chosen = [
-        # A leaf that is not floating, such as a buffer of indices, has no scores.
-        i
-        for i, is_prunable in enumerate(
-            jax.tree.leaves(tree.check_prunable(scores, prunable))
+    # A leaf that is not floating, such as a buffer of indices, has no scores.
+    is_chosen = [
+        is_prunable and tree.is_floating(leaf)
+        for is_prunable, leaf in zip(
+            jax.tree.leaves(tree.check_prunable(scores, prunable)), leaves, strict=True
         )
-        if is_prunable and tree.is_floating(leaves[i])
     ]
+    chosen = [i for i, is_ranked in enumerate(is_chosen) if is_ranked]
     alive = [None] * len(leaves)
     if mask is not None:
         alive = jax.tree.leaves(tree.check_mirrors(mask, scores, of="scores"))
-    is_chosen = [i in chosen for i in range(len(leaves))]
     tree.check_finite(
         scores,
         "check that params are finite. If synflow overflowed, pass rescale=True, which "

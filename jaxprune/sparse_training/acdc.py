@@ -23,9 +23,9 @@ def acdc(
     Training is dense at first. The changes at `steps.start + steps.every`, two intervals
     later, and so on, keep the largest weights; those between bring all weights back, from
     zero and with fresh moments of the optimizer. From `steps.stop` on, the network is sparse.
-    The authors train the first tenth dense, then alternate every 5 of 100 epochs. Phases of
-    less than an epoch, and densities at which the largest weights leave a layer empty, do
-    not train.
+    The authors train the first tenth dense, then alternate every 5 of 100 epochs. With
+    short phases, or at densities at which the largest weights leave a layer empty, training
+    may fail.
 
     Args:
         inner: the optimizer, such as `optax.sgd(0.1, momentum=0.9)`; the whole chain.

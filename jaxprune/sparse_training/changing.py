@@ -220,8 +220,9 @@ def counts(
         >>> counts(0.5, {"w": jnp.ones((2, 3))}, None)
         3
     """
-    whole = masks.uniform(params, 1.0, prunable=part_of(prunable, params))
-    sizes = {name: tree.by_name(params)[name].size for name in whole}
+    leaves = tree.by_name(params)
+    chosen = masks.uniform(params, 1.0, prunable=part_of(prunable, params))
+    sizes = {name: leaves[name].size for name in chosen}
     if not isinstance(density, Mapping):
         return masks.num_kept(density, sum(sizes.values()))
     masks.check_budget(density, list(sizes))
