@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from experiments import digits, imp_curve, methods, poster
+from experiments import digits, fashion, imp_curve, methods, poster, sanity
 from jaxprune.study.config import Recipe, Study
 
 if TYPE_CHECKING:  # running cells needs neither the report nor matplotlib
@@ -37,4 +37,6 @@ STUDIES: Mapping[str, Preset] = {
     ),
     "imp_curve": Preset("cifar10", imp_curve.study, imp_curve.RECIPES),
     "methods": Preset("digits", methods.study, methods.RECIPES),
+    "fashion": Preset("fashion_mnist", fashion.study, fashion.RECIPES),
+    "sanity": Preset("fashion_mnist", sanity.study, sanity.RECIPES),
 }

@@ -1,7 +1,10 @@
-"""Download and prepare a data set. Reading it afterwards does not need TensorFlow.
+"""Prepare a data set: download it, or read its original files from a folder.
 
-Example:
+Reading it afterwards does not need TensorFlow; reading original files does not either.
+
+Examples:
     python scripts/fetch_data.py cifar10 --data-dir ~/tensorflow_datasets
+    python scripts/fetch_data.py fashion_mnist --from /usr/share/datasets/fashion-mnist
 """
 
 import _cli
@@ -19,14 +22,32 @@ DatasetName = Annotated[
 ]
 
 
-def fetch(name: DatasetName, /, data_dir: Path | None = None) -> None:
-    """Download and prepare a data set.
+def fetch(
+    name: DatasetName,
+    /,
+    data_dir: Path | None = None,
+    source: Annotated[Path | None, tyro.conf.arg(name="from")] = None,
+    cache_dir: Path = _cli.CACHE / "data",
+) -> None:
+    """Prepare a data set.
 
     Args:
         name: data set to prepare.
-        data_dir: folder to prepare it in; by default that of TFDS.
+        data_dir: folder to prepare a download in; by default that of TFDS.
+        source: folder of the original files, to read in place of a download: IDX files of
+            MNIST and Fashion-MNIST, or the binary version of CIFAR.
+        cache_dir: with --from, the folder that receives the decoded data set.
     """
-    print(f"{name} is prepared in {data.prepare(name, data_dir=data_dir)}")
+    if source is None:
+        print(f"{name} is prepared in {data.prepare(name, data_dir=data_dir)}")
+        return
+    if data_dir is not None:
+        raise ValueError(
+            f"--data-dir {data_dir} is for downloads, and --from reads files from {source}. "
+            "Leave out one of them; --cache-dir is where decoded files go."
+        )
+    converted = data.convert(name, source, cache_dir)
+    print(f"{name} is prepared in {converted.cache}. {converted.about}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from jaxprune.data.batches import (
     sample_examples,
     steps_per_epoch,
 )
+from jaxprune.data.originals import convert
 from jaxprune.data.sources import (
     DATASETS,
     Dataset,
@@ -27,6 +28,7 @@ __all__ = [
     "DatasetFiles",
     "DatasetSpec",
     "Preprocessing",
+    "convert",
     "epoch_order",
     "find",
     "load",

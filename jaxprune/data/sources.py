@@ -2,7 +2,7 @@
 
 Reading a prepared TFDS folder needs no TensorFlow; preparing one does (extra
 `prepare`). Decoded arrays are cached. A copy of the cache is enough to read the data set
-on another machine.
+on another machine; `originals` makes one from the original files.
 """
 
 import contextlib
@@ -53,7 +53,7 @@ DATASETS: Mapping[str, DatasetSpec] = {
     "cifar10": DatasetSpec(10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 4, True),
     "cifar100": DatasetSpec(100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), 4, True),
     "mnist": DatasetSpec(10, (0.131,), (0.308,), shape=_GRAY),
-    "fashion_mnist": DatasetSpec(10, (0.286,), (0.353,), 2, True, _GRAY),
+    "fashion_mnist": DatasetSpec(10, (0.286,), (0.353,), shape=_GRAY),
 }
 
 
@@ -179,6 +179,11 @@ def find(
         version = decoded[0].stem.removeprefix(f"{name}-")
         (about,) = _read_cache(decoded[0], ["about"])
         return DatasetFiles(name, version, None, decoded[0], str(about))
+    if decoded:
+        raise DatasetError(
+            f"{caches} contains {len(decoded)} versions of {name}: "
+            f"{', '.join(path.name for path in decoded)}. Keep one of them."
+        )
     option = f" --data-dir {prepared}" if data_dir else ""
     cached = (
         f", and {caches} contains no {name}-*.npz" if caches and not data_dir else ""
@@ -186,7 +191,8 @@ def find(
     raise DatasetError(
         f"{name} is not prepared in {prepared}{cached}. Prepare it once: "
         f"pip install 'jaxprune[study,prepare]' && "
-        f"python scripts/fetch_data.py {name}{option}"
+        f"python scripts/fetch_data.py {name}{option}; or, without a download, from a "
+        f"folder of its original files: python scripts/fetch_data.py {name} --from FOLDER"
     )
 
 
@@ -221,20 +227,24 @@ def load(files: DatasetFiles) -> Dataset:
         arrays = _load_digits()
     else:
         arrays = _load_cached(files) or _load_prepared(files)
-    dataset = Dataset(files.name, files.version, *arrays)
-    spec, shape = DATASETS[files.name], dataset.train_images.shape[1:]
-    if shape != spec.shape:
-        raise DatasetError(
-            f"{files.name} has images of {shape}, but {spec.shape} is expected. Prepare the "
-            "data set again."
-        )
-    for labels in (dataset.train_labels, dataset.test_labels):
+    check_arrays(files.name, arrays, "Prepare the data set again.")
+    return Dataset(files.name, files.version, *arrays)
+
+
+def check_arrays(name: str, arrays: Sequence[np.ndarray], remedy: str) -> None:
+    """Check the shape of the images and the range of the labels."""
+    spec = DATASETS[name]
+    for images, labels in (arrays[:2], arrays[2:]):
+        if images.shape[1:] != spec.shape or not len(images):
+            raise DatasetError(
+                f"{name} has {len(images)} images of {images.shape[1:]}, but "
+                f"{spec.shape} is expected. {remedy}"
+            )
         if labels.min() < 0 or labels.max() >= spec.num_classes:
             raise DatasetError(
-                f"{files.name} has labels of {labels.min()} to {labels.max()}, but 0 to "
-                f"{spec.num_classes - 1} are expected. Prepare the data set again."
+                f"{name} has labels of {labels.min()} to {labels.max()}, but 0 to "
+                f"{spec.num_classes - 1} are expected. {remedy}"
             )
-    return dataset
 
 
 def _load_cached(files: DatasetFiles) -> tuple[np.ndarray, ...] | None:
@@ -261,7 +271,7 @@ def _load_prepared(files: DatasetFiles) -> tuple[np.ndarray, ...]:
         )
     arrays = _decode(files, files.folder)
     if files.cache:
-        _write_cache(files.cache, files.about, arrays)
+        write_cache(files.cache, files.about, arrays)
     return arrays
 
 
@@ -327,7 +337,8 @@ def _read_cache(path: Path, names: Sequence[str] = _ARRAYS) -> tuple[np.ndarray,
         ) from error
 
 
-def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None:
+def write_cache(path: Path, about: str, arrays: Sequence[np.ndarray]) -> None:
+    """Write the arrays of `Dataset` in their order, to be read back by `load`."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with disk.atomic_write(path) as file:
@@ -337,6 +348,15 @@ def _write_cache(path: Path, about: str, arrays: tuple[np.ndarray, ...]) -> None
             f"the decoded data can't be written to {path} ({error.strerror or error}). Free "
             "disk space there, or pass another folder with --cache-dir."
         ) from error
+
+
+def check_preparable(name: str) -> None:
+    """Check that a data set can be prepared: digits needs no preparation."""
+    accepted = [known for known in DATASETS if known != "digits"]
+    if name not in accepted:
+        raise ValueError(
+            f"'{name}' can't be prepared. Pass one of {', '.join(accepted)}."
+        )
 
 
 def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> Path:
@@ -353,11 +373,7 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> Path:
         ValueError: if the name is unknown, or is digits.
         DatasetError: if TensorFlow is not installed, or the download fails.
     """
-    if name not in DATASETS or name == "digits":
-        accepted = [known for known in DATASETS if known != "digits"]
-        raise ValueError(
-            f"'{name}' can't be prepared. Pass one of {', '.join(accepted)}."
-        )
+    check_preparable(name)
     with _requires("study,prepare", f"preparing {name}"):
         import tensorflow  # noqa: F401  # only preparing needs it
         import tensorflow_datasets as tfds
@@ -369,7 +385,7 @@ def prepare(name: str, *, data_dir: str | os.PathLike | None = None) -> Path:
     except Exception as error:  # network, proxy, checksum, disk: each has its own class
         raise DatasetError(
             f"{name} could not be downloaded or prepared ({_first_line(error)}). Check "
-            "the network and the disk, and run the same command again. Or copy a folder "
-            "that was prepared elsewhere, and pass it as --data-dir."
+            "the network and the disk, and run the same command again. Or pass --from and "
+            "the folder of its original files."
         ) from error
     return Path(builder.data_dir)

@@ -10,6 +10,7 @@ from jaxprune.study import files
 # As in scores.Scorer.
 NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs", "activations")
 SCOPES = ("global", "layer", "output", "erk", "channels")
+CONTROLS = ("none", "shuffled", "reinitialized", "inverted")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,9 @@ class Method:
             is left of the weights, as in `masks.select_channels`.
         kinds: with scope "channels", the kinds to remove, such as heads and neurons; empty
             for all.
+        control: what is changed to test the mask, as in masks.controls: "shuffled": the mask
+            is shuffled within each leaf; "reinitialized": all weights are drawn again after
+            pruning; "inverted": weights of the lowest scores are kept.
         sparse: a method of train.SparseTraining, which chooses the mask during training.
         reconstructs: whether the mask and new weights are those of reconstruct.sparsegpt.
         retrains: whether the pruned network is trained again.
@@ -59,6 +63,7 @@ class Method:
     regrow: bool | None = None
     scope: str = "global"
     kinds: tuple[str, ...] = ()
+    control: str = "none"
     sparse: train.SparseName | str | None = None
     reconstructs: bool = False
     retrains: bool = True
@@ -80,6 +85,7 @@ class Method:
             object.__setattr__(self, "needs", scores.SCORERS[self.score].needs)
         tree.check_option("needs", self.needs, NEEDS)
         tree.check_option("scope", self.scope, SCOPES)
+        tree.check_option("control", self.control, CONTROLS)
         if self.sparse is not None:
             tree.check_option("sparse", self.sparse, get_args(train.SparseName))
         ways = [bool(self.score), self.sparse is not None, self.reconstructs]
@@ -88,11 +94,11 @@ class Method:
                 f"method {self.name} prunes in {sum(ways)} ways. Pass one of score=, sparse= "
                 "and reconstructs=."
             )
-        options = (self.rounds, self.regrow, self.scope, self.kinds)
-        if not self.score and options != (None, None, "global", ()):
+        options = (self.rounds, self.regrow, self.scope, self.kinds, self.control)
+        if not self.score and options != (None, None, "global", (), "none"):
             raise ValueError(
-                f"method {self.name} has no score, so that rounds, regrow, scope and kinds "
-                "have no effect. Leave them out."
+                f"method {self.name} has no score, so that rounds, regrow, scope, kinds and "
+                "control have no effect. Leave them out."
             )
         if self.kinds and self.scope != "channels":
             raise ValueError(
@@ -109,6 +115,12 @@ class Method:
                 f"method {self.name} prunes in levels, which is done by the magnitude of the "
                 'trained weights. Pass score="magnitude" and pretrained=True, or rounds= in '
                 "place of levels."
+            )
+        if self.control != "none" and (is_iterative or self.scope == "channels"):
+            raise ValueError(
+                f"method {self.name} has a control, which is for masks that are selected "
+                "once, weight by weight. Leave out control, or levels and "
+                'scope="channels".'
             )
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(

@@ -162,6 +162,7 @@ class Select:
         ties: as in masks.select.
         scope: as in methods.Method.
         kinds: as in methods.Method.
+        inverted: whether weights of the lowest scores are kept instead.
     """
 
     network: Network
@@ -169,6 +170,7 @@ class Select:
     ties: str
     scope: str
     kinds: tuple[str, ...]
+    inverted: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -205,6 +207,22 @@ class Reconstruct:
     dataset: Dataset
     density: float
     examples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Shuffle:
+    """Shuffle the mask within each leaf."""
+
+    network: Network
+    seed: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Reinitialize:
+    """Draw the weights again, with another key, and keep the mask."""
+
+    network: Network
+    seed: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,8 @@ KINDS: Mapping[str, Kind] = {
     "train": Kind(work.train_stage, facts=frozenset({"history", "training_memory"})),
     "score": Kind(work.score),
     "select": Kind(work.select, reads=("scores", "params", "state")),
+    "shuffle": Kind(work.shuffle, uses_mesh=False),
+    "reinitialize": Kind(work.reinitialize, reads=("mask",), uses_mesh=False),
     "reconstruct": Kind(work.reconstruct_stage, uses_mesh=False),
     "prune": Kind(work.prune_rounds, facts=frozenset({"densities"})),
     "level": Kind(work.level, reads=_WITH_REWIND),
@@ -205,7 +207,12 @@ def _steps(cell: Cell) -> list[_Step]:
         default = recipe.synflow_rounds if method.score == "synflow" else 1
         rounds = method.rounds or default
         selecting = settings.Select(
-            network, density, recipe.ties, method.scope, method.kinds
+            network,
+            density,
+            recipe.ties,
+            method.scope,
+            method.kinds,
+            inverted=method.control == "inverted",
         )
         if rounds == 1:
             steps += [("score", scoring), ("select", selecting)]
@@ -213,6 +220,10 @@ def _steps(cell: Cell) -> list[_Step]:
             regrow = recipe.regrow if method.regrow is None else method.regrow
             pruning = settings.Prune(scoring, selecting, rounds, regrow)
             steps.append(("prune", pruning))
+        if method.control == "shuffled":
+            steps.append(("shuffle", settings.Shuffle(network, seed)))
+        if method.control == "reinitialized":
+            steps.append(("reinitialize", settings.Reinitialize(network, seed)))
     elif method.reconstructs:
         reconstructing = settings.Reconstruct(
             network, seed, dataset, config.density(cell), recipe.score_examples

@@ -29,8 +29,11 @@ from jaxprune.study.code import Code
 from jaxprune.study.workbench import Arrays, Bench, Output
 
 
-def _initial(config: settings.Initialize | settings.Level) -> dict[str, Any]:
-    key = workbench.key_for(config.seed, "initialize")
+def _initial(
+    config: settings.Initialize | settings.Level | settings.Reinitialize,
+    purpose: str = "initialize",
+) -> dict[str, Any]:
+    key = workbench.key_for(config.seed, purpose)
     model = workbench.build(config.network).init(key)
     return {"params": model.params, "state": model.state}
 
@@ -282,6 +285,8 @@ def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:
     """Keep the weights of the highest scores."""
     del bench
     scored = arrays["scores"]
+    if config.inverted:
+        scored = masks.invert(scored)
     if config.scope == "channels":
         model, inputs = _for_tracing(config, arrays)
         run: Callable[..., Any] = functools.partial(_outputs, model)
@@ -324,7 +329,8 @@ def prune_rounds(config: settings.Prune, arrays: Arrays, bench: Bench) -> Output
 
     def score_fn(params: Any, *, mask: Any) -> Any:
         del params
-        return _scorer(config.scoring, arrays, bench, next(numbers))(mask)
+        scored = _scorer(config.scoring, arrays, bench, next(numbers))(mask)
+        return masks.invert(scored) if config.select.inverted else scored
 
     mask, info = prune.prune(
         score_fn,
@@ -348,6 +354,20 @@ def reconstruct_stage(
         functools.partial(_outputs, model), model.params, [inputs], config.density
     )
     return Output({"mask": mask, "params": params}, {})
+
+
+def shuffle(config: settings.Shuffle, arrays: Arrays, bench: Bench) -> Output:
+    """Shuffle the mask within each leaf, so that only the leaves' densities remain."""
+    del bench
+    key = workbench.key_for(config.seed, "shuffle")
+    prunable = tree.prunable(arrays["params"])
+    return Output({"mask": masks.shuffle(key, arrays["mask"], prunable)}, {})
+
+
+def reinitialize(config: settings.Reinitialize, arrays: Arrays, bench: Bench) -> Output:
+    """Draw all weights and BatchNorm statistics again, with another key."""
+    del arrays, bench
+    return Output(_initial(config, "reinitialize"), {})
 
 
 def level(config: settings.Level, arrays: Arrays, bench: Bench) -> Output:

@@ -47,10 +47,22 @@ class Bench(NamedTuple):
     mesh: Mesh | None = None
 
 
+# New ones come last: the index is part of the key.
+_PURPOSES = (
+    "initialize",
+    "train",
+    "score",
+    "examples",
+    "inputs",
+    "noise",
+    "shuffle",
+    "reinitialize",
+)
+
+
 def key_for(seed: int, purpose: str) -> RandomKey:
     """Return the key of a seed for one purpose, so that none is used twice."""
-    purposes = ("initialize", "train", "score", "examples", "inputs", "noise")
-    return jax.random.fold_in(jax.random.key(seed), purposes.index(purpose))
+    return jax.random.fold_in(jax.random.key(seed), _PURPOSES.index(purpose))
 
 
 def model(network: settings.Network, arrays: Arrays) -> models.Model:

@@ -1,0 +1,63 @@
+"""Controls on Fashion-MNIST: whether a mask matters, or only the density of each layer.
+
+SNIP, GraSP, SynFlow (before training) and Mag (after it) at c = 0.5, 1, 1.5 and 2: each with
+its own mask, with the mask shuffled within each layer, with its mask on other initial
+weights, and with inverted scores. The networks and recipes are those of fashion.py.
+
+Source: Frankle et al., Pruning Neural Networks at Initialization: Why are We Missing the
+Mark?, https://arxiv.org/abs/2009.08576, ICLR 2021, section 5; Su et al., Sanity-Checking
+Pruning Methods, https://arxiv.org/abs/2009.11094, NeurIPS 2020. Expected: before training,
+shuffling and other weights change little, and inverted scores destroy the network; ours:
+results/sanity.
+    python scripts/fetch_data.py fashion_mnist                 # once; or --from FOLDER
+    python scripts/study.py run sanity --seeds 3       # resumes; finished cells are skipped
+    python scripts/study.py run sanity --seeds 3 --recipe conv4
+"""
+
+import dataclasses
+
+from experiments import fashion
+from jaxprune import data
+from jaxprune.study import config, methods
+from jaxprune.study.config import Cell, Study
+from jaxprune.study.methods import Method
+
+RECIPES = fashion.RECIPES
+COMPRESSIONS = (0.5, 1.0, 1.5, 2.0)
+TESTED = ("snip", "grasp", "synflow", "magnitude")
+
+
+def controlled(name: str, control: str) -> Method:
+    """Return a method with a control, named after both."""
+    method = methods.get(name)
+    if control == "none":
+        return method
+    title = f"{method.title}, {control}"
+    return dataclasses.replace(
+        method, name=f"{name}_{control}", title=title, control=control
+    )
+
+
+def study(
+    dataset_files: data.DatasetFiles, seeds: int = 1, recipe: str | None = None
+) -> Study:
+    """List the cells of the study, seed by seed."""
+    recipe = recipe or "lenet"
+    compared = [methods.get("dense")]
+    compared += [
+        controlled(name, control) for name in TESTED for control in methods.CONTROLS
+    ]
+    cells = [
+        Cell(
+            **config.dataset_fields(dataset_files),
+            **fashion.NETWORKS[recipe],
+            method=method,
+            compression=compression,
+            seed=seed,
+            recipe=RECIPES[recipe],
+        )
+        for seed in range(seeds)
+        for method in compared
+        for compression in (COMPRESSIONS if method.prunes else (0.0,))
+    ]
+    return Study(f"sanity-{recipe}", cells, [f"Data: {dataset_files.about}"])
