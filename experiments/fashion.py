@@ -5,7 +5,7 @@ package dataset-fashion-mnist. Expected: RigL above SET above a static mask, as 
 found on other data; gradual pruning equals pruning once, with half the epochs.
 
 Source: https://arxiv.org/abs/1911.11134. 3 seeds took 9 minutes on 2 CPU cores, with other
-programs running; ours: methods.md.
+programs running; ours: results/fashion/README.md.
     apt-get install dataset-fashion-mnist
     python scripts/study.py run experiments/fashion.py --seeds 3     # resumes
 """
