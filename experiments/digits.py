@@ -4,7 +4,7 @@ Conv-2 with BatchNorm at a quarter of its width (23,568 prunable weights), on 1,
 and 360 test images of 8x8.
 
 Source: scikit-learn's load_digits. Expect 2 minutes on 2 CPU cores for one seed, and a dense
-accuracy of 98 to 100 %; ours: results/digits, explained in README.md.
+accuracy of 98 to 100 %; ours: results/digits/README.md.
     python scripts/study.py run digits      # resumes; finished cells are skipped
 """
 

@@ -8,7 +8,7 @@ As in the papers on pruning language models, only the linear layers of the block
 Source: a GPT-2 (Radford et al., Language models are unsupervised multitask learners, 2019) of
 our own size, so there is no published number. It took 70 minutes on 2 CPU cores with other
 programs running; `--plan` estimates half. The dense network reaches 1.65 bits per byte with
-Python 3.11.7; ours: README.md.
+Python 3.11.7; ours: results/gpt/README.md.
     python scripts/study.py run experiments/gpt.py       # resumes
     python scripts/study.py run experiments/gpt.py --only method=dense
 """

@@ -1,14 +1,14 @@
 """Every method of the registry on scikit-learn's digits, at 10, 5 and 2 % of the weights.
 
 Two recipes: LeNet-300-100 without BatchNorm (24 epochs), and the network and schedule of
-digits.py, which has BatchNorm (8 epochs). Nothing is timed. What each method needs, when to
-use it and what came out: methods.md.
+digits.py, which has BatchNorm (8 epochs). Nothing is timed. What each method needs and when
+to use it: methods.md.
 
 Source: scikit-learn's load_digits. 3 seeds of a recipe took 6 minutes on 2 CPU cores, with
-other programs running; ours: results/methods.
+other programs running; ours: results/methods/README.md.
     python scripts/study.py run methods --seeds 3      # resumes; finished cells are skipped
     python scripts/study.py run methods --seeds 3 --recipe conv2
-    python experiments/methods.py runs/methods-lenet   # prints a table of methods.md
+    python experiments/methods.py runs/methods-lenet   # prints a table of that page
 """
 
 import dataclasses

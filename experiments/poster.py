@@ -8,7 +8,7 @@ for every training.
 
 Source: Y. Zhao, Enhancing Network Pruning Method Evaluation and Integration, Princeton.
 Expect accuracies within 2 points of published/ (GraSP 6); `--plan` estimates the hours on
-your machine. Ours, at a reduced size: results/poster-reduced, explained in README.md.
+your machine. Ours, at reduced sizes: results/poster/README.md.
     python scripts/study.py run poster --recipe as_run   # resumes; finished cells are skipped
     python scripts/study.py check poster --recipe as_run
 """

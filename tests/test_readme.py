@@ -51,7 +51,36 @@ def test_extras_that_the_readme_names_exist():
     assert all(re.search(rf"^{extra} = \[", project, re.MULTILINE) for extra in named)
 
 
-def test_links_of_documents_lead_to_files():
-    for document in [ROOT / "README.md", *(ROOT / "experiments").glob("*.md")]:
-        for target in re.findall(r"\]\(([^)#:]+)[^):]*\)", document.read_text()):
-            assert (document.parent / target).exists(), f"{document.name}: {target}"
+def anchors(document):
+    """List the anchors that GitHub gives the headings of a document."""
+    text = re.sub(r"```.*?```", "", document.read_text(), flags=re.DOTALL)
+    headings = re.findall(r"^#+ (.+)$", text, re.MULTILINE)
+    return [
+        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in headings
+    ]
+
+
+def test_links_of_documents_lead_to_files_and_headings():
+    documents = [ROOT / "README.md", *ROOT.glob("jaxprune/*.md")]
+    for document in [*documents, *ROOT.glob("experiments/**/*.md")]:
+        links = re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", document.read_text())
+        for target, anchor in links:
+            place = document.parent / target if target else document
+            assert place.exists(), f"{document}: {target}"
+            assert not anchor or anchor in anchors(place), f"{document}: #{anchor}"
+
+
+def test_the_index_of_studies_links_every_reading():
+    index = (ROOT / "experiments" / "README.md").read_text()
+    for reading in ROOT.glob("experiments/results/*/README.md"):
+        name = f"results/{reading.parent.name}/README.md"
+        assert f"({name})" in index, f"experiments/README.md has no line for {name}"
+
+
+def test_a_reading_shows_every_figure_beside_it():
+    for reading in ROOT.glob("experiments/results/*/README.md"):
+        for figure in reading.parent.rglob("*.png"):
+            name = figure.relative_to(reading.parent)
+            assert f"]({name})" in reading.read_text(), (
+                f"{reading}: {name} is not shown"
+            )

@@ -207,7 +207,8 @@ def loss_function(
     Args:
         model: the network.
         train: run BatchNorm and Dropout in training mode, as GraSP's authors do. On
-            BatchNorm networks that strongly affects GraSP's result (experiments/README.md).
+            BatchNorm networks that strongly affects GraSP's result
+            (experiments/results/poster-reduced/README.md).
         temperature: divides the logits; GraSP uses 200.
         objective: whose loss; by default the cross-entropy, in nats per example.
 
