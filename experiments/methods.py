@@ -71,10 +71,12 @@ def study(
 
 def table(all_records: Sequence[records.Record]) -> str:
     """Write the accuracies, epochs and seconds of each method as a Markdown table."""
-    shown = " | ".join(f"{density:g}" for density in DENSITIES)
+    exponents = sorted({r.cell["compression"] for r in all_records} - {0.0})
+    densities = [float(f"{10**-exponent:.6g}") for exponent in exponents]
+    shown = " | ".join(f"{density:g}" for density in densities)
     lines = [
         f"| method | {shown} | epochs | seconds |",
-        "| :--- " + "| ---: " * (len(DENSITIES) + 2) + "|",
+        "| :--- " + "| ---: " * (len(densities) + 2) + "|",
     ]
     for name in METHODS:
         own = [
@@ -83,17 +85,16 @@ def table(all_records: Sequence[records.Record]) -> str:
         if not own:
             continue
         cells = []
-        for density in DENSITIES:
+        for exponent in exponents:
             here = [
                 record.metric
                 for record in own
-                if record.metric is not None
-                and abs(10 ** -record.cell["compression"] / density - 1) < 1e-6
+                if record.metric is not None and record.cell["compression"] == exponent
             ]
             cells.append(_spread(here))
         if not methods.get(name).prunes:
             dense = _spread([r.metric for r in own if r.metric is not None])
-            cells = [f"{dense} at density 1", "", ""]
+            cells = [f"{dense} at density 1", *[""] * (len(densities) - 1)]
         epochs = statistics.median(record.epochs for record in own)
         seconds = statistics.median(record.seconds for record in own)
         row = [own[0].title, *cells, f"{epochs:g}", f"{seconds:.1f}"]

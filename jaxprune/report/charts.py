@@ -153,6 +153,9 @@ _TITLES = (
     "IMP-4",
 )
 
+# Methods that are drawn in one panel, each in its own color; Dense has the first color.
+GROUP = 8
+
 
 def styles(records: Sequence[Record]) -> dict[str, int]:
     """Return the index of the color and the marker of each method.
@@ -161,6 +164,12 @@ def styles(records: Sequence[Record]) -> dict[str, int]:
         records: records of one study.
     """
     titles = frame.titles(records)
+    if len(titles) > GROUP + 1:  # no color twice in a group of methods
+        pruned = [method for method, title in titles.items() if title != "Dense"]
+        indices = {
+            m: 1 + i % GROUP + (GROUP + 1) * (i // GROUP) for i, m in enumerate(pruned)
+        }
+        return {method: indices.get(method, 0) for method in titles}
     fixed = {m: _TITLES.index(t) for m, t in titles.items() if t in _TITLES}
     free = (i for i in itertools.count(1) if i not in fixed.values())
     return {m: fixed[m] if m in fixed else next(free) for m in titles}

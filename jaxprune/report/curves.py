@@ -6,7 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from jaxprune.report import compaction, frame
-from jaxprune.report.charts import Figure, Kind, Plot, Point, Series, span, styles
+from jaxprune.report.charts import (
+    GROUP,
+    Figure,
+    Kind,
+    Plot,
+    Point,
+    Series,
+    span,
+    styles,
+)
 from jaxprune.report.quantities import Metric, capitalized, metric
 from jaxprune.study.records import Record
 
@@ -57,6 +66,10 @@ def metric_figure(records: Sequence[Record]) -> Figure | None:
         return None
     whole = _plot(series, _DENSITY, measured.label)
     zoom = _dense_end(whole, measured)
+    panels = [whole._replace(title="All densities"), zoom] if zoom else [whole]
+    groups = _groups(zoom or whole)
+    if len(groups) > 1:
+        panels = groups
     seeds = len({record.cell["seed"] for record in records})
     texts = [f"{capitalized(measured.label)}; {measured.better} is better."]
     if seeds > 1:
@@ -66,7 +79,12 @@ def metric_figure(records: Sequence[Record]) -> Figure | None:
         )
     else:
         texts.append("Each point is one network: one seed has no error bars.")
-    if zoom:
+    if len(groups) > 1:
+        texts.append(
+            f"Each panel shows up to {GROUP} methods"
+            + ", where half of all methods are close to the best." * bool(zoom)
+        )
+    elif zoom:
         texts.append("The second panel enlarges the dense end of the first.")
     if len({record.epochs for record in records}) > 1:
         texts.append(
@@ -76,8 +94,19 @@ def metric_figure(records: Sequence[Record]) -> Figure | None:
         measured.key,
         f"{capitalized(measured.name)} against density",
         " ".join(texts),
-        [whole._replace(title="All densities"), zoom] if zoom else [whole],
+        panels,
     )
+
+
+def _groups(plot: Plot) -> list[Plot]:
+    """Split a plot of many methods into panels; the dense network is in each."""
+    dense = [series for series in plot.series if series.style == 0]
+    pruned = [series for series in plot.series if series.style]
+    parts = [pruned[i : i + GROUP] for i in range(0, len(pruned), GROUP)]
+    return [
+        plot._replace(title=f"{part[0].label} to {part[-1].label}", series=dense + part)
+        for part in parts
+    ]
 
 
 def _describe(row: Mapping[str, Any], measured: Metric) -> str:

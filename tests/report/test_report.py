@@ -255,11 +255,28 @@ def test_a_dense_network_is_a_point_of_every_plot_of_the_metric():
 
 
 def test_methods_without_a_fixed_style_take_free_ones():
-    cell_records = [record(name, 1, title=name) for name in ("a", "SNIP", *"bcdefghij")]
+    cell_records = [record(name, 1, title=name) for name in ("a", "SNIP", *"bcdefgh")]
     indices = charts.styles(cell_records)
     assert indices["SNIP"] == 3
-    assert len(set(indices.values())) == 11
+    assert len(set(indices.values())) == 9
     assert indices["a"] == 1
+
+
+def test_many_methods_have_panels_in_which_no_color_is_twice():
+    names = [f"m{i:02}" for i in range(20)]
+    cell_records = [record("dense", 0, title="Dense")]
+    cell_records += [record(name, c, title=name) for name in names for c in (1, 2)]
+    accuracy = figures.build(cell_records)[0]
+    assert len(accuracy.panels) == 3
+    shown = []
+    for panel in accuracy.panels:
+        assert panel.series[0].label == "Dense"
+        colors = [one.style % len(figures.COLORS) for one in panel.series]
+        assert len(set(colors)) == len(colors)
+        shown += [one.label for one in panel.series[1:]]
+    assert shown == names
+    assert len(set(accuracy.legend.values())) == 21
+    assert accuracy.panels[0].title == "m00 to m07"
 
 
 def test_the_published_numbers_are_those_of_the_publication():

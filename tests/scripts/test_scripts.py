@@ -141,6 +141,8 @@ INVALID = {
     ("profile_model", "mlp", "--density", "0.5", "--c", "0.3"): "Pass one of them.",
     ("profile_model", "mlp", "--density", "1e-9"): "keeps none of the 920064 weights of mlp. Pass --density 1.1e-06 or more",
     ("fetch_data", "digits"): "Pass one of cifar10",
+    ("fetch_data", "mnist", "--from", "/nowhere"): "/nowhere contains no file train-images-idx3-ubyte",
+    ("fetch_data", "mnist", "--from", "/nowhere", "--data-dir", "/tmp"): "--data-dir /tmp is for downloads",
     ("bench", "--threads", "0"): "--threads 1 to",
     ("bench", "--only"): "--only names no task. Pass some of snip, grasp",
     ("bench", "scaling", "--largest", "9"): "--largest 3000000 or more; got",

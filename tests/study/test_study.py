@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import digits
-from jaxprune import checkpoint, masks, report, scores, train
+from experiments import digits, fashion, sanity
+from jaxprune import checkpoint, masks, report, scores, train, tree
 from jaxprune.study import (
     compaction,
     config,
@@ -77,7 +77,7 @@ def test_ids_and_defaults_are_pinned():
 
 # Ids of format 5.
 PINNED = {
-    "cell": "imp4-c2-s0-f0fbcc50",
+    "cell": "imp4-c2-s0-5665158a",
     "stages": [
         "initialize-dd615fbad2e15450",
         "train-36178af25558f69a",
@@ -214,6 +214,69 @@ def test_each_way_to_prune_has_its_stages():
         methods.Method("heads", "Heads", "snip", kinds=("heads",))
     with pytest.raises(ValueError, match="'rig' is unknown"):
         methods.Method("rig", "Rig", "", sparse="rig")
+
+
+def test_controls_change_the_mask_or_the_weights_and_nothing_else(tmp_path):
+    names = ("snip", *(f"snip_{control}" for control in methods.CONTROLS[1:]))
+    cells = [
+        dataclasses.replace(cell(), method=sanity.controlled("snip", control))
+        for control in methods.CONTROLS
+    ]
+    finished = list(runner.run(study(*cells), tmp_path, DIGITS))
+    assert [record.method for record in finished] == list(names)
+    folder = tmp_path / "tiny"
+    own, shuffled, reinitialized, inverted = (
+        masks.load(folder / record.id / "mask.npz") for record in finished
+    )
+    counts = [[layer.kept for layer in record.layers] for record in finished]
+    assert counts[0] == counts[1] == counts[2] != counts[3]
+    assert sum(counts[3]) == sum(counts[0])
+    leaves = [layer.name for layer in finished[0].layers]
+    assert all((own[name] != shuffled[name]).any() for name in leaves)
+    for name in leaves:  # nothing is kept by both the highest and the lowest scores
+        assert (own[name] == reinitialized[name]).all()
+        assert not (own[name] & inverted[name]).any()
+    bench, network = workbench.Bench(DIGITS), scoring("snip").network
+    first = work.initialize(settings.Initialize(network, 0), {}, bench).arrays
+    again = work.reinitialize(settings.Reinitialize(network, 0), {}, bench).arrays
+    for name, leaf in tree.by_name(first["params"]).items():
+        is_drawn = name in leaves
+        assert (leaf != tree.by_name(again["params"])[name]).any() == is_drawn
+
+
+def test_a_control_without_a_single_selection_is_refused():
+    with pytest.raises(ValueError, match="has no score, so that .* control"):
+        methods.Method("rigl2", "RigL", "", sparse="rigl", control="shuffled")
+    with pytest.raises(ValueError, match="which is for masks that are selected once"):
+        sanity.controlled("imp2", "shuffled")
+    with pytest.raises(ValueError, match="'mixed' is unknown"):
+        methods.Method("snip2", "SNIP", "snip", control="mixed")
+
+
+def test_inverted_rounds_keep_the_lowest_scores():
+    """By magnitude, rounds keep what one round keeps: the smallest weights."""
+    method = methods.Method("smallest", "Smallest", "magnitude", rounds=3)
+    method = dataclasses.replace(method, control="inverted", regrow=False)
+    chain = stages.chain(dataclasses.replace(cell(), method=method))
+    (pruning,) = (stage.settings for stage in chain if stage.kind == "prune")
+    network, bench = pruning.scoring.network, workbench.Bench(DIGITS)
+    arrays = work.initialize(settings.Initialize(network, 0), {}, bench).arrays
+    mask = work.prune_rounds(pruning, arrays, bench).arrays["mask"]
+    smallest = jax.tree.map(jnp.negative, scores.magnitude(arrays["params"]))
+    chex.assert_trees_all_equal(mask, masks.select(smallest, pruning.select.density))
+
+
+def test_built_in_studies_of_fashion_mnist_list_each_cell_once():
+    files = DIGITS._replace(name="fashion_mnist")
+    dense, densities, controls = 1, 6, 4
+    every = len(fashion.every_method.METHODS) - dense
+    for recipe in fashion.RECIPES:
+        for preset, number in (
+            (fashion, dense + every * densities),
+            (sanity, dense + 4 * controls * 4),
+        ):
+            cells = preset.study(files, seeds=2, recipe=recipe).cells
+            assert len({config.cell_id(one) for one in cells}) == 2 * number
 
 
 def test_methods_of_layers_and_of_training_keep_what_they_say(tmp_path):
