@@ -312,7 +312,7 @@ def test_each_round_scores_with_other_examples(monkeypatch):
     monkeypatch.setattr(work, "_batch", spy)
     own, bench = scoring("force"), workbench.Bench(DIGITS)
     arrays = work.initialize(settings.Initialize(own.network, 0), {}, bench).arrays
-    selecting = settings.Select(own.network, 0.5, "exact", "global", ())
+    selecting = settings.Select(own.network, 0.5, "exact", "global", (), inverted=False)
     pruning = settings.Prune(own, selecting, rounds=3, regrow=True)
     work.prune_rounds(pruning, arrays, bench)
     assert len(set(seen)) == 3
