@@ -10,6 +10,8 @@ from jaxprune.study import files
 # As in scores.Scorer.
 NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs", "activations")
 SCOPES = ("global", "layer", "output", "erk", "channels")
+# Those of methods that prune in levels.
+LEVEL_SCOPES = ("global", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +46,8 @@ class Method:
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
         keep_fraction: instead of a number of levels, the fraction of the remaining
             weights that each level keeps.
+        level_step: instead of both, the fraction of all prunable weights that each level
+            prunes; the last level may prune less.
         rewind: a key of REWINDS, where the method decides it and not the recipe.
         pretrained: whether the dense network is trained before scoring.
         points: if not 0, the network is trained a second time from the rewind point
@@ -64,6 +68,7 @@ class Method:
     retrains: bool = True
     levels: int = 0
     keep_fraction: float | None = None
+    level_step: float | None = None
     rewind: str | None = None
     pretrained: bool = False
     points: int = 0
@@ -103,17 +108,38 @@ class Method:
                 f"method {self.name} removes channels in {self.rounds} rounds, and they are "
                 "removed in one. Leave rounds out."
             )
-        is_iterative = self.levels or self.keep_fraction is not None
-        if is_iterative and (self.score != "magnitude" or not self.pretrained):
+        self._check_levels()
+        if self.rounds is not None and self.rounds < 1:
+            raise ValueError(
+                f"rounds is the number of rounds of scoring; got {self.rounds}. Pass 1 or "
+                "more."
+            )
+
+    def _check_levels(self) -> None:
+        ways = (self.levels or None, self.keep_fraction, self.level_step)
+        given = sum(way is not None for way in ways)
+        if not given:
+            return
+        if self.score != "magnitude" or not self.pretrained:
             raise ValueError(
                 f"method {self.name} prunes in levels, which is done by the magnitude of the "
                 'trained weights. Pass score="magnitude" and pretrained=True, or rounds= in '
                 "place of levels."
             )
-        if self.rounds is not None and self.rounds < 1:
+        if given > 1:
             raise ValueError(
-                f"rounds is the number of rounds of scoring; got {self.rounds}. Pass 1 or "
-                "more."
+                f"method {self.name} sets its levels in {given} ways. Pass one of levels=, "
+                "keep_fraction= and level_step=."
+            )
+        if self.level_step is not None and not 0 < self.level_step < 1:
+            raise ValueError(
+                "level_step is the fraction of all prunable weights that each level prunes, "
+                f"in (0, 1); got {self.level_step}. Pass such as 0.1."
+            )
+        if self.scope not in LEVEL_SCOPES:
+            raise ValueError(
+                f'method {self.name} prunes in levels with scope="{self.scope}". Pass '
+                f"{' or '.join(LEVEL_SCOPES)}, which imp.step can compare."
             )
 
     @property

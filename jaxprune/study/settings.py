@@ -218,6 +218,7 @@ class Level:
     ties: str
     rewind: str
     regrow: bool
+    scope: str
 
 
 @dataclasses.dataclass(frozen=True)
