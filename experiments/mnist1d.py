@@ -22,6 +22,7 @@ import statistics
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -114,10 +115,14 @@ STUDY = Study(
 PUBLISHED = Path(__file__).parent / "published" / "mnist1d_lottery.csv"
 # Criterion of the notebook -> method here.
 METHODS = {"random": "random_layer", "magnitude": "imp_layer"}
+TITLES = {"random_layer": "Random", "imp_layer": "IMP"}
 # Single levels scatter by 2 to 3 points, so levels are compared in windows of this many.
 WINDOW = 10
 # With 20 windows, 5 % of correct copies would have one that is further away.
 STANDARD_ERRORS = 3.0
+
+# By method and level, the accuracies of all seeds in percent.
+Accuracies: TypeAlias = Mapping[str, Mapping[int, Sequence[float]]]
 
 
 def published() -> dict[str, np.ndarray]:
@@ -166,68 +171,107 @@ def deviation() -> float:
     return math.sqrt(np.mean((trials[0] - trials[1]) ** 2) / 2)
 
 
-def check(records: Sequence[Record]) -> Iterator[Finding]:
-    """Compare the mean accuracies of ten levels each with the published ones.
+class Window(NamedTuple):
+    """Levels that are compared together, of one method.
 
-    A difference agrees within three standard errors. The standard error is that of the
-    difference of both means, if all accuracies vary as the two published trials do. A scatter
-    of ours does not make it larger.
+    Attributes:
+        method: its name.
+        levels: in order.
+        published: mean accuracy of both trials, in percent.
+        ours: mean accuracy of all seeds, in percent.
+        tolerance: the largest difference that counts as agreement, in points.
+    """
+
+    method: str
+    levels: range
+    published: float
+    ours: float
+    tolerance: float
+
+    @property
+    def sparsities(self) -> str:
+        """Return the first and the last sparsity in words."""
+        first, last = (self.levels[i] / LEVELS for i in (0, -1))
+        return f"{first:.2f} to {last:.2f}"
+
+
+def windows(accuracies: Accuracies) -> list[Window]:
+    """Average the accuracies over ten levels each; the last window has nine.
+
+    The tolerance is three standard errors of the difference of both means, if all accuracies
+    vary as those of the two published trials do. A larger scatter of ours does not raise it.
+
+    Args:
+        accuracies: as `by_level` returns them.
+
+    Returns:
+        The windows with a network at every level.
+    """
+    expected, sigma, result = published(), deviation(), []
+    for method, own in accuracies.items():
+        for first in range(0, LEVELS, WINDOW):
+            levels = range(first, min(first + WINDOW, LEVELS))
+            if not own.keys() >= set(levels):
+                continue
+            trials = expected[method][:, list(levels)]
+            of_ours = sum(1 / len(own[level]) for level in levels) / len(levels) ** 2
+            error = sigma * math.sqrt(1 / trials.size + of_ours)
+            window = Window(
+                method,
+                levels,
+                float(trials.mean()),
+                statistics.fmean(statistics.fmean(own[level]) for level in levels),
+                STANDARD_ERRORS * error,
+            )
+            result.append(window)
+    return result
+
+
+def check(records: Sequence[Record]) -> Iterator[Finding]:
+    """Compare the windows of both methods with the published ones.
 
     Args:
         records: of this study.
 
     Yields:
-        A finding per method and window, the number of levels per method, and the accuracy of
-        the network without weights. Nothing if there are no records to compare.
+        The number of levels of each method, a finding per window, and the accuracy of the
+        network without weights. Nothing if there are no records to compare.
     """
     accuracies = by_level(records)
     if not any(accuracies.values()):
         return
-    expected, sigma = published(), deviation()
-    for method, levels in accuracies.items():
-        title = {m.name: m.title for m in STUDY.methods if isinstance(m, Method)}[
-            method
-        ]
-        yield Finding(f"levels of {title} with a network", len(levels), LEVELS, 0)
-        for first in range(0, LEVELS, WINDOW):
-            window = range(first, min(first + WINDOW, LEVELS))
-            if not levels.keys() >= set(window):
-                continue
-            own = [statistics.fmean(levels[level]) for level in window]
-            trials = expected[method][:, list(window)]
-            variance = 1 / trials.size
-            variance += (
-                sum(1 / len(levels[level]) for level in window) / len(window) ** 2
-            )
-            sparsities = f"{first / LEVELS:.2f} to {window[-1] / LEVELS:.2f}"
-            yield Finding(
-                f"accuracy of {title}, sparsity {sparsities}",
-                round(statistics.fmean(own), 2),
-                round(float(trials.mean()), 2),
-                round(STANDARD_ERRORS * sigma * math.sqrt(variance), 2),
-            )
-    # Without weights, all logits are 0, and the first class is predicted. The notebook
-    # prints one decimal.
+    for method, own in accuracies.items():
+        yield Finding(f"levels of {TITLES[method]} with a network", len(own), LEVELS, 0)
+    for window in windows(accuracies):
+        quantity = f"accuracy of {TITLES[window.method]}, sparsity {window.sparsities}"
+        yield Finding(
+            quantity,
+            round(window.ours, 2),
+            round(window.published, 2),
+            round(window.tolerance, 2),
+        )
+    # Without weights all logits are 0, and the first class is predicted. The notebook prints
+    # one decimal.
     first_class = 100 * float(np.mean(STUDY.data.test[1] == 0))
-    empty = float(np.mean([array[:, LEVELS] for array in expected.values()]))
+    empty = float(np.mean([array[:, LEVELS] for array in published().values()]))
     yield Finding("accuracy without weights", first_class, empty, 0.05)
 
 
-def table(findings: Sequence[Finding]) -> str:
-    """Write findings as a Markdown table."""
-    head = ("quantity", "published", "ours", "difference", "tolerance", "")
-    lines = [f"| {' | '.join(head)} |", "| --- | ---: | ---: | ---: | ---: | --- |"]
+def table(accuracies: Accuracies) -> str:
+    """Write the windows as a Markdown table."""
+    head = ("method", "sparsity", "published", "ours", "difference", "tolerance")
+    lines = [f"| {' | '.join(head)} |", "| --- | --- | ---: | ---: | ---: | ---: |"]
     lines += [
-        f"| {f.quantity} | {f.expected:.10g} | {f.value:.10g} | "
-        f"{f.value - f.expected:+.2f} | {f.tolerance:g} | "
-        f"{'agrees' if f.agrees else 'differs'} |"
-        for f in findings
+        f"| {TITLES[window.method]} | {window.sparsities} | {window.published:.2f} | "
+        f"{window.ours:.2f} | {window.ours - window.published:+.2f} | "
+        f"{window.tolerance:.2f} |"
+        for window in windows(accuracies)
     ]
     return "\n".join(lines) + "\n"
 
 
-def draw(accuracies: Mapping[str, Mapping[int, Sequence[float]]], path: Path) -> None:
-    """Draw the published accuracies and ours against sparsity.
+def draw(accuracies: Accuracies, path: Path) -> None:
+    """Draw the published accuracies and ours against sparsity: levels, and windows.
 
     Args:
         accuracies: as `by_level` returns them.
@@ -238,33 +282,40 @@ def draw(accuracies: Mapping[str, Mapping[int, Sequence[float]]], path: Path) ->
     matplotlib.use("agg")  # needs no display
     from matplotlib import pyplot as plt
 
-    canvas, axes = plt.subplots(figsize=(8, 5), layout="constrained")
-    colors = {"imp_layer": "#0072B2", "random_layer": "#D55E00"}
-    for name, method in (("IMP", "imp_layer"), ("Random", "random_layer")):
-        style = {"color": colors[method], "linewidth": 1.4}
-        mean = published()[method].mean(0)
-        x = 100 * np.arange(LEVELS + 1) / LEVELS
-        axes.plot(
-            x, mean, linestyle="--", alpha=0.6, label=f"{name}, published", **style
-        )
-        own = accuracies[method]
-        levels = sorted(own)
-        means = [statistics.fmean(own[level]) for level in levels]
-        axes.plot(x[levels], means, label=f"{name}, ours", **style)
-    axes.set_xlabel("pruned weights of each layer (%)")
-    axes.set_ylabel("test accuracy (%)")
-    axes.grid(alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, loc="lower left")
-    canvas.savefig(path, dpi=150)
+    canvas, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), layout="constrained")
+    sparsities = 100 * np.arange(LEVELS + 1) / LEVELS
+    for method, color in (("imp_layer", "#0072B2"), ("random_layer", "#D55E00")):
+        title, own = TITLES[method], accuracies[method]
+        theirs = {"color": color, "alpha": 0.6, "label": f"{title}, published"}
+        ours = {"color": color, "label": f"{title}, ours"}
+        left.plot(sparsities, published()[method].mean(0), linestyle="--", **theirs)
+        means = [statistics.fmean(own[level]) for level in sorted(own)]
+        left.plot(sparsities[sorted(own)], means, **ours)
+        # The last window falls below the axes.
+        shown = [w for w in windows(accuracies) if w.method == method][:9]
+        x = np.array([sparsities[list(window.levels)].mean() for window in shown])
+        y, bars = [w.published for w in shown], [w.tolerance for w in shown]
+        side = 0.6 if method == "imp_layer" else -0.6  # side by side
+        right.errorbar(x + side, y, bars, fmt="o", mfc="white", capsize=3, **theirs)
+        right.plot(x + side, [w.ours for w in shown], "D", markersize=5, **ours)
+    left.set_title("each level, mean over trials", fontsize=10)
+    right.set_title("means of ten levels; bars: tolerance of the check", fontsize=10)
+    for axes in (left, right):
+        axes.set_xlabel("pruned weights of each layer (%)")
+        axes.set_ylabel("test accuracy (%)")
+        axes.grid(alpha=0.25)
+        axes.spines[["top", "right"]].set_visible(False)
+    left.legend(frameon=False, loc="lower left")
+    right.legend(frameon=False, loc="upper left")
+    canvas.savefig(path, dpi=130)
     plt.close(canvas)
 
 
 def main(folder: Path, path: Path) -> None:
-    """Draw the figure of a finished study; print the table of the check."""
-    records = study_records.read_all(folder)
-    draw(by_level(records), path)
-    print(table(list(check(records))))
+    """Draw the figure of a finished study; print its table."""
+    accuracies = by_level(study_records.read_all(folder))
+    draw(accuracies, path)
+    print(table(accuracies))
 
 
 if __name__ == "__main__":
