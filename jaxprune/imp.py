@@ -10,7 +10,7 @@ References:
     iteration).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, get_args
 
 import jax
@@ -19,7 +19,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Int, Key
 
 from jaxprune import masks, scores, tree
-from jaxprune.types import Fraction, Mask, Params, Prunable, RewindTo, Ties
+from jaxprune.types import Fraction, Mask, Params, Prunable, RewindTo, Scope, Ties
 
 REWINDS = get_args(RewindTo)
 
@@ -101,10 +101,12 @@ def init(params: Params, key: Any) -> State:
 
 
 def _check_request(
-    state: State, density: Any, prunable: Any, ties: str, regrow: bool
+    state: State, density: Any, prunable: Any, scope: Any, ties: str, regrow: bool
 ) -> None:
     """Refuse what the level could not reach before it is trained."""
     tree.check_option("ties", ties, masks.TIES)
+    if isinstance(scope, str):
+        tree.check_option("scope", scope, masks.SCOPES)
     chosen = tree.check_prunable(state.params, prunable)
     if isinstance(density, Tracer):
         return
@@ -116,6 +118,22 @@ def _check_request(
             f"density {density} keeps {keep} weights, but only {kept} are left. Pass a lower "
             "density, or regrow=True."
         )
+    if scope == "layer":
+        _check_layers(state.mask, density, chosen)
+
+
+def _check_layers(mask: Mask, density: Fraction, prunable: Prunable) -> None:
+    """Check that each layer has as many weights left as the density keeps of it."""
+    is_prunable = tree.by_name(prunable)
+    for name, leaf in tree.by_name(mask).items():
+        if not is_prunable[name] or not leaf.size:
+            continue
+        keep, kept = masks.num_kept(density, leaf.size), masks.count([leaf], [True])
+        if keep > kept:
+            raise ValueError(
+                f"density {density} keeps {keep} weights of '{name}', but only {kept} are "
+                "left. Pass a lower density, or regrow=True."
+            )
 
 
 def step(
@@ -125,6 +143,7 @@ def step(
     *,
     rewind: RewindTo | str = "early",
     regrow: bool = False,
+    scope: Scope | int | str | Mapping[str, Any] = "global",
     ties: Ties | str = "exact",
     prunable: Prunable | None = None,
 ) -> tuple[State, Info]:
@@ -151,6 +170,8 @@ def step(
             not restart); "weights_kept", the trained tree.
         regrow: score pruned weights by the value they had when they were pruned, so that
             they can return; by default a pruned weight stays pruned.
+        scope: which weights are compared, as in `masks.select`: "global", all; "layer", those
+            of each leaf, which all have the same density then.
         ties: "exact" or "reference", as in `masks.select`.
         prunable: the leaves to prune; by default those of `tree.prunable`.
 
@@ -158,10 +179,10 @@ def step(
         The next state, and what the level observed.
 
     Raises:
-        ValueError: if `rewind` or `ties` is unknown, or the density is out of range; if
-            `train_fn` returned a tree that differs from the state's, weights that are not
-            finite, nonzero pruned weights, or, with rewind="early", no rewind point at
-            level 0; or if `density` is higher than what is left.
+        ValueError: if `rewind`, `scope` or `ties` is unknown, or the density is out of
+            range; if `train_fn` returned a tree that differs from the state's, weights that
+            are not finite, nonzero pruned weights, or, with rewind="early", no rewind point
+            at level 0; or if `density` is higher than what is left.
         TypeError: if `train_fn` did not return a `TrainResult`.
 
     Example:
@@ -193,7 +214,7 @@ def step(
         >>> masks.count(state.mask)
         2
     """
-    _check_request(state, density, prunable, ties, regrow)
+    _check_request(state, density, prunable, scope, ties, regrow)
     tree.check_option("rewind", rewind, REWINDS)
     train_key, next_key = jax.random.split(state.key)
     # With regrowth, pruned weights keep their values, since they compete again.
@@ -219,6 +240,7 @@ def step(
         density,
         mask=kept,
         prunable=chosen,
+        scope=scope,
         ties=ties,
     )
     next_state = State(

@@ -64,6 +64,7 @@ EXTRAS: Mapping[str, str] = {
     "array_record": "study",
     "importlib_resources": "study",
     "matplotlib": "study",
+    "mnist1d": "study",
     "polars": "study",
     "ray": "scale",
     "rich": "study",

@@ -13,6 +13,7 @@ Examples:
 
 import _cli
 
+import ast  # isort: skip
 import functools  # isort: skip
 import os  # isort: skip
 import sys  # isort: skip
@@ -30,6 +31,7 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+import experiments
 from experiments import STUDIES
 from jaxprune import data
 from jaxprune.study import (
@@ -61,6 +63,18 @@ def _is_file(name: str) -> bool:
     return name.endswith(".py") or os.sep in name
 
 
+def _file(name: str) -> Path:
+    """Return the file of a built-in study."""
+    return Path(experiments.__file__ or "").with_name(f"{name}.py")
+
+
+def _name(name: str) -> str:
+    """Return the name of a built-in study, also for the path of its file."""
+    own = (key for key, preset in STUDIES.items() if preset.dataset is None)
+    paths = {_file(key).resolve(): key for key in own}
+    return paths.get(Path(name).resolve(), name)
+
+
 def _load(
     name: str, recipe: str | None, seeds: int, data_dir: Path | None, cache_dir: Path
 ) -> tuple[config.Study, workbench.Source]:
@@ -68,25 +82,27 @@ def _load(
     if _is_file(name):
         return _user_study(Path(name)).build(seeds)
     preset = STUDIES[name]
+    if preset.dataset is None:
+        return preset.study(seeds)
     files = data.find(preset.dataset, data_dir=data_dir, cache_dir=cache_dir)
     return preset.study(files, seeds, recipe), files
 
 
 def _folder(name: str, recipe: str | None, runs_dir: Path) -> Path:
     """Return the folder of a study: runs/<name>, or runs/<name>-<recipe>."""
-    if _is_file(name):
-        if recipe is not None:
-            raise ValueError(
-                f"--recipe chooses among those of a built-in study, and {name} has its own. "
-                "Leave it out."
-            )
-        return runs_dir / _user_study(Path(name)).name
-    if name not in STUDIES:
+    if not _is_file(name) and name not in STUDIES:
         raise ValueError(
             f"study '{name}' is unknown. Pass one of {', '.join(STUDIES)}, or the path of a "
             "study's file, which ends in .py."
         )
-    recipes = list(STUDIES[name].recipes)
+    recipes = [] if _is_file(name) else list(STUDIES[name].recipes)
+    if recipe is not None and not recipes:
+        raise ValueError(
+            f"--recipe chooses among those of a built-in study, and {name} has its own. "
+            "Leave it out."
+        )
+    if _is_file(name):
+        return runs_dir / _user_study(Path(name)).name
     if recipe is not None and recipe not in recipes:
         raise ValueError(
             f"recipe '{recipe}' of {name} is unknown. Pass one of {', '.join(recipes)}."
@@ -137,6 +153,7 @@ def run(
         plan: run nothing; print cells, stages and savings, time a few training steps and
             print how long the study takes.
     """
+    name = _name(name)
     folder = _folder(name, recipe, runs_dir)
     if not 1 <= seeds <= 1000:
         raise ValueError(
@@ -374,13 +391,12 @@ def list_studies() -> None:
     """List the built-in studies, and the methods that every study can compare."""
     console.print("Studies (python scripts/study.py run NAME):", highlight=False)
     for name, preset in STUDIES.items():
-        first = (sys.modules[preset.study.__module__].__doc__ or "").partition("\n")[0]
+        about = ast.get_docstring(ast.parse(_file(name).read_text())) or ""
         recipes = (
             f"; recipes {', '.join(preset.recipes)}" if len(preset.recipes) > 1 else ""
         )
-        console.print(
-            f"  {name}: {first} Data set {preset.dataset}{recipes}.", **_PLAIN
-        )
+        dataset = f" Data set {preset.dataset}{recipes}." if preset.dataset else ""
+        console.print(f"  {name}: {about.partition(chr(10))[0]}{dataset}", **_PLAIN)
     console.print(
         "  path/to/file.py: a study of your own, as in experiments/own_study.py.",
         **_PLAIN,
@@ -419,6 +435,7 @@ def status(
         recipe: recipe of poster: as_run or corrected.
         runs_dir: folder of the results.
     """
+    name = _name(name)
     folder = _folder(name, recipe, runs_dir)
     listed = records.read_study(folder)["cells"]
     by_id = {record.id: record for record in records.read_all(folder)}
@@ -445,19 +462,22 @@ def report(
         recipe: recipe of poster: as_run or corrected.
         runs_dir: folder of the results.
     """
+    name = _name(name)
     _report(name, _folder(name, recipe, runs_dir))
 
 
 def check(
     name: StudyName, /, recipe: str | None = None, runs_dir: Path = Path("runs")
 ) -> None:
-    """Compare a study with published numbers; exit code 1 if some differ.
+    """Compare a study with published numbers; exit code 1 if some differ or none is compared.
 
     Args:
-        name: study to compare; only poster has published numbers.
+        name: study to compare: poster or mnist1d, which have published numbers.
         recipe: recipe of poster whose records to compare: as_run or corrected.
-        runs_dir: folder of the results; without results, only masks are compared.
+        runs_dir: folder of the results; without results, only the masks of poster are
+            compared.
     """
+    name = _name(name)
     folder = _folder(name, recipe, runs_dir)
     preset = STUDIES.get(name)
     compare = preset.check if preset else None
@@ -467,8 +487,9 @@ def check(
             f"{name} has no published numbers. Pass one of {', '.join(comparable)}."
         )
     finished = records.read_all(folder) if (folder / "study.json").exists() else []
-    differing = 0
+    compared = differing = 0
     for finding in compare(finished):
+        compared += 1
         differing += not finding.agrees
         console.print(
             f"{'ok     ' if finding.agrees else 'DIFFERS'} {finding.quantity}: "
@@ -477,6 +498,13 @@ def check(
             highlight=False,
             soft_wrap=True,
         )
+    if not compared:
+        console.print(
+            f"Nothing was compared: {folder} has no finished networks of the full study. Run "
+            f"python scripts/study.py run {name} first.",
+            **_PLAIN,
+        )
+        raise SystemExit(1)
     console.print(
         f"{differing} differ; {len(finished)} records in {folder}, of which those of "
         "reduced runs are not compared",

@@ -93,6 +93,45 @@ def test_regrowth_lets_stale_weights_compete():
     assert bool((state.mask["w"] & ~before["w"]).any())
 
 
+def test_each_layer_is_compared_by_itself_with_scope_layer():
+    """Two levels by NumPy, of two layers whose weights differ by a factor of 1,000."""
+    generator = np.random.default_rng(1)
+    init = {
+        "small": generator.normal(size=(5, 3)).astype(np.float32),
+        "large": 1000 * generator.normal(size=(4, 5)).astype(np.float32),
+    }
+    shift = {
+        name: np.linspace(-1, 1, w.size).reshape(w.shape) for name, w in init.items()
+    }
+    scale = {"small": 1.0, "large": 1000.0}
+
+    def move(params, mask, key, level):
+        trained = {n: params[n] + np.float32(scale[n] * shift[n]) for n in params}
+        return imp.TrainResult(masks.apply(trained, mask))
+
+    state = imp.init(jax.tree.map(jnp.asarray, init), jax.random.key(0))
+    kept = {name: np.ones(w.shape, bool) for name, w in init.items()}
+    for density in (0.7, 0.3):
+        state, _ = imp.step(state, move, density, rewind="init", scope="layer")
+        for name, weights in init.items():
+            trained = np.float32(weights + scale[name] * shift[name]) * kept[name]
+            dropped = int((1 - density) * weights.size)
+            order = np.argsort(abs(trained), axis=None, kind="stable")
+            kept[name].flat[order[:dropped]] = False
+            np.testing.assert_array_equal(state.mask[name], kept[name])
+    with pytest.raises(ValueError, match="'banana' is unknown"):
+        imp.step(state, move, 0.1, rewind="init", scope="banana")
+
+
+def test_a_layer_with_too_few_weights_left_is_refused_before_training():
+    params = {"a": jnp.ones((2, 5)), "b": jnp.ones((2, 5))}
+    state = imp.init(params, jax.random.key(0))
+    mask = {"a": jnp.ones((2, 5), bool), "b": jnp.arange(10).reshape(2, 5) < 3}
+    never: Any = lambda *arguments: pytest.fail("it was trained")
+    with pytest.raises(ValueError, match="keeps 5 weights of 'b', but only 3 are left"):
+        imp.step(state._replace(mask=mask), never, 0.5, rewind="init", scope="layer")
+
+
 def test_levels_compile_training_once():
     traced = jax.jit(chex.assert_max_traces(train_fn, n=1))
     state = imp.init(PARAMS, jax.random.key(0))

@@ -1,4 +1,4 @@
-"""The order of the examples: a new permutation for every epoch."""
+"""The order of the examples in each epoch."""
 
 import jax
 import jax.numpy as jnp
@@ -24,13 +24,16 @@ def steps_per_epoch(examples: int, batch_size: int) -> int:
     return -(-examples // batch_size)
 
 
-def epoch_order(key: RandomKey, examples: int, epoch: int) -> Int32[Array, " examples"]:
+def epoch_order(
+    key: RandomKey, examples: int, epoch: int, *, shuffle: bool = True
+) -> Int32[Array, " examples"]:
     """Permute the examples of one epoch.
 
     Args:
         key: the same key for all epochs.
         examples: number of examples.
         epoch: number of the epoch; each has its own permutation.
+        shuffle: False for the order of the data, in which `key` and `epoch` have no effect.
 
     Returns:
         Indices of the examples in the order of training; the last batch may be short.
@@ -39,6 +42,8 @@ def epoch_order(key: RandomKey, examples: int, epoch: int) -> Int32[Array, " exa
         >>> sorted(epoch_order(jax.random.key(0), 5, epoch=0).tolist())
         [0, 1, 2, 3, 4]
     """
+    if not shuffle:
+        return jnp.arange(examples, dtype=jnp.int32)
     permutation = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     return permutation.astype(jnp.int32)
 

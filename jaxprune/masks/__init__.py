@@ -27,9 +27,10 @@ from jaxprune.masks.schedule import (
     densities,
     num_kept,
 )
-from jaxprune.masks.select import TIES, highest, select
+from jaxprune.masks.select import SCOPES, TIES, highest, select
 
 __all__ = [
+    "SCOPES",
     "TIES",
     "Collapse",
     "Health",

@@ -211,7 +211,8 @@ def rewind_of(cell: Cell) -> str:
 def is_iterative(cell: Cell) -> bool:
     """Return whether a cell prunes in levels, with training between them."""
     method = cell.method
-    return method.levels > 0 or method.keep_fraction is not None
+    steps = (method.keep_fraction, method.level_step)
+    return method.levels > 0 or any(step is not None for step in steps)
 
 
 def level_densities(cell: Cell) -> list[float]:
@@ -220,7 +221,14 @@ def level_densities(cell: Cell) -> list[float]:
     Chains with a common beginning share its densities to the last bit.
     """
     method = cell.method
-    if method.keep_fraction is None:
+    if method.level_step is not None:
+        whole = math.ceil(round((1.0 - density(cell)) / method.level_step, 6))
+        # Rounded as that of a cell, so that shorter chains have the same densities.
+        steps = [
+            round(-math.log10(1.0 - k * method.level_step), 12) for k in range(1, whole)
+        ]
+        steps.append(cell.compression)
+    elif method.keep_fraction is None:
         steps = [
             cell.compression * (k + 1) / method.levels for k in range(method.levels)
         ]

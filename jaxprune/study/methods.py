@@ -11,6 +11,8 @@ from jaxprune.study import files
 NEEDS = ("nothing", "key", "batches", "inputs", "key_inputs", "activations")
 SCOPES = ("global", "layer", "output", "erk", "channels")
 CONTROLS = ("none", "shuffled", "reinitialized", "inverted")
+# Those of methods that prune in levels.
+LEVEL_SCOPES = ("global", "layer")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Method:
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
         keep_fraction: instead of a number of levels, the fraction of the remaining
             weights that each level keeps.
+        level_step: instead of both, the fraction of all prunable weights that each level
+            prunes; the last level may prune less.
         rewind: a key of REWINDS, where the method decides it and not the recipe.
         pretrained: whether the dense network is trained before scoring.
         points: if not 0, the network is trained a second time from the rewind point
@@ -69,6 +73,7 @@ class Method:
     retrains: bool = True
     levels: int = 0
     keep_fraction: float | None = None
+    level_step: float | None = None
     rewind: str | None = None
     pretrained: bool = False
     points: int = 0
@@ -109,14 +114,8 @@ class Method:
                 f"method {self.name} removes channels in {self.rounds} rounds, and they are "
                 "removed in one. Leave rounds out."
             )
-        is_iterative = self.levels or self.keep_fraction is not None
-        if is_iterative and (self.score != "magnitude" or not self.pretrained):
-            raise ValueError(
-                f"method {self.name} prunes in levels, which is done by the magnitude of the "
-                'trained weights. Pass score="magnitude" and pretrained=True, or rounds= in '
-                "place of levels."
-            )
-        if self.control != "none" and (is_iterative or self.scope == "channels"):
+        given = self._check_levels()
+        if self.control != "none" and (given or self.scope == "channels"):
             raise ValueError(
                 f"method {self.name} has a control, which is for masks that are selected "
                 "once, weight by weight. Leave out control, or levels and "
@@ -127,6 +126,35 @@ class Method:
                 f"rounds is the number of rounds of scoring; got {self.rounds}. Pass 1 or "
                 "more."
             )
+
+    def _check_levels(self) -> int:
+        """Check the options of levels; return how many ways to set them are given."""
+        ways = (self.levels or None, self.keep_fraction, self.level_step)
+        given = sum(way is not None for way in ways)
+        if not given:
+            return 0
+        if self.score != "magnitude" or not self.pretrained:
+            raise ValueError(
+                f"method {self.name} prunes in levels, which is done by the magnitude of the "
+                'trained weights. Pass score="magnitude" and pretrained=True, or rounds= in '
+                "place of levels."
+            )
+        if given > 1:
+            raise ValueError(
+                f"method {self.name} sets its levels in {given} ways. Pass one of levels=, "
+                "keep_fraction= and level_step=."
+            )
+        if self.level_step is not None and not 0 < self.level_step < 1:
+            raise ValueError(
+                "level_step is the fraction of all prunable weights that each level prunes, "
+                f"in (0, 1); got {self.level_step}. Pass such as 0.1."
+            )
+        if self.scope not in LEVEL_SCOPES:
+            raise ValueError(
+                f'method {self.name} prunes in levels with scope="{self.scope}". Pass '
+                f"{' or '.join(LEVEL_SCOPES)}, which imp.step can compare."
+            )
+        return given
 
     @property
     def prunes(self) -> bool:

@@ -236,6 +236,7 @@ class Level:
     ties: str
     rewind: str
     regrow: bool
+    scope: str
 
 
 @dataclasses.dataclass(frozen=True)

@@ -200,6 +200,7 @@ def _steps(cell: Cell) -> list[_Step]:
                 recipe.ties,
                 rewind.weights,
                 recipe.regrow,
+                method.scope,
             )
             steps.append(("level", level_settings))
     elif method.score:

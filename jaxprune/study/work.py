@@ -396,6 +396,7 @@ def level(config: settings.Level, arrays: Arrays, bench: Bench) -> Output:
         config.density,
         rewind=config.rewind,
         regrow=config.regrow,
+        scope=config.scope,
         ties=config.ties,
     )
     return Output({**state.params, "mask": state.mask["params"]}, {})

@@ -190,7 +190,9 @@ def fit(
     iteration = start
     while iteration < total:
         epoch = iteration // steps
-        order = place(data.epoch_order(order_key, number, epoch))
+        order = place(
+            data.epoch_order(order_key, number, epoch, shuffle=training.shuffle)
+        )
         end = min((epoch + 1) * steps, total)
         stops = [end]
         if rewind_iteration is not None and iteration < rewind_iteration < end:

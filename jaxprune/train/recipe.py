@@ -66,6 +66,8 @@ class Training:
         label_smoothing: share of the target that is spread evenly over the classes.
         precision: dtype of the forward and backward pass; "float64" needs jax_enable_x64.
         sparse: how the mask changes during training; None to train under a given mask.
+        shuffle: whether each epoch has another order of the examples; False for the order
+            of the data in every epoch.
     """
 
     epochs: float
@@ -82,6 +84,7 @@ class Training:
     label_smoothing: float = 0.0
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     sparse: SparseTraining | None = None
+    shuffle: bool = True
 
     def __post_init__(self) -> None:
         """Check the values."""

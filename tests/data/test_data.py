@@ -272,6 +272,11 @@ def test_the_order_of_an_epoch_depends_on_its_number_only():
     assert first.tolist() == data.epoch_order(key, 10, 3).tolist()
 
 
+def test_without_shuffling_the_order_is_that_of_the_data():
+    order = data.epoch_order(jax.random.key(0), 5, 3, shuffle=False)
+    assert (order.tolist(), order.dtype) == ([0, 1, 2, 3, 4], jnp.int32)
+
+
 def test_the_last_step_of_an_epoch_may_be_short():
     assert [data.steps_per_epoch(examples, 4) for examples in (7, 8, 9)] == [2, 2, 3]
 

@@ -52,6 +52,7 @@ def test_ids_and_defaults_are_pinned():
             "label_smoothing": 0.0,
             "precision": "float32",
             "sparse": None,
+            "shuffle": True,
         },
         "rewind": "early",
         "rewind_epochs": 1.0,
@@ -77,21 +78,21 @@ def test_ids_and_defaults_are_pinned():
 
 # Ids of format 5.
 PINNED = {
-    "cell": "imp4-c2-s0-5665158a",
+    "cell": "imp4-c2-s0-07c0287a",
     "stages": [
         "initialize-dd615fbad2e15450",
-        "train-36178af25558f69a",
-        "level-22354c8c0b34218c",
-        "train-dda5db6899a0ca30",
-        "level-1edbd3e7822845f8",
-        "train-062e9065f4071fd4",
-        "level-16aad43086dd9879",
-        "train-01b849ec60a8ffa3",
-        "level-6e7c0124b1b8f4d4",
-        "inspect-f3ba3509fe1e6273",
-        "train-772a31d26312b165",
-        "evaluate-eed89a6eb88558c1",
-        "measure-8979991495fc1854",
+        "train-3fb179a13bc329c8",
+        "level-10e3b20754107aef",
+        "train-7a980c40a158572b",
+        "level-7d283be73ea4150d",
+        "train-b3003ddab8aa309c",
+        "level-e40f6c4caac44aeb",
+        "train-71f2d0e92a54bb4e",
+        "level-04221b935b784b8d",
+        "inspect-88065c7bac2b7c6e",
+        "train-33cbe5d0f7a7a0ad",
+        "evaluate-419ccafe59653ff1",
+        "measure-d9b8d61402ba4af9",
         "memory-0e256cacf0ffb60a",
     ],
 }
@@ -694,6 +695,52 @@ def test_levels_that_prune_20_percent_end_at_the_requested_density():
     assert densities == pytest.approx([0.8, 0.64, 10**-0.25])
     assert config.level_densities(cell("imp_late", 0.0)) == [1.0]
     assert config.level_densities(cell("imp4", 2.0))[1::2] == [0.1, 0.01]
+
+
+def steps_of(share: float, scope: str = "layer") -> methods.Method:
+    """Return IMP that prunes a share of all weights in each level."""
+    return methods.Method(
+        "steps", "Steps", "magnitude", pretrained=True, scope=scope, level_step=share
+    )
+
+
+def steps_to(density: float, **changes) -> config.Cell:
+    """Return a cell of IMP in steps of a quarter of all weights."""
+    c = select.compression(density)
+    return dataclasses.replace(cell("imp2", c), method=steps_of(0.25), **changes)
+
+
+def test_levels_that_prune_equal_steps_end_at_the_requested_density():
+    for last in (0.25, 0.4):
+        steps = config.level_densities(steps_to(last))
+        assert steps == pytest.approx([0.75, 0.5, last])
+    assert config.level_densities(steps_to(1.0)) == [1.0]
+    thirds = dataclasses.replace(steps_to(1 / 3), method=steps_of(1 / 3))
+    (two_thirds,) = config.level_densities(
+        dataclasses.replace(thirds, compression=select.compression(2 / 3))
+    )
+    assert config.level_densities(thirds)[0] == two_thirds  # to the last bit
+
+
+def test_levels_honor_the_scope_of_their_method(tmp_path):
+    recipe = dataclasses.replace(RECIPE, rewind="init")
+    cells = [steps_to(density, recipe=recipe) for density in (0.75, 0.5)]
+    for one, record in zip(
+        cells, runner.run(study(*cells), tmp_path, DIGITS), strict=True
+    ):
+        for layer in record.layers:
+            assert layer.kept == masks.num_kept(config.density(one), layer.size)
+
+
+def test_levels_that_are_set_in_other_ways_are_refused():
+    with pytest.raises(ValueError, match="sets its levels in 2 ways. Pass one of"):
+        methods.Method(
+            *("two", "Two", "magnitude"), pretrained=True, levels=2, level_step=0.5
+        )
+    with pytest.raises(ValueError, match="level_step is the fraction.*got 2. Pass"):
+        steps_of(2)
+    with pytest.raises(ValueError, match='with scope="output". Pass global or layer'):
+        steps_of(0.5, scope="output")
 
 
 def test_three_ways_to_rewind_share_the_dense_network_and_the_barrier_is_measured(

@@ -142,6 +142,29 @@ def test_the_last_batch_of_an_epoch_runs_at_its_own_size(image_set):
     np.testing.assert_allclose(result.model.state["bn1"]["mean"], mean, rtol=1e-4)
 
 
+def test_without_shuffling_step_s_takes_the_rows_from_s_times_the_batch_size_on():
+    """SGD on (w x - y)^2 by hand: 6 examples in batches of 2, for 5 steps."""
+    x = np.array([1.0, 2.0, -1.0, 0.5, 3.0, -2.0], np.float32)
+    y = np.array([0.0, 1.0, 2.0, 3.0, 4.0, 5.0], np.float32)
+    squared = lambda outputs, targets: (outputs[:, 0] - targets) ** 2
+    objective = train.Objective(squared, squared, "error", higher_is_better=False)
+    examples = train.Examples(jnp.asarray(x[:, None]), jnp.asarray(y), objective)
+    apply = lambda params, state, inputs, train=False: (inputs @ params["w"], state)
+    start = models.Model({"w": jnp.ones((1, 1))}, {}, apply)
+    training = recipe(
+        epochs=5 / 3, batch_size=2, learning_rate=0.01, momentum=0.0, shuffle=False
+    )
+    weight = 1.0
+    for step in range(5):
+        rows = slice(2 * step % 6, 2 * step % 6 + 2)
+        gradient = np.mean(2 * (weight * x[rows] - y[rows]) * x[rows])
+        weight -= 0.01 * gradient
+    for seed in (0, 1):
+        mask, key = {"w": jnp.ones((1, 1), bool)}, jax.random.key(seed)
+        result = train.fit(start, mask, examples, training, key)
+        assert result.model.params["w"].item() == pytest.approx(weight, rel=1e-5)
+
+
 def test_a_batch_larger_than_the_set_is_a_full_batch(image_set):
     plain = create(batch_norm=False)
     still = image_set._replace(preprocessing=PLAIN)
