@@ -72,18 +72,13 @@ def study(
 def table(all_records: Sequence[records.Record]) -> str:
     """Write the accuracies, epochs and seconds of each method as a Markdown table."""
     exponents = sorted({r.cell["compression"] for r in all_records} - {0.0})
-    densities = [float(f"{10**-exponent:.6g}") for exponent in exponents]
-    shown = " | ".join(f"{density:g}" for density in densities)
+    shown = " | ".join(f"{10**-exponent:.3g}" for exponent in exponents)
     lines = [
         f"| method | {shown} | epochs | seconds |",
-        "| :--- " + "| ---: " * (len(densities) + 2) + "|",
+        "| :--- " + "| ---: " * (len(exponents) + 2) + "|",
     ]
-    for name in METHODS:
-        own = [
-            record for record in all_records if record.cell["method"]["name"] == name
-        ]
-        if not own:
-            continue
+    for name in dict.fromkeys(record.method for record in all_records):
+        own = [record for record in all_records if record.method == name]
         cells = []
         for exponent in exponents:
             here = [
@@ -92,9 +87,9 @@ def table(all_records: Sequence[records.Record]) -> str:
                 if record.metric is not None and record.cell["compression"] == exponent
             ]
             cells.append(_spread(here))
-        if not methods.get(name).prunes:
+        if not any(cells):
             dense = _spread([r.metric for r in own if r.metric is not None])
-            cells = [f"{dense} at density 1", *[""] * (len(densities) - 1)]
+            cells = [f"{dense} at density 1", *[""] * (len(exponents) - 1)]
         epochs = statistics.median(record.epochs for record in own)
         seconds = statistics.median(record.seconds for record in own)
         row = [own[0].title, *cells, f"{epochs:g}", f"{seconds:.1f}"]

@@ -12,15 +12,23 @@ results/sanity.
     python scripts/fetch_data.py fashion_mnist                 # once; or --from FOLDER
     python scripts/study.py run sanity --seeds 3       # resumes; finished cells are skipped
     python scripts/study.py run sanity --seeds 3 --recipe conv4
+    python experiments/sanity.py runs/sanity-lenet FOLDER    # draws controls.png in FOLDER
 """
 
 import dataclasses
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from experiments import fashion
 from jaxprune import data
-from jaxprune.study import config, methods
+from jaxprune.study import config, methods, records
 from jaxprune.study.config import Cell, Study
 from jaxprune.study.methods import Method
+
+if TYPE_CHECKING:  # running cells needs neither polars nor matplotlib
+    from jaxprune.report.charts import Figure
 
 RECIPES = fashion.RECIPES
 COMPRESSIONS = (0.5, 1.0, 1.5, 2.0)
@@ -61,3 +69,49 @@ def study(
         for compression in (COMPRESSIONS if method.prunes else (0.0,))
     ]
     return Study(f"sanity-{recipe}", cells, [f"Data: {dataset_files.about}"])
+
+
+def figure(all_records: Sequence[records.Record]) -> "Figure":
+    """Plot the metric against density: a panel per method, a line per control."""
+    from jaxprune.report import charts, frame
+
+    rows = frame.summarize(all_records, lambda record: record.metric).to_dicts()
+    labels = {"none": "own mask and weights"}
+    lines = {
+        (name, control): [
+            charts.Point(10 ** -row["c"], row["mean"], row["std"] or 0.0, "")
+            for row in sorted(rows, key=lambda row: row["c"])
+            if row["method"] == controlled(name, control).name
+            and row["mean"] is not None
+        ]
+        for name in TESTED
+        for control in methods.CONTROLS
+    }
+    points = [point for line in lines.values() for point in line]
+    left, right = charts.span((point.x for point in points), log=True)
+    y_range = charts.span(
+        y for point in points for y in (point.y - point.error, point.y + point.error)
+    )
+    panels = [
+        charts.Plot(
+            methods.get(name).title,
+            "density (kept / prunable weights)",
+            "test accuracy (%)",
+            (right, left),
+            y_range,
+            [
+                charts.Series(labels.get(control, control), style, lines[name, control])
+                for style, control in enumerate(methods.CONTROLS)
+                if lines[name, control]
+            ],
+            "x",
+        )
+        for name in TESTED
+    ]
+    return charts.Figure("controls", "Controls of masks", "", panels)
+
+
+if __name__ == "__main__":
+    from jaxprune.report import figures
+
+    figures.draw([figure(records.read_all(Path(sys.argv[1])))], Path(sys.argv[2]))

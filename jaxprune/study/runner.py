@@ -21,6 +21,7 @@ from jaxprune.study import (
     locks,
     measure,
     methods,
+    pruning,
     records,
     settings,
     stages,
@@ -163,7 +164,7 @@ def check(
             continue
         scoring = getattr(stage.settings, "scoring", stage.settings)
         if isinstance(scoring, settings.ScoreData | settings.Reconstruct):
-            work.check_scoring(scoring, bench)
+            pruning.check_scoring(scoring, bench)
         if stage.kind == "connect" and isinstance(source, user.Data):
             raise ValueError(
                 "imp_connect measures the error between two networks, which is done for "

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias, cast
 
 from jaxprune import train
-from jaxprune.study import config, measure, methods, settings, work
+from jaxprune.study import config, measure, methods, pruning, settings, work
 from jaxprune.study.code import Code
 from jaxprune.study.config import Cell
 from jaxprune.train import Training
@@ -41,12 +41,12 @@ _WITH_REWIND = ("params", "state", "mask", "rewind_point")
 KINDS: Mapping[str, Kind] = {
     "initialize": Kind(work.initialize, reads=(), uses_mesh=False),
     "train": Kind(work.train_stage, facts=frozenset({"history", "training_memory"})),
-    "score": Kind(work.score),
-    "select": Kind(work.select, reads=("scores", "params", "state")),
-    "shuffle": Kind(work.shuffle, uses_mesh=False),
+    "score": Kind(pruning.score),
+    "select": Kind(pruning.select, reads=("scores", "params", "state")),
+    "shuffle": Kind(pruning.shuffle, uses_mesh=False),
     "reinitialize": Kind(work.reinitialize, reads=("mask",), uses_mesh=False),
-    "reconstruct": Kind(work.reconstruct_stage, uses_mesh=False),
-    "prune": Kind(work.prune_rounds, facts=frozenset({"densities"})),
+    "reconstruct": Kind(pruning.reconstruct_stage, uses_mesh=False),
+    "prune": Kind(pruning.prune_rounds, facts=frozenset({"densities"})),
     "level": Kind(work.level, reads=_WITH_REWIND),
     "inspect": Kind(
         measure.inspect,

@@ -18,6 +18,7 @@ from jaxprune.study import (
     files,
     load_cell,
     methods,
+    pruning,
     records,
     runner,
     select,
@@ -165,12 +166,12 @@ def test_ntk_sap_scores_with_noise_and_keys_of_the_seed():
     own = scoring("ntk_sap")
     assert isinstance(own, settings.ScoreNoise)
     assert own.examples == RECIPE.score_examples
-    (pruning,) = (s for s in stages.chain(cell("ntk_sap")) if s.kind == "prune")
-    assert pruning.settings.rounds == 20
+    (prune_stage,) = (s for s in stages.chain(cell("ntk_sap")) if s.kind == "prune")
+    assert prune_stage.settings.rounds == 20
     bench = workbench.Bench(DIGITS)
     initialize = settings.Initialize(own.network, 0)
     arrays = work.initialize(initialize, {}, bench).arrays
-    scored = work.score(own, arrays, bench).arrays["scores"]
+    scored = pruning.score(own, arrays, bench).arrays["scores"]
     model = workbench.model(own.network, arrays)
     noise = jax.random.normal(workbench.key_for(0, "inputs"), (100, 8, 8, 1))
     expected = jax.jit(
@@ -203,8 +204,11 @@ def test_each_way_to_prune_has_its_stages():
     once = dataclasses.replace(methods.METHODS["sparsegpt"], retrains=False)
     assert kinds(once) == [*dense, "reconstruct"]
     for name, regrow in (("force", True), ("iter_snip", False)):
-        (pruning,) = (s for s in stages.chain(cell(name)) if s.kind == "prune")
-        assert (pruning.settings.rounds, pruning.settings.regrow) == (60, regrow)
+        (prune_stage,) = (s for s in stages.chain(cell(name)) if s.kind == "prune")
+        assert (prune_stage.settings.rounds, prune_stage.settings.regrow) == (
+            60,
+            regrow,
+        )
     with pytest.raises(ValueError, match="method both prunes in 2 ways. Pass one of"):
         methods.Method("both", "Both", "snip", sparse="rigl")
     with pytest.raises(ValueError, match="has no score, so that rounds, regrow, scope"):
@@ -259,12 +263,14 @@ def test_inverted_rounds_keep_the_lowest_scores():
     method = methods.Method("smallest", "Smallest", "magnitude", rounds=3)
     method = dataclasses.replace(method, control="inverted", regrow=False)
     chain = stages.chain(dataclasses.replace(cell(), method=method))
-    (pruning,) = (stage.settings for stage in chain if stage.kind == "prune")
-    network, bench = pruning.scoring.network, workbench.Bench(DIGITS)
+    (prune_stage,) = (stage.settings for stage in chain if stage.kind == "prune")
+    network, bench = prune_stage.scoring.network, workbench.Bench(DIGITS)
     arrays = work.initialize(settings.Initialize(network, 0), {}, bench).arrays
-    mask = work.prune_rounds(pruning, arrays, bench).arrays["mask"]
+    mask = pruning.prune_rounds(prune_stage, arrays, bench).arrays["mask"]
     smallest = jax.tree.map(jnp.negative, scores.magnitude(arrays["params"]))
-    chex.assert_trees_all_equal(mask, masks.select(smallest, pruning.select.density))
+    chex.assert_trees_all_equal(
+        mask, masks.select(smallest, prune_stage.select.density)
+    )
 
 
 def test_built_in_studies_of_fashion_mnist_list_each_cell_once():
@@ -303,19 +309,19 @@ def test_methods_of_layers_and_of_training_keep_what_they_say(tmp_path):
 
 
 def test_each_round_scores_with_other_examples(monkeypatch):
-    seen, batch_of = [], work._batch
+    seen, batch_of = [], pruning._batch
 
     def spy(*arguments):
         batch = batch_of(*arguments)
         seen.append(float(batch[0][0].sum()))
         return batch
 
-    monkeypatch.setattr(work, "_batch", spy)
+    monkeypatch.setattr(pruning, "_batch", spy)
     own, bench = scoring("force"), workbench.Bench(DIGITS)
     arrays = work.initialize(settings.Initialize(own.network, 0), {}, bench).arrays
     selecting = settings.Select(own.network, 0.5, "exact", "global", (), inverted=False)
-    pruning = settings.Prune(own, selecting, rounds=3, regrow=True)
-    work.prune_rounds(pruning, arrays, bench)
+    prune_stage = settings.Prune(own, selecting, rounds=3, regrow=True)
+    pruning.prune_rounds(prune_stage, arrays, bench)
     assert len(set(seen)) == 3
 
 
@@ -324,11 +330,11 @@ def test_steps_of_prospr_that_diverge_are_named(monkeypatch):
     initialize = settings.Initialize(own.network, 0)
     arrays = work.initialize(initialize, {}, bench).arrays
     diverged = {"fc1": {"kernel": jnp.array([jnp.nan])}}
-    monkeypatch.setattr(work, "_scores", lambda *arguments: diverged)
+    monkeypatch.setattr(pruning, "_scores", lambda *arguments: diverged)
     with pytest.raises(
         ValueError, match="at 'fc1/kernel'.*its training steps diverged"
     ):
-        work.score(own, arrays, bench)
+        pruning.score(own, arrays, bench)
 
 
 def test_noise_for_integer_inputs_is_refused():
