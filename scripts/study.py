@@ -139,7 +139,7 @@ def run(
         method: methods to compare, in place of those of the study; `list` shows all.
         density: fractions of the prunable weights to keep, in place of those of the study.
         seeds: number of seeds; with several, tables show mean ± standard deviation.
-        recipe: recipe of poster: as_run or corrected.
+        recipe: one of those that `list` shows for the study; by default the first.
         epochs_scale: factor on all epochs, for a reduced run.
         width: factor on the number of channels, for a reduced run.
         train_examples: train on the first N examples only, for a reduced run.
@@ -432,7 +432,7 @@ def status(
 
     Args:
         name: study to list.
-        recipe: recipe of poster: as_run or corrected.
+        recipe: one of those that `list` shows for the study; by default the first.
         runs_dir: folder of the results.
     """
     name = _name(name)
@@ -459,7 +459,7 @@ def report(
 
     Args:
         name: study to report.
-        recipe: recipe of poster: as_run or corrected.
+        recipe: one of those that `list` shows for the study; by default the first.
         runs_dir: folder of the results.
     """
     name = _name(name)
@@ -473,7 +473,7 @@ def check(
 
     Args:
         name: study to compare: poster or mnist1d, which have published numbers.
-        recipe: recipe of poster whose records to compare: as_run or corrected.
+        recipe: that of the records to compare; by default the first of the study.
         runs_dir: folder of the results; without results, only the masks of poster are
             compared.
     """
