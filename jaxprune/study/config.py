@@ -1,6 +1,7 @@
 """The parts of a study: frozen, hashable, and named by their content."""
 
 import dataclasses
+import decimal
 import hashlib
 import json
 import math
@@ -199,8 +200,13 @@ def density(cell: Cell) -> float:
     return _density(cell.compression)
 
 
+# Rounded up, 2/3 would keep one weight more than two thirds of a multiple of 3.
+_DIGITS = decimal.Context(prec=12, rounding=decimal.ROUND_DOWN)
+
+
 def _density(compression: float) -> float:
-    return float(f"{10.0**-compression:.12g}")  # exactly 0.3 for c = -log10(0.3)
+    exact = 10.0**-compression * (1 + 4e-15)  # 0.3 for c = -log10(0.3), and not less
+    return float(_DIGITS.create_decimal_from_float(exact))
 
 
 def rewind_of(cell: Cell) -> str:
@@ -223,10 +229,7 @@ def level_densities(cell: Cell) -> list[float]:
     method = cell.method
     if method.level_step is not None:
         whole = math.ceil(round((1.0 - density(cell)) / method.level_step, 6))
-        # Rounded as that of a cell, so that shorter chains have the same densities.
-        steps = [
-            round(-math.log10(1.0 - k * method.level_step), 12) for k in range(1, whole)
-        ]
+        steps = [-math.log10(1.0 - k * method.level_step) for k in range(1, whole)]
         steps.append(cell.compression)
     elif method.keep_fraction is None:
         steps = [

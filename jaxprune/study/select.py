@@ -148,7 +148,7 @@ def compression(density: float) -> float:
             "a density is the fraction of prunable weights to keep, in (0, 1]; got "
             f"{shown}. For a sparsity of s, pass 1 - s."
         )
-    return round(abs(math.log10(density)), 12)
+    return abs(math.log10(density))
 
 
 def select_cells(cells: Sequence[Cell], only: Sequence[str]) -> list[Cell]:

@@ -83,17 +83,17 @@ PINNED = {
     "stages": [
         "initialize-dd615fbad2e15450",
         "train-3fb179a13bc329c8",
-        "level-10e3b20754107aef",
-        "train-7a980c40a158572b",
-        "level-7d283be73ea4150d",
-        "train-b3003ddab8aa309c",
-        "level-e40f6c4caac44aeb",
-        "train-71f2d0e92a54bb4e",
-        "level-04221b935b784b8d",
-        "inspect-88065c7bac2b7c6e",
-        "train-33cbe5d0f7a7a0ad",
-        "evaluate-419ccafe59653ff1",
-        "measure-d9b8d61402ba4af9",
+        "level-444650f5c56d7686",
+        "train-e17e94e3409ee632",
+        "level-b3d80f335bf972b1",
+        "train-37aa0b480441a91e",
+        "level-134b066770bb1550",
+        "train-b44cb185cc5db13c",
+        "level-ea41d205b9e6a7f0",
+        "inspect-d5cd27b5ce35b7f4",
+        "train-1e1a560e88092e2b",
+        "evaluate-e9e5a4f76060497a",
+        "measure-74372fb675e9b378",
         "memory-0e256cacf0ffb60a",
     ],
 }
@@ -694,6 +694,14 @@ def test_fine_tuning_continues_at_the_last_learning_rate():
     tuned = last["imp_finetune"].settings.training
     assert (tuned.schedule, tuned.warmup_epochs) == ("constant", 0.0)
     assert tuned.learning_rate == pytest.approx(0.001)
+
+
+@pytest.mark.parametrize("density", [0.75, 0.3, 2 / 3, 0.123456789012])
+def test_a_density_of_a_study_is_the_one_that_was_requested(density):
+    """Of 8 weights, 0.75 keeps 6; 0.750000000001 would keep 7."""
+    one = dataclasses.replace(cell(), compression=select.compression(density))
+    assert config.density(one) == pytest.approx(density, rel=1e-12, abs=0)
+    assert masks.num_kept(config.density(one), 8) == masks.num_kept(density, 8)
 
 
 def test_levels_that_prune_20_percent_end_at_the_requested_density():
