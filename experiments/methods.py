@@ -104,4 +104,9 @@ def _spread(values: Sequence[float]) -> str:
 
 
 if __name__ == "__main__":
-    print(table(records.read_all(Path(sys.argv[1]))))
+    if len(sys.argv) != 2:
+        sys.exit("usage: python experiments/methods.py RUNS_FOLDER")
+    try:
+        print(table(records.read_all(Path(sys.argv[1]))))
+    except records.RunsError as error:
+        sys.exit(f"error: {error}")

@@ -88,6 +88,8 @@ def figure(all_records: Sequence[records.Record]) -> "Figure":
         for control in methods.CONTROLS
     }
     points = [point for line in lines.values() for point in line]
+    if not any(lines[key] for key in lines if key[1] != "none"):
+        raise ValueError("no method has a control. Pass a folder of the sanity study.")
     left, right = charts.span((point.x for point in points), log=True)
     y_range = charts.span(
         y for point in points for y in (point.y - point.error, point.y + point.error)
@@ -107,6 +109,7 @@ def figure(all_records: Sequence[records.Record]) -> "Figure":
             "x",
         )
         for name in TESTED
+        if any(lines[name, control] for control in methods.CONTROLS)
     ]
     return charts.Figure("controls", "Controls of masks", "", panels)
 
@@ -114,4 +117,10 @@ def figure(all_records: Sequence[records.Record]) -> "Figure":
 if __name__ == "__main__":
     from jaxprune.report import figures
 
-    figures.draw([figure(records.read_all(Path(sys.argv[1])))], Path(sys.argv[2]))
+    if len(sys.argv) != 3:
+        sys.exit("usage: python experiments/sanity.py RUNS_FOLDER FOLDER")
+    try:
+        found = records.read_all(Path(sys.argv[1]))
+        figures.draw([figure(found)], Path(sys.argv[2]))
+    except (records.RunsError, ValueError, OSError) as error:
+        sys.exit(f"error: {error}")

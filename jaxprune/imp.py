@@ -118,22 +118,10 @@ def _check_request(
             f"density {density} keeps {keep} weights, but only {kept} are left. Pass a lower "
             "density, or regrow=True."
         )
-    if scope == "layer":
-        _check_layers(state.mask, density, chosen)
-
-
-def _check_layers(mask: Mask, density: Fraction, prunable: Prunable) -> None:
-    """Check that each layer has as many weights left as the density keeps of it."""
-    is_prunable = tree.by_name(prunable)
-    for name, leaf in tree.by_name(mask).items():
-        if not is_prunable[name] or not leaf.size:
-            continue
-        keep, kept = masks.num_kept(density, leaf.size), masks.count([leaf], [True])
-        if keep > kept:
-            raise ValueError(
-                f"density {density} keeps {keep} weights of '{name}', but only {kept} are "
-                "left. Pass a lower density, or regrow=True."
-            )
+    if scope != "global":  # what select refuses, it refuses for any scores
+        options = {"prunable": chosen, "scope": scope, "ties": ties}
+        scored = scores.magnitude(state.params)
+        masks.select(scored, density, mask=state.mask, **options)
 
 
 def step(

@@ -34,8 +34,8 @@ def fetch(
     Args:
         name: data set to prepare.
         data_dir: folder to prepare a download in; by default that of TFDS.
-        source: folder of the original files, to read in place of a download: IDX files of
-            MNIST and Fashion-MNIST, or the binary version of CIFAR.
+        source: folder of the original files; read these instead of downloading: IDX files
+            of MNIST and Fashion-MNIST, or the binary version of CIFAR.
         cache_dir: with --from, the folder that receives the decoded data set.
     """
     if source is None:

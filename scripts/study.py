@@ -258,7 +258,7 @@ def _report(name: str, folder: Path, tables: int | None = None) -> None:
     notes = records.read_study(folder)["notes"]
     all_tables = report.build_all(records.read_all(folder), notes, published)
     for table in all_tables[:tables]:
-        console.print(report.terminal(table))
+        console.print(report.terminal(table, console.width))
     console.print(f"The report is in {index}", **_PLAIN)
 
 

@@ -128,8 +128,10 @@ def test_a_layer_with_too_few_weights_left_is_refused_before_training():
     state = imp.init(params, jax.random.key(0))
     mask = {"a": jnp.ones((2, 5), bool), "b": jnp.arange(10).reshape(2, 5) < 3}
     never: Any = lambda *arguments: pytest.fail("it was trained")
-    with pytest.raises(ValueError, match="keeps 5 weights of 'b', but only 3 are left"):
+    with pytest.raises(ValueError, match="5 of 10 weights in 'b', but .* only 3 left"):
         imp.step(state._replace(mask=mask), never, 0.5, rewind="init", scope="layer")
+    with pytest.raises(ValueError, match="no rows along axis 2"):
+        imp.step(state, never, 0.5, rewind="init", scope=2)
 
 
 def test_levels_compile_training_once():

@@ -79,7 +79,7 @@ def copies(change=lambda method, level: 0.0):
     """Return records of one seed with the published mean accuracies, and a change."""
     published = mnist1d.published()
     cell = {
-        "recipe": {"name": "adam", "epochs_scale": 1.0},
+        "recipe": config.as_json(mnist1d.STUDY.recipe),
         "width": 1.0,
         "train_examples": None,
     }
@@ -88,7 +88,7 @@ def copies(change=lambda method, level: 0.0):
         for level in range(mnist1d.LEVELS):
             c = select.compression(1 - level / mnist1d.LEVELS)
             accuracy = float(trials[:, level].mean()) + change(method, level)
-            one = record(method, c, 0, accuracy)
+            one = record(method, c, 0, accuracy, metric_name="accuracy")
             made.append(dataclasses.replace(one, cell={**one.cell, **cell}))
     return made
 
@@ -104,31 +104,38 @@ def test_the_tolerance_is_three_standard_errors_of_the_published_scatter():
     windows = [
         f for f in mnist1d.check(copies()) if f.quantity.startswith("accuracy of")
     ]
-    assert len(windows) == 20
+    assert len(windows) == 22
     expected = 3 * sigma * np.sqrt(1 / 20 + 1 / 10)  # two trials and one seed
     assert windows[0].tolerance == pytest.approx(expected, abs=0.006)
+    of_all = 3 * sigma * np.sqrt(1 / 198 + 1 / 99)
+    assert windows[-1].tolerance == pytest.approx(of_all, abs=0.006)
 
 
 def test_the_published_accuracies_agree_and_a_window_that_is_lower_does_not():
     assert not failing(copies())
     low = lambda method, level: -2.5 * (method == "imp_layer" and 30 <= level < 40)
     assert failing(copies(low)) == ["accuracy of IMP, sparsity 0.30 to 0.39"]
+    all_higher = lambda method, level: 1.2 * (method == "imp_layer")
+    assert failing(copies(all_higher)) == ["accuracy of IMP, sparsity 0.00 to 0.99"]
 
 
-def test_a_missing_level_and_a_reduced_run_do_not_pass():
-    assert failing(copies()[:-1]) == ["levels of IMP with a network"]
-    reduced = [
-        dataclasses.replace(one, cell={**one.cell, "train_examples": 500})
-        for one in copies()
-    ]
-    assert not list(mnist1d.check(reduced))
+def test_a_missing_level_a_diverged_network_and_a_reduced_run_do_not_pass():
+    assert failing(copies()[:-1]) == ["levels of IMP, 1 seeds"]
+    again = [dataclasses.replace(one, metric=None) for one in copies()[-3:]]
+    names = failing([*copies(), *again])
+    assert names[0] == "networks of IMP, 1 seeds, that diverged"
+    for change in ({"train_examples": 500}, {"recipe": {"epochs_scale": 1.0}}):
+        reduced = [
+            dataclasses.replace(one, cell={**one.cell, **change}) for one in copies()
+        ]
+        assert not list(mnist1d.check(reduced))
 
 
 @pytest.mark.parametrize(
     ("made", "code", "sentence"),
     [
         (copies(), 0, "0 differ; 198 records"),
-        (copies(lambda method, level: 5.0), 1, "20 differ"),
+        (copies(lambda method, level: 5.0), 1, "22 differ"),
         ([], 1, "Nothing was compared"),
     ],
     ids=("agree", "differ", "none"),

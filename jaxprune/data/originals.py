@@ -20,12 +20,12 @@ class _FileError(Exception):
 
 
 class _Binary(NamedTuple):
-    """The binary version of CIFAR: an image after its labels, again and again.
+    """The binary version of CIFAR: records of label bytes and an image.
 
     Attributes:
         train: names of the files of the training set.
         test: names of those of the test set.
-        labels: bytes of labels before each image; the last one counts.
+        labels: label bytes of a record; the last one is the class.
     """
 
     train: Sequence[str]
@@ -40,8 +40,8 @@ _BINARIES: Mapping[str, _Binary] = {
 }
 _SIZE = (32, 32, 3)
 # Files of MNIST and Fashion-MNIST have the same names and sizes; their means are 0.131 and
-# 0.286.
-_SAME_MEAN = 0.02
+# 0.286. The two splits of a data set differ by less than this.
+_SAME_MEAN = 0.01
 
 
 def convert(
@@ -68,20 +68,19 @@ def convert(
     """
     sources.check_preparable(name)
     source = Path(folder).expanduser().absolute()
-    remedy = f"Pass the folder with the original files of {name}."
+    kind = "binary version" if name in _BINARIES else "four IDX files"
+    remedy = f"Pass the folder with the {kind} of {name}."
     try:
+        if not source.is_dir():
+            raise _FileError(f"{source} is not a folder")
         arrays = _read(name, source)
-    except _FileError as error:
+        sources.check_arrays(name, arrays, remedy)
+        for number, split in enumerate(("training", "test")):
+            _check_split(name, split, *arrays[2 * number : 2 * number + 2])
+        if np.array_equal(arrays[0][: len(arrays[2])], arrays[2]):
+            raise _FileError(f"{source} has the same images to train and to test")
+    except (_FileError, OSError) as error:
         raise DatasetError(f"{error}. {remedy}") from error
-    sources.check_arrays(name, arrays, remedy)
-    means = arrays[0].mean((0, 1, 2)) / 255
-    expected = sources.DATASETS[name].mean
-    if np.abs(means - expected).max() > _SAME_MEAN:
-        shown = ", ".join(f"{mean:.3f}" for mean in means)
-        raise DatasetError(
-            f"{source} has training pixels of mean {shown} in 0..1, and those of {name} "
-            f"have {', '.join(map(str, expected))}: it is another data set. {remedy}"
-        )
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(array.tobytes())
@@ -91,6 +90,31 @@ def convert(
     cache = Path(cache_dir).expanduser().absolute() / f"{name}-{version}.npz"
     sources.write_cache(cache, about, arrays)
     return DatasetFiles(name, version, None, cache, about)
+
+
+def _check_split(name: str, split: str, images: np.ndarray, labels: np.ndarray) -> None:
+    """Check that a split is that of the data set, as far as what is known of it tells."""
+    spec = sources.DATASETS[name]
+    size = spec.sizes[split == "test"]
+    if len(images) != size:
+        raise _FileError(
+            f"{name} has {size:,} {split} images, and these files have {len(images):,}"
+        )
+    means = images.mean((0, 1, 2)) / 255
+    if np.abs(means - spec.mean).max() > _SAME_MEAN:
+        shown = ", ".join(f"{mean:.3f}" for mean in means)
+        raise _FileError(
+            f"the {split} pixels have a mean of {shown} in 0..1, and those of {name} "
+            f"{', '.join(map(str, spec.mean))}: it is another data set"
+        )
+    counts = np.bincount(labels, minlength=spec.num_classes)
+    # MNIST has between 5,421 and 6,742 training images of a class.
+    most = 1.2 if name == "mnist" else 1.0
+    if counts.max() > most * size / spec.num_classes:
+        raise _FileError(
+            f"the {split} labels have {counts.max():,} of one class, more than those of "
+            f"{name}: they are of another data set"
+        )
 
 
 def _read(name: str, folder: Path) -> tuple[np.ndarray, ...]:
@@ -121,10 +145,11 @@ def _idx(folder: Path, start: str, dimensions: int) -> np.ndarray:
         raise _FileError(
             f"{path} is not an IDX file of {dimensions}-dimensional uint8 data"
         )
-    shape = np.frombuffer(content[4:header], ">u4").tolist()
+    shape = np.frombuffer(content[4:header].ljust(header - 4, b"\0"), ">u4").tolist()
     if len(content) != header + math.prod(shape):
         raise _FileError(
-            f"{path} has {len(content)} bytes in place of {header + math.prod(shape)}"
+            f"{path} has {len(content)} bytes, but its header announces "
+            f"{header + math.prod(shape)}"
         )
     return np.frombuffer(content, np.uint8, offset=header).reshape(shape)
 
@@ -152,8 +177,9 @@ def _cifar(
 
 
 def _find(folder: Path, names: Sequence[str]) -> Path:
+    present = {path.name for path in folder.iterdir()}
     for name in names:
-        if (folder / name).is_file():
+        if name in present:
             return folder / name
     raise _FileError(f"{folder} contains no file {' or '.join(names)}")
 

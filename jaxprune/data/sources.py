@@ -34,6 +34,7 @@ class DatasetSpec(NamedTuple):
         pad: pixels of zero padding for the usual random crop; 0 for no crop.
         flip: whether the usual augmentation flips images left to right.
         shape: height, width and channels of an image.
+        sizes: numbers of training and test images.
         major_version: first number of the TFDS version that is read; other major versions
             contain other images.
     """
@@ -44,16 +45,17 @@ class DatasetSpec(NamedTuple):
     pad: int = 0
     flip: bool = False
     shape: tuple[int, int, int] = (32, 32, 3)
+    sizes: tuple[int, int] = (50_000, 10_000)
     major_version: int = 3
 
 
-_GRAY = (28, 28, 1)
+_GRAY, _MNIST = (28, 28, 1), (60_000, 10_000)
 DATASETS: Mapping[str, DatasetSpec] = {
-    "digits": DatasetSpec(10, (0.287,), (0.353,), shape=(8, 8, 1)),
+    "digits": DatasetSpec(10, (0.287,), (0.353,), shape=(8, 8, 1), sizes=(1437, 360)),
     "cifar10": DatasetSpec(10, (0.491, 0.482, 0.447), (0.247, 0.243, 0.262), 4, True),
     "cifar100": DatasetSpec(100, (0.507, 0.487, 0.441), (0.267, 0.256, 0.276), 4, True),
-    "mnist": DatasetSpec(10, (0.131,), (0.308,), shape=_GRAY),
-    "fashion_mnist": DatasetSpec(10, (0.286,), (0.353,), shape=_GRAY),
+    "mnist": DatasetSpec(10, (0.131,), (0.308,), shape=_GRAY, sizes=_MNIST),
+    "fashion_mnist": DatasetSpec(10, (0.286,), (0.353,), shape=_GRAY, sizes=_MNIST),
 }
 
 
@@ -235,10 +237,12 @@ def check_arrays(name: str, arrays: Sequence[np.ndarray], remedy: str) -> None:
     """Check the shape of the images and the range of the labels."""
     spec = DATASETS[name]
     for images, labels in (arrays[:2], arrays[2:]):
-        if images.shape[1:] != spec.shape or not len(images):
+        if not len(images):
+            raise DatasetError(f"a split of {name} has no images. {remedy}")
+        if images.shape[1:] != spec.shape:
             raise DatasetError(
-                f"{name} has {len(images)} images of {images.shape[1:]}, but "
-                f"{spec.shape} is expected. {remedy}"
+                f"{name} has images of {images.shape[1:]}, but {spec.shape} is expected. "
+                f"{remedy}"
             )
         if labels.min() < 0 or labels.max() >= spec.num_classes:
             raise DatasetError(
@@ -345,8 +349,8 @@ def write_cache(path: Path, about: str, arrays: Sequence[np.ndarray]) -> None:
             np.savez(file, about=about, **dict(zip(_ARRAYS, arrays, strict=True)))
     except OSError as error:
         raise DatasetError(
-            f"the decoded data can't be written to {path} ({error.strerror or error}). Free "
-            "disk space there, or pass another folder with --cache-dir."
+            f"the decoded data can't be written to {path} ({error.strerror or error}). Make "
+            "room there, or pass another folder with --cache-dir."
         ) from error
 
 

@@ -41,22 +41,22 @@ class Method:
             is left of the weights, as in `masks.select_channels`.
         kinds: with scope "channels", the kinds to remove, such as heads and neurons; empty
             for all.
-        control: what is changed to test the mask, as in masks.controls: "shuffled": the mask
-            is shuffled within each leaf; "reinitialized": all weights are drawn again after
-            pruning; "inverted": weights of the lowest scores are kept.
+        control: a sanity check of the mask: "shuffled": the mask is shuffled within each
+            leaf; "reinitialized": the whole network is drawn again after pruning, BatchNorm
+            statistics included; "inverted": weights of the lowest scores are kept.
         sparse: a method of train.SparseTraining, which chooses the mask during training.
         reconstructs: whether the mask and new weights are those of reconstruct.sparsegpt.
         retrains: whether the pruned network is trained again.
         levels: levels of iterative magnitude pruning; 0 for methods that prune once.
         keep_fraction: instead of a number of levels, the fraction of the remaining
             weights that each level keeps.
-        level_step: instead of both, the fraction of all prunable weights that each level
-            prunes; the last level may prune less.
-        rewind: a key of REWINDS, where the method decides it and not the recipe.
+        level_step: alternative to `levels` and `keep_fraction`: the fraction of all prunable
+            weights that each level prunes, 0.001 or more; the last level may prune less.
+        rewind: a key of REWINDS; overrides that of the recipe.
         pretrained: whether the dense network is trained before scoring.
-        points: if not 0, the network is trained a second time from the rewind point
-            with other noise, and the error is measured at this many points between the
-            two.
+        points: of methods that prune in levels: if not 0, the network is trained a second
+            time from the rewind point with other noise, and the error is measured at this
+            many points between the two.
     """
 
     name: str
@@ -114,25 +114,34 @@ class Method:
                 f"method {self.name} removes channels in {self.rounds} rounds, and they are "
                 "removed in one. Leave rounds out."
             )
-        given = self._check_levels()
-        if self.control != "none" and (given or self.scope == "channels"):
-            raise ValueError(
-                f"method {self.name} has a control, which is for masks that are selected "
-                "once, weight by weight. Leave out control, or levels and "
-                'scope="channels".'
-            )
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(
                 f"rounds is the number of rounds of scoring; got {self.rounds}. Pass 1 or "
                 "more."
             )
+        is_iterative = self._check_levels()
+        if self.control != "none" and (is_iterative or self.scope == "channels"):
+            raise ValueError(
+                f'control="{self.control}" of method {self.name} does not work with levels '
+                'or scope="channels". Leave one out.'
+            )
+        if self.points and not is_iterative:
+            raise ValueError(
+                f"method {self.name} has points={self.points}, which compares two networks "
+                "of one level. Pass levels=, keep_fraction= or level_step= too."
+            )
+        if not self.retrains and (is_iterative or self.control == "reinitialized"):
+            raise ValueError(
+                f"method {self.name} has retrains=False, but after pruning its weights are "
+                "not trained ones. Leave out retrains."
+            )
 
-    def _check_levels(self) -> int:
-        """Check the options of levels; return how many ways to set them are given."""
+    def _check_levels(self) -> bool:
+        """Check the options of levels; return whether the method prunes in levels."""
         ways = (self.levels or None, self.keep_fraction, self.level_step)
         given = sum(way is not None for way in ways)
         if not given:
-            return 0
+            return False
         if self.score != "magnitude" or not self.pretrained:
             raise ValueError(
                 f"method {self.name} prunes in levels, which is done by the magnitude of the "
@@ -144,17 +153,31 @@ class Method:
                 f"method {self.name} sets its levels in {given} ways. Pass one of levels=, "
                 "keep_fraction= and level_step=."
             )
-        if self.level_step is not None and not 0 < self.level_step < 1:
+        if not isinstance(self.levels, int) or self.levels < 0:
             raise ValueError(
-                "level_step is the fraction of all prunable weights that each level prunes, "
-                f"in (0, 1); got {self.level_step}. Pass such as 0.1."
+                f"levels is a whole number; got {self.levels!r}. Pass one, such as 3."
+            )
+        for name, least in (("keep_fraction", 0.0), ("level_step", 1e-3)):
+            value = getattr(self, name)
+            is_valid = (
+                isinstance(value, int | float) and 0 < value < 1 and value >= least
+            )
+            if value is not None and not is_valid:
+                raise ValueError(
+                    f"{name} is a fraction in ({least:g}, 1); got {value!r}. Pass one, such "
+                    "as 0.1."
+                )
+        if (self.rounds, self.regrow) != (None, None):
+            raise ValueError(
+                f"method {self.name} prunes in levels, where rounds and regrow have no "
+                "effect. Leave them out; the recipe has regrow."
             )
         if self.scope not in LEVEL_SCOPES:
             raise ValueError(
-                f'method {self.name} prunes in levels with scope="{self.scope}". Pass '
-                f"{' or '.join(LEVEL_SCOPES)}, which imp.step can compare."
+                f'method {self.name} has scope="{self.scope}". Levels support '
+                f"{' or '.join(LEVEL_SCOPES)}. Pass one of these."
             )
-        return given
+        return True
 
     @property
     def prunes(self) -> bool:

@@ -102,6 +102,10 @@ class Training:
             raise ValueError(
                 f"batch_size must be a whole number; got {self.batch_size}. Pass one."
             )
+        if not isinstance(self.shuffle, bool):
+            raise ValueError(
+                f"shuffle is {self.shuffle!r}. Pass True, or False for the order of the data."
+            )
         for name, hint in get_type_hints(type(self)).items():
             known = [choice for choice in get_args(hint) if isinstance(choice, str)]
             if known:

@@ -355,3 +355,15 @@ def test_names_from_records_are_escaped_in_every_format():
     markdown = formats.markdown(table)
     assert "[red]&lt;script&gt;\\|x[/red]" in markdown
     assert "<script>" not in markdown
+
+
+def test_a_table_of_many_methods_is_printed_whole():
+    names = [f"a long title {i:02}" for i in range(12)]
+    cell_records = [record(f"m{i}", 1, title=name) for i, name in enumerate(names)]
+    printed = io.StringIO()
+    table = table_of(cell_records)
+    rich.console.Console(file=printed, width=80).print(report.terminal(table, 80))
+    assert all(name in printed.getvalue() for name in names)
+    assert printed.getvalue().count("90.00") == 12
+    assert printed.getvalue().count("density") == 3  # the labels of the rows
+    assert "…" not in printed.getvalue()

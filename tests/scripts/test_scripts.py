@@ -141,7 +141,7 @@ INVALID = {
     ("profile_model", "mlp", "--density", "0.5", "--c", "0.3"): "Pass one of them.",
     ("profile_model", "mlp", "--density", "1e-9"): "keeps none of the 920064 weights of mlp. Pass --density 1.1e-06 or more",
     ("fetch_data", "digits"): "Pass one of cifar10",
-    ("fetch_data", "mnist", "--from", "/nowhere"): "/nowhere contains no file train-images-idx3-ubyte",
+    ("fetch_data", "mnist", "--from", "/nowhere"): "/nowhere is not a folder. Pass the folder with the four IDX files",
     ("fetch_data", "mnist", "--from", "/nowhere", "--data-dir", "/tmp"): "--data-dir /tmp is for downloads",
     ("bench", "--threads", "0"): "--threads 1 to",
     ("bench", "--only"): "--only names no task. Pass some of snip, grasp",

@@ -252,7 +252,7 @@ def test_controls_change_the_mask_or_the_weights_and_nothing_else(tmp_path):
 def test_a_control_without_a_single_selection_is_refused():
     with pytest.raises(ValueError, match="has no score, so that .* control"):
         methods.Method("rigl2", "RigL", "", sparse="rigl", control="shuffled")
-    with pytest.raises(ValueError, match="which is for masks that are selected once"):
+    with pytest.raises(ValueError, match='control="shuffled" of method .* with levels'):
         sanity.controlled("imp2", "shuffled")
     with pytest.raises(ValueError, match="'mixed' is unknown"):
         methods.Method("snip2", "SNIP", "snip", control="mixed")
@@ -746,15 +746,35 @@ def test_levels_honor_the_scope_of_their_method(tmp_path):
             assert layer.kept == masks.num_kept(config.density(one), layer.size)
 
 
+@pytest.mark.usefixtures("without_type_checks")
 def test_levels_that_are_set_in_other_ways_are_refused():
     with pytest.raises(ValueError, match="sets its levels in 2 ways. Pass one of"):
         methods.Method(
             *("two", "Two", "magnitude"), pretrained=True, levels=2, level_step=0.5
         )
-    with pytest.raises(ValueError, match="level_step is the fraction.*got 2. Pass"):
-        steps_of(2)
-    with pytest.raises(ValueError, match='with scope="output". Pass global or layer'):
+    for share in (2, 1e-5, "0.3"):
+        with pytest.raises(ValueError, match="level_step is a fraction in .*; got"):
+            steps_of(share)
+    with pytest.raises(ValueError, match="Levels support global or layer"):
         steps_of(0.5, scope="output")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"keep_fraction": 1.0}, r"keep_fraction is a fraction in \(0, 1\); got 1.0"),
+        ({"levels": -1}, "levels is a whole number; got -1"),
+        ({"levels": 2.5}, "levels is a whole number; got 2.5"),
+        ({"levels": 2, "rounds": 3}, "where rounds and regrow have no effect"),
+        ({"levels": 2, "retrains": False}, "after pruning its weights are not trained"),
+        ({"points": 3}, "compares two networks of one level"),
+    ],
+    ids=str,
+)
+@pytest.mark.usefixtures("without_type_checks")
+def test_options_without_a_meaning_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        methods.Method("odd", "Odd", "magnitude", pretrained=True, **options)
 
 
 def test_three_ways_to_rewind_share_the_dense_network_and_the_barrier_is_measured(
