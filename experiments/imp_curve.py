@@ -8,7 +8,8 @@ line between two networks that were trained from it with different noise.
 
 Source: Renda et al., https://arxiv.org/abs/2003.02389, ICLR 2020 (ResNets only), and Frankle
 et al., https://arxiv.org/abs/1912.05671, ICML 2020. Expect 11,185 epochs; `--plan` estimates
-the hours on your machine. There is no published number for this curve, and none of ours.
+the hours on your machine. There is no published number for this curve; ours, at a reduced
+size: results/imp_curve.
     python scripts/study.py run imp_curve   # resumes; finished cells are skipped
     python scripts/study.py run imp_curve --only method=imp_late,imp_connect
 """

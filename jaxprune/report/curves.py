@@ -82,7 +82,7 @@ def metric_figure(records: Sequence[Record]) -> Figure | None:
     if len(groups) > 1:
         texts.append(
             f"Each panel shows up to {GROUP} methods"
-            + ", where half of all methods are close to the best." * bool(zoom)
+            + ", enlarged to where half of them are close to the best." * bool(zoom)
         )
     elif zoom:
         texts.append("The second panel enlarges the dense end of the first.")
