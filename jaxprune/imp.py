@@ -159,7 +159,7 @@ def step(
         regrow: score pruned weights by the value they had when they were pruned, so that
             they can return; by default a pruned weight stays pruned.
         scope: which weights are compared, as in `masks.select`: "global", all; "layer", those
-            of each leaf, which all have the same density then.
+            of each leaf, so that all leaves have the same density.
         ties: "exact" or "reference", as in `masks.select`.
         prunable: the leaves to prune; by default those of `tree.prunable`.
 
