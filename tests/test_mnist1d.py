@@ -1,7 +1,9 @@
 """The study of MNIST-1D: its data, its levels, and what its check accepts."""
 
 import dataclasses
+import functools
 import hashlib
+import importlib
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +12,17 @@ import numpy as np
 import pytest
 
 import experiments
-from experiments import mnist1d
 from jaxprune import masks
 from jaxprune.study import config, files, records, select, stages
 from tests.report.test_report import record
 from tests.scripts.test_scripts import script
+
+
+@functools.cache
+def module():
+    """Return the study's module; importing it generates the data."""
+    return importlib.import_module("experiments.mnist1d")
+
 
 SIZES = (41 * 500, 501 * 500, 501 * 10)  # weights and biases of each layer
 
@@ -77,16 +85,16 @@ def test_training_has_the_steps_of_the_notebook(study):
 
 def copies(change=lambda method, level: 0.0):
     """Return records of one seed with the published mean accuracies, and a change."""
-    published = mnist1d.published()
+    published = module().published()
     cell = {
-        "recipe": config.as_json(mnist1d.STUDY.recipe),
+        "recipe": config.as_json(module().STUDY.recipe),
         "width": 1.0,
         "train_examples": None,
     }
     made = []
     for method, trials in published.items():
-        for level in range(mnist1d.LEVELS):
-            c = select.compression(1 - level / mnist1d.LEVELS)
+        for level in range(module().LEVELS):
+            c = select.compression(1 - level / module().LEVELS)
             accuracy = float(trials[:, level].mean()) + change(method, level)
             one = record(method, c, 0, accuracy, metric_name="accuracy")
             made.append(dataclasses.replace(one, cell={**one.cell, **cell}))
@@ -94,15 +102,15 @@ def copies(change=lambda method, level: 0.0):
 
 
 def failing(made):
-    return [finding.quantity for finding in mnist1d.check(made) if not finding.agrees]
+    return [finding.quantity for finding in module().check(made) if not finding.agrees]
 
 
 def test_the_tolerance_is_three_standard_errors_of_the_published_scatter():
-    trials = np.concatenate([a[:, :99] for a in mnist1d.published().values()], axis=1)
+    trials = np.concatenate([a[:, :99] for a in module().published().values()], axis=1)
     sigma = np.sqrt(((trials[0] - trials[1]) ** 2 / 2).mean())
     assert 1 < sigma < 2  # points
     windows = [
-        f for f in mnist1d.check(copies()) if f.quantity.startswith("accuracy of")
+        f for f in module().check(copies()) if f.quantity.startswith("accuracy of")
     ]
     assert len(windows) == 22
     expected = 3 * sigma * np.sqrt(1 / 20 + 1 / 10)  # two trials and one seed
@@ -128,20 +136,20 @@ def test_a_missing_level_a_diverged_network_and_a_reduced_run_do_not_pass():
         reduced = [
             dataclasses.replace(one, cell={**one.cell, **change}) for one in copies()
         ]
-        assert not list(mnist1d.check(reduced))
+        assert not list(module().check(reduced))
 
 
 @pytest.mark.parametrize(
-    ("made", "code", "sentence"),
+    ("make", "code", "sentence"),
     [
-        (copies(), 0, "0 differ; 198 records"),
-        (copies(lambda method, level: 5.0), 1, "22 differ"),
-        ([], 1, "Nothing was compared"),
+        (copies, 0, "0 differ; 198 records"),
+        (lambda: copies(lambda method, level: 5.0), 1, "22 differ"),
+        (list, 1, "Nothing was compared"),
     ],
     ids=("agree", "differ", "none"),
 )
-def test_check_exits_with_1_unless_all_agree(made, code, sentence, tmp_path):
-    folder = tmp_path / "mnist1d"
+def test_check_exits_with_1_unless_all_agree(make, code, sentence, tmp_path):
+    folder, made = tmp_path / "mnist1d", make()
     listed = [{"id": one.id, "cell": one.cell} for one in made]
     records.open_runs(folder, "mnist1d", listed, [])
     for one in made:
@@ -154,7 +162,7 @@ def test_check_exits_with_1_unless_all_agree(made, code, sentence, tmp_path):
 
 
 def test_the_figure_shows_published_accuracies_and_ours(tmp_path):
-    mnist1d.draw(mnist1d.by_level(copies()), tmp_path / "lottery.png")
+    module().draw(module().by_level(copies()), tmp_path / "lottery.png")
     assert (tmp_path / "lottery.png").stat().st_size > 10_000
 
 
@@ -168,7 +176,7 @@ def test_the_data_is_generated_only_when_the_study_runs():
 
 
 def test_the_path_of_a_study_that_has_a_name_is_that_study(tmp_path):
-    path = Path(mnist1d.__file__)
+    path = Path(module().__file__)
     done = script("study", "check", path, "--runs-dir", tmp_path)
     assert (done.returncode, done.stderr) == (1, "")
     assert "Run python scripts/study.py run mnist1d first" in done.stdout
