@@ -72,7 +72,10 @@ def study(
 
 
 def figure(all_records: Sequence[records.Record]) -> "Figure":
-    """Plot the metric against density: a panel per method, a line per control."""
+    """Plot the accuracy against density: a panel per method, a line per control.
+
+    Accuracies more than 15 points below the best one are out of range.
+    """
     from jaxprune.report import charts, frame
 
     rows = frame.summarize(all_records, lambda record: record.metric).to_dicts()
@@ -91,8 +94,13 @@ def figure(all_records: Sequence[records.Record]) -> "Figure":
     if not any(lines[key] for key in lines if key[1] != "none"):
         raise ValueError("no method has a control. Pass a folder of the sanity study.")
     left, right = charts.span((point.x for point in points), log=True)
+    # Networks that are destroyed would hide the differences between the others.
+    limit = max(point.y for point in points) - 15.0
     y_range = charts.span(
-        y for point in points for y in (point.y - point.error, point.y + point.error)
+        y
+        for point in points
+        if point.y > limit
+        for y in (point.y - point.error, point.y + point.error)
     )
     panels = [
         charts.Plot(
