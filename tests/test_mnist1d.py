@@ -4,9 +4,9 @@ import dataclasses
 import functools
 import hashlib
 import importlib
+import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,8 +14,8 @@ import pytest
 import experiments
 from jaxprune import masks
 from jaxprune.study import config, files, records, select, stages
+from tests.programs.launch import ROOT
 from tests.report.test_report import record
-from tests.scripts.test_scripts import script
 
 
 @functools.cache
@@ -139,26 +139,42 @@ def test_a_missing_level_a_diverged_network_and_a_reduced_run_do_not_pass():
         assert not list(module().check(reduced))
 
 
-@pytest.mark.parametrize(
-    ("make", "code", "sentence"),
-    [
-        (copies, 0, "0 differ; 198 records"),
-        (lambda: copies(lambda method, level: 5.0), 1, "22 differ"),
-        (list, 1, "Nothing was compared"),
-    ],
-    ids=("agree", "differ", "none"),
-)
-def test_check_exits_with_1_unless_all_agree(make, code, sentence, tmp_path):
-    folder, made = tmp_path / "mnist1d", make()
+def write(folder, made):
+    """Write records as a finished study."""
     listed = [{"id": one.id, "cell": one.cell} for one in made]
     records.open_runs(folder, "mnist1d", listed, [])
     for one in made:
         (folder / one.id).mkdir()
         files.write_json(folder / one.id / "config.json", one.cell)
         records.write(folder / one.id, one)
-    done = script("study", "check", "mnist1d", "--runs-dir", tmp_path)
-    assert done.returncode == code, done.stderr
-    assert sentence in done.stdout
+
+
+def test_check_exits_with_1_unless_all_agree(tmp_path):
+    """The path of the study's file is the same study as its name."""
+    write(tmp_path / "agree" / "mnist1d", copies())
+    write(tmp_path / "differ" / "mnist1d", copies(lambda method, level: 5.0))
+    path = module().__file__
+    checks = [("mnist1d", "agree"), ("mnist1d", "differ"), (path, "none")]
+    commands = [
+        ("study", "check", study, "--runs-dir", str(tmp_path / folder))
+        for study, folder in checks
+    ]
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.programs.run_scripts", tmp_path],
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    agree, differ, none = json.loads(done.stdout)
+    assert agree[0] == 0
+    assert "0 differ; 198 records" in agree[1]
+    assert differ[0] == 1
+    assert "22 differ" in differ[1]
+    assert (none[0], none[2]) == (1, "")
+    assert "Nothing was compared" in none[1]
+    assert "Run python scripts/study.py run mnist1d first" in " ".join(none[1].split())
 
 
 def test_the_figure_shows_published_accuracies_and_ours(tmp_path):
@@ -168,15 +184,7 @@ def test_the_figure_shows_published_accuracies_and_ours(tmp_path):
 
 def test_the_data_is_generated_only_when_the_study_runs():
     code = "import sys, experiments; print('experiments.mnist1d' in sys.modules)"
-    root = Path(experiments.__file__).parents[1]
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=root
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
     )
     assert done.stdout.strip() == "False", done.stderr
-
-
-def test_the_path_of_a_study_that_has_a_name_is_that_study(tmp_path):
-    path = Path(module().__file__)
-    done = script("study", "check", path, "--runs-dir", tmp_path)
-    assert (done.returncode, done.stderr) == (1, "")
-    assert "Run python scripts/study.py run mnist1d first" in done.stdout
