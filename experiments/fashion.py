@@ -16,7 +16,7 @@ import dataclasses
 from experiments import methods as every_method
 from jaxprune import data
 from jaxprune.study import config, methods, select
-from jaxprune.study.config import Cell, Recipe, Study
+from jaxprune.study.config import Recipe, Study
 from jaxprune.train import Training
 
 DENSITIES = (0.5, 0.2, 0.1, 0.05, 0.02, 0.01)
@@ -60,21 +60,9 @@ def study(
 ) -> Study:
     """List the cells of the study, seed by seed."""
     recipe = recipe or "lenet"
-    points = [
-        (name, select.compression(density))
-        for name in every_method.METHODS
-        for density in (DENSITIES if methods.get(name).prunes else (1.0,))
-    ]
-    cells = [
-        Cell(
-            **config.dataset_fields(dataset_files),
-            **NETWORKS[recipe],
-            method=methods.get(name),
-            compression=exponent,
-            seed=seed,
-            recipe=RECIPES[recipe],
-        )
-        for seed in range(seeds)
-        for name, exponent in points
-    ]
+    fields = config.dataset_fields(dataset_files) | NETWORKS[recipe]
+    fields["recipe"] = RECIPES[recipe]
+    compared = map(methods.get, every_method.METHODS)
+    compressions = [select.compression(density) for density in DENSITIES]
+    cells = every_method.grid(fields, compared, compressions, seeds)
     return Study(f"fashion-{recipe}", cells, [f"Data: {dataset_files.about}"])

@@ -14,13 +14,15 @@ other programs running; ours: results/methods/README.md.
 import dataclasses
 import statistics
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from experiments import digits
 from jaxprune import data
 from jaxprune.study import config, methods, records, select
 from jaxprune.study.config import Cell, Study
+from jaxprune.study.methods import Method
 
 DENSITIES = (0.1, 0.05, 0.02)
 # Variants of IMP that differ in what they rewind to; imp_curve.py compares them.
@@ -49,24 +51,37 @@ def study(
 ) -> Study:
     """List the cells of the study, seed by seed."""
     recipe = recipe or "lenet"
-    points = [
-        (name, select.compression(density))
-        for name in METHODS
-        for density in (DENSITIES if methods.get(name).prunes else (1.0,))
-    ]
-    cells = [
-        Cell(
-            **config.dataset_fields(dataset_files),
-            **_NETWORKS[recipe],
-            method=methods.get(name),
-            compression=exponent,
-            seed=seed,
-            recipe=RECIPES[recipe],
-        )
-        for seed in range(seeds)
-        for name, exponent in points
-    ]
+    fields = config.dataset_fields(dataset_files) | _NETWORKS[recipe]
+    fields["recipe"] = RECIPES[recipe]
+    compressions = [select.compression(density) for density in DENSITIES]
+    cells = grid(fields, map(methods.get, METHODS), compressions, seeds)
     return Study(f"methods-{recipe}", cells)
+
+
+def grid(
+    fields: Mapping[str, Any],
+    compared: Iterable[Method],
+    compressions: Sequence[float],
+    seeds: int,
+) -> list[Cell]:
+    """List every method at every compression, seed by seed; the dense network once a seed.
+
+    Args:
+        fields: of all cells: data set, network and recipe.
+        compared: the methods.
+        compressions: exponents c of the methods that prune.
+        seeds: number of seeds, from 0.
+    """
+    points = [
+        (method, exponent)
+        for method in compared
+        for exponent in (compressions if method.prunes else (0.0,))
+    ]
+    return [
+        Cell(**fields, method=method, compression=exponent, seed=seed)
+        for seed in range(seeds)
+        for method, exponent in points
+    ]
 
 
 def table(all_records: Sequence[records.Record]) -> str:

@@ -9,8 +9,9 @@ other draws. The notebook draws new random scores at each level; here, all level
 use the same scores, so random masks are nested, like those of IMP.
 
 Source: Greydanus and Kobak, https://arxiv.org/abs/2011.14439, ICML 2024, and
-github.com/greydanus/mnist1d, notebooks/lottery-tickets.ipynb. Expect 40 minutes on 2 CPU
-cores for 2 seeds, and differences below 1.6 points; ours: results/mnist1d/README.md.
+github.com/greydanus/mnist1d, notebooks/lottery-tickets.ipynb. 2 seeds took 47 minutes on
+2 CPU cores with other programs running, and windows differ by less than 1.6 points; ours:
+results/mnist1d/README.md.
     python scripts/study.py run mnist1d --seeds 2              # resumes
     python scripts/study.py check mnist1d                      # exit code 1 if one differs
     python -m experiments.mnist1d runs/mnist1d lottery.png     # the figure and the table

@@ -21,10 +21,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from experiments import fashion
+from experiments import fashion, methods as every_method
 from jaxprune import data
 from jaxprune.study import config, methods, records
-from jaxprune.study.config import Cell, Study
+from jaxprune.study.config import Study
 from jaxprune.study.methods import Method
 
 if TYPE_CHECKING:  # running cells needs neither polars nor matplotlib
@@ -55,19 +55,9 @@ def study(
     compared += [
         controlled(name, control) for name in TESTED for control in methods.CONTROLS
     ]
-    cells = [
-        Cell(
-            **config.dataset_fields(dataset_files),
-            **fashion.NETWORKS[recipe],
-            method=method,
-            compression=compression,
-            seed=seed,
-            recipe=RECIPES[recipe],
-        )
-        for seed in range(seeds)
-        for method in compared
-        for compression in (COMPRESSIONS if method.prunes else (0.0,))
-    ]
+    fields = config.dataset_fields(dataset_files) | fashion.NETWORKS[recipe]
+    fields["recipe"] = RECIPES[recipe]
+    cells = every_method.grid(fields, compared, COMPRESSIONS, seeds)
     return Study(f"sanity-{recipe}", cells, [f"Data: {dataset_files.about}"])
 
 

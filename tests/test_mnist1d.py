@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import hashlib
 import importlib
-import json
 import subprocess
 import sys
 
@@ -14,7 +13,7 @@ import pytest
 import experiments
 from jaxprune import masks
 from jaxprune.study import config, files, records, select, stages
-from tests.programs.launch import ROOT
+from tests.programs import launch
 from tests.report.test_report import record
 
 
@@ -159,15 +158,7 @@ def test_check_exits_with_1_unless_all_agree(tmp_path):
         ("study", "check", study, "--runs-dir", str(tmp_path / folder))
         for study, folder in checks
     ]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.programs.run_scripts", tmp_path],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    agree, differ, none = json.loads(done.stdout)
+    agree, differ, none = launch.run_scripts(tmp_path, commands)
     assert agree[0] == 0
     assert "0 differ; 198 records" in agree[1]
     assert differ[0] == 1
@@ -185,6 +176,6 @@ def test_the_figure_shows_published_accuracies_and_ours(tmp_path):
 def test_the_data_is_generated_only_when_the_study_runs():
     code = "import sys, experiments; print('experiments.mnist1d' in sys.modules)"
     done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=launch.ROOT
     )
     assert done.stdout.strip() == "False", done.stderr

@@ -49,7 +49,7 @@ class Dataset:
 
 @dataclasses.dataclass(frozen=True)
 class Initialize:
-    """Draw the initial weights."""
+    """Draw the initial weights; or others, with another key, for a mask that is kept."""
 
     network: Network
     seed: int
@@ -212,14 +212,6 @@ class Reconstruct:
 @dataclasses.dataclass(frozen=True)
 class Shuffle:
     """Shuffle the mask within each leaf."""
-
-    network: Network
-    seed: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Reinitialize:
-    """Draw the weights again, with another key, and keep the mask."""
 
     network: Network
     seed: int

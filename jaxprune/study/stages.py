@@ -224,7 +224,7 @@ def _steps(cell: Cell) -> list[_Step]:
         if method.control == "shuffled":
             steps.append(("shuffle", settings.Shuffle(network, seed)))
         if method.control == "reinitialized":
-            steps.append(("reinitialize", settings.Reinitialize(network, seed)))
+            steps.append(("reinitialize", settings.Initialize(network, seed)))
     elif method.reconstructs:
         reconstructing = settings.Reconstruct(
             network, seed, dataset, config.density(cell), recipe.score_examples

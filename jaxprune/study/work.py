@@ -22,8 +22,7 @@ from jaxprune.study.workbench import Arrays, Bench, Output
 
 
 def _initial(
-    config: settings.Initialize | settings.Level | settings.Reinitialize,
-    purpose: str = "initialize",
+    config: settings.Initialize | settings.Level, purpose: str = "initialize"
 ) -> dict[str, Any]:
     key = workbench.key_for(config.seed, purpose)
     model = workbench.build(config.network).init(key)
@@ -148,7 +147,7 @@ def _finite(history: list[dict[str, float]]) -> list[dict[str, float | None]]:
     ]
 
 
-def reinitialize(config: settings.Reinitialize, arrays: Arrays, bench: Bench) -> Output:
+def reinitialize(config: settings.Initialize, arrays: Arrays, bench: Bench) -> Output:
     """Draw all weights and BatchNorm statistics again, with another key."""
     del arrays, bench
     return Output(_initial(config, "reinitialize"), {})

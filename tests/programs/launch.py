@@ -1,11 +1,14 @@
 """Start the programs of this folder in subprocesses."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[2]
 
@@ -44,6 +47,24 @@ def finish(process: subprocess.Popen[str], seconds: float = 600) -> str:
         raise
     assert process.returncode == 0, errors[-3000:]
     return output
+
+
+def run_scripts(folder: Path, commands: Sequence[Sequence[str]]) -> list[list[Any]]:
+    """Run scripts in one process; return exit code, output and errors of each.
+
+    Args:
+        folder: the working directory of the scripts.
+        commands: the name of a script and its arguments.
+    """
+    done = subprocess.run(
+        _command("run_scripts", (folder,)),
+        input=json.dumps(commands),
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
 
 
 def run(program: str, *args: object, xla_flags: str | None = None) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jaxprune.study import methods
+from tests.programs import launch
 from tests.programs.launch import ROOT
 from tests.programs.run_scripts import SCRIPTS, path_of
 
@@ -191,15 +192,8 @@ def outputs(tmp_path_factory):
     plans = [("study", "run", "digits", "--plan", *options) for options in PLANS]
     commands = [*INVALID, *CHOICES, ("prune", "--help"), *plans, *PROFILES, *PRUNED]
     commands += [EPOCH, SCALING]
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.programs.run_scripts", folder],
-        input=json.dumps(commands),
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-    )
-    assert done.returncode == 0, done.stderr
-    return folder, dict(zip(commands, json.loads(done.stdout), strict=True))
+    results = launch.run_scripts(folder, commands)
+    return folder, dict(zip(commands, results, strict=True))
 
 
 @pytest.mark.parametrize("arguments", INVALID, ids=" ".join)

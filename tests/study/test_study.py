@@ -243,7 +243,7 @@ def test_controls_change_the_mask_or_the_weights_and_nothing_else(tmp_path):
         assert not (own[name] & inverted[name]).any()
     bench, network = workbench.Bench(DIGITS), scoring("snip").network
     first = work.initialize(settings.Initialize(network, 0), {}, bench).arrays
-    again = work.reinitialize(settings.Reinitialize(network, 0), {}, bench).arrays
+    again = work.reinitialize(settings.Initialize(network, 0), {}, bench).arrays
     for name, leaf in tree.by_name(first["params"]).items():
         is_drawn = name in leaves
         assert (leaf != tree.by_name(again["params"])[name]).any() == is_drawn
