@@ -1,5 +1,8 @@
 """The order of the examples in each epoch."""
 
+import functools
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Int32
@@ -44,6 +47,11 @@ def epoch_order(
     """
     if not shuffle:
         return jnp.arange(examples, dtype=jnp.int32)
+    return _permutation(key, epoch, examples)
+
+
+@functools.partial(jax.jit, static_argnames="examples")
+def _permutation(key: Any, epoch: Any, examples: int) -> Array:
     permutation = jax.random.permutation(jax.random.fold_in(key, epoch), examples)
     return permutation.astype(jnp.int32)
 

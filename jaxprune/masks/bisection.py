@@ -13,55 +13,65 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, UInt, UInt32
 
 
-@functools.partial(jax.jit, static_argnames=("exact",))
-def highest(
-    scores: list[Float[Array, "..."]],
-    alive: list[Bool[Array, "..."] | None],
-    keep: UInt32[Array, ""],
-    *,
-    exact: bool,
-) -> list[Bool[Array, "..."]]:
-    """Select `keep` weights among all leaves together; fewer without `exact`."""
-    if not any(score.size for score in scores):
-        return [jnp.ones(score.shape, bool) for score in scores]
-    dtype = jnp.float64 if any(s.dtype == jnp.float64 for s in scores) else jnp.float32
-    keys = [
+@jax.jit
+def keys(
+    scores: list[Float[Array, "..."]], alive: list[Bool[Array, "..."] | None]
+) -> tuple[list[UInt[Array, "..."]], Bool[Array, ""]]:
+    """Return integers in the order of the scores, 0 where pruned, and whether all are finite.
+
+    It is a program of its own, because XLA reuses the memory of results, and needs new
+    memory for temporary arrays in each call. Selecting from 14.7 M weights in one program
+    took 83 ms, and in two 61 ms.
+    """
+    with jax.numpy_dtype_promotion("standard"):
+        dtype = functools.reduce(jnp.promote_types, [score.dtype for score in scores])
+    ordered = [
         _ordered_bits(score.astype(dtype), member)
         for score, member in zip(scores, alive, strict=True)
     ]
-    bits = jnp.finfo(dtype).bits
+    return ordered, jnp.stack([jnp.isfinite(score).all() for score in scores]).all()
+
+
+@functools.partial(jax.jit, static_argnames=("exact",))
+def highest(
+    keys: list[UInt[Array, "..."]], keep: UInt32[Array, ""], *, exact: bool
+) -> tuple[list[Bool[Array, "..."]], Bool[Array, ""]]:
+    """Select `keep` weights among all leaves together; fewer without `exact`.
+
+    The second result is False if fewer than `keep` weights are not pruned; all of these are
+    then selected.
+    """
+    dtype = keys[0].dtype
+    bits = 8 * dtype.itemsize
 
     def at_least(thresholds: Sequence[Array]) -> list[Array]:
         return _count([[key >= t for t in thresholds] for key in keys])
 
-    if not exact:  # keep what is strictly greater than the highest pruned score
-        size = sum(score.size for score in scores)
-        threshold = _threshold(at_least, keep + jnp.uint32(1), bits, keys[0].dtype)
-        above = [key > threshold for key in keys]
-        keeps_all = jnp.uint32(size) == keep
-        return [
-            (key > 0) & (keeps_all | up) for key, up in zip(keys, above, strict=True)
-        ]
-
-    threshold = _threshold(at_least, keep, bits, keys[0].dtype)
-    above, tied = _count([[key > threshold, key == threshold] for key in keys])
-    return _break_ties(keys, threshold, keep - above, tied)
+    if exact:
+        threshold = _threshold(at_least, keep, bits, dtype)
+        above, tied = _count([[key > threshold, key == threshold] for key in keys])
+        return _break_ties(keys, threshold, keep - above, tied), threshold > 0
+    # Keep what is strictly greater than the highest pruned score.
+    threshold = _threshold(at_least, keep + jnp.uint32(1), bits, dtype)
+    keeps_all = jnp.uint32(sum(key.size for key in keys)) == keep
+    selected = [(key > 0) & (keeps_all | (key > threshold)) for key in keys]
+    return selected, jnp.bool_(True)
 
 
 @functools.partial(jax.jit, static_argnames=("exact", "axes"))
 def highest_in_rows(
-    scores: list[Float[Array, "..."]],
-    alive: list[Bool[Array, "..."] | None],
+    keys: list[UInt[Array, "..."]],
     keep: UInt32[Array, ""],
     *,
     exact: bool,
     axes: tuple[int, ...],
-) -> list[Bool[Array, "..."]]:
+) -> tuple[list[Bool[Array, "..."]], Bool[Array, ""]]:
     """Select `keep` weights in each row of a leaf; `axes` count the rows, in order."""
     rows = functools.partial(highest, keep=keep, exact=exact)
     for axis in axes:
-        rows = jax.vmap(rows, (axis, axis), axis)
-    return rows(scores, alive)
+        rows = jax.vmap(rows, axis, (axis, 0))
+    selected, is_enough = rows(keys)
+    return selected, is_enough.all()
 
 
 def _break_ties(
@@ -114,13 +124,12 @@ def _ordered_bits(
     score: Float[Array, "..."], alive: Bool[Array, "..."] | None
 ) -> UInt[Array, "..."]:
     """Map floats to unsigned integers of the same order; pruned weights to 0."""
-    unsigned = jnp.uint64 if score.dtype == jnp.float64 else jnp.uint32
-    sign = jnp.array(1, unsigned) << jnp.array(
-        jnp.finfo(score.dtype).bits - 1, unsigned
-    )
+    bits = jnp.finfo(score.dtype).bits
+    unsigned = jnp.dtype(f"uint{bits}")
+    sign = jnp.array(1, unsigned) << jnp.array(bits - 1, unsigned)
     score = jnp.where(score == 0, jnp.zeros_like(score), score)  # -0.0 ties with 0.0
-    bits = jax.lax.bitcast_convert_type(score, unsigned)
-    key = jnp.where(bits >= sign, ~bits, bits | sign)
+    pattern = jax.lax.bitcast_convert_type(score, unsigned)
+    key = jnp.where(pattern >= sign, ~pattern, pattern | sign)
     return key if alive is None else jnp.where(alive, key, jnp.zeros_like(key))
 
 

@@ -1,5 +1,6 @@
 """Turn scores into a mask with exactly the requested number of weights, without sorting."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, get_args
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, UInt32
+from jaxtyping import Array, Bool, UInt, UInt32
 
 from jaxprune import tree
 from jaxprune.masks import bisection
@@ -108,12 +109,12 @@ def select(
     together = scope == "global" and not is_budget
     selected: dict[int, Array] = {}
     for group in _groups(ranked, together):
+        name = ranked.names[group[0]]
         winners = _winners(
-            [ranked.scores[i] for i in group],
-            [ranked.alive[i] for i in group],
-            density[ranked.names[group[0]]] if is_budget else density,
-            [ranked.names[i] for i in group],
-            rows.get(ranked.names[group[0]]),
+            ranked,
+            group,
+            density[name] if is_budget else density,
+            rows.get(name),
             ties,
         )
         selected |= zip(group, winners, strict=True)
@@ -162,12 +163,8 @@ def highest(
     selected: dict[int, Array] = {}
     for group in _groups(ranked, not is_mapping):
         wanted = number[ranked.names[group[0]]] if is_mapping else number
-        winners = bisection.highest(
-            [ranked.scores[i] for i in group],
-            [ranked.alive[i] for i in group],
-            jnp.asarray(wanted).astype(jnp.uint32),
-            exact=True,
-        )
+        number_kept = jnp.asarray(wanted).astype(jnp.uint32)
+        winners, _ = _highest(ranked, group, number_kept, exact=True)
         selected |= zip(group, winners, strict=True)
     return _whole(ranked, selected)
 
@@ -208,12 +205,6 @@ def _rank(scores: Scores, mask: Mask | None, prunable: Prunable | None) -> _Rank
     alive = [None] * len(leaves)
     if mask is not None:
         alive = jax.tree.leaves(tree.check_mirrors(mask, scores, of="scores"))
-    tree.check_finite(
-        scores,
-        "check that params are finite. If synflow overflowed, pass rescale=True, which "
-        "rescales the kernels or computes in float64.",
-        jax.tree.unflatten(structure, is_chosen),
-    )
     if not chosen:
         raise ValueError(
             "no leaf of scores is prunable. By default, a prunable leaf has two or more "
@@ -223,6 +214,30 @@ def _rank(scores: Scores, mask: Mask | None, prunable: Prunable | None) -> _Rank
     return _Ranked(leaves, alive, tree.names(scores), chosen, structure)
 
 
+def _keys(ranked: _Ranked, group: Sequence[int]) -> list[UInt[Array, "..."]]:
+    """Return the scores of leaves as ordered integers; refuse scores that are not finite."""
+    keys, is_finite = bisection.keys(
+        [ranked.scores[i] for i in group], [ranked.alive[i] for i in group]
+    )
+    if not isinstance(is_finite, Tracer) and not is_finite:
+        tree.check_finite(
+            {ranked.names[i]: ranked.scores[i] for i in group},
+            "check that params are finite. If synflow overflowed, pass rescale=True, which "
+            "rescales the kernels or computes in float64.",
+        )
+    return keys
+
+
+def _highest(
+    ranked: _Ranked, group: Sequence[int], keep: Array, *, exact: bool
+) -> tuple[list[Bool[Array, "..."]], Bool[Array, ""]]:
+    """Select among leaves together."""
+    scores = [ranked.scores[i] for i in group]
+    if not any(score.size for score in scores):
+        return [jnp.ones(score.shape, bool) for score in scores], jnp.bool_(True)
+    return bisection.highest(_keys(ranked, group), keep, exact=exact)
+
+
 def _groups(ranked: _Ranked, together: bool) -> list[list[int]]:
     """Return the leaves that are ranked together."""
     return [ranked.chosen] if together else [[i] for i in ranked.chosen]
@@ -230,11 +245,16 @@ def _groups(ranked: _Ranked, together: bool) -> list[list[int]]:
 
 def _whole(ranked: _Ranked, selected: Mapping[int, Array]) -> Mask:
     """Return a mask of all leaves; those that are not ranked are all True."""
-    kept = [
-        selected[i] if i in selected else jnp.ones(leaf.shape, bool)
-        for i, leaf in enumerate(ranked.scores)
-    ]
-    return jax.tree.unflatten(ranked.structure, kept)
+    others = [i for i in range(len(ranked.scores)) if i not in selected]
+    all_true = _all_true(tuple(ranked.scores[i].shape for i in others))
+    kept = {**selected, **dict(zip(others, all_true, strict=True))}
+    leaves = [kept[i] for i in range(len(ranked.scores))]
+    return jax.tree.unflatten(ranked.structure, leaves)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _all_true(shapes: tuple[tuple[int, ...], ...]) -> list[Array]:
+    return [jnp.ones(shape, bool) for shape in shapes]
 
 
 def _rows(scope: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
@@ -260,18 +280,18 @@ def _rows(scope: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
 
 
 def _winners(
-    scores: list[Any],
-    alive: list[Any],
+    ranked: _Ranked,
+    group: Sequence[int],
     density: Any,
-    names: Sequence[str],
     axes: tuple[int, ...] | None,
     ties: str,
 ) -> list[Bool[Array, "..."]]:
     """Select among leaves together, or in each row of one leaf."""
-    rows = 1
+    scores = [ranked.scores[i] for i in group]
+    name, rows = ranked.names[group[0]], 1
     if axes is not None:
         shape = scores[0].shape
-        axes = _check_axes(axes, shape, names[0])
+        axes = _check_axes(axes, shape, name)
         rows = math.prod(shape[axis] for axis in axes)
     size = sum(score.size for score in scores) // max(rows, 1)
     if size == 0:
@@ -282,15 +302,21 @@ def _winners(
             'scope="layer".'
         )
     if isinstance(density, Tracer):
-        keep = _traced_count(density, size)
+        kept, is_checked = _traced_count(density, size), False
     else:
-        keep = num_kept(density, size)
-        if ties == "exact":
-            _check_enough(keep, size, alive, names, axes)
-    keep, exact = jnp.asarray(keep, jnp.uint32), ties == "exact"
+        kept, is_checked = num_kept(density, size), ties == "exact"
+    keep, exact = jnp.asarray(kept, jnp.uint32), ties == "exact"
     if axes is None:
-        return bisection.highest(scores, alive, keep, exact=exact)
-    return bisection.highest_in_rows(scores, alive, keep, exact=exact, axes=axes)
+        selected, is_enough = _highest(ranked, group, keep, exact=exact)
+    else:
+        selected, is_enough = bisection.highest_in_rows(
+            _keys(ranked, group), keep, exact=exact, axes=axes
+        )
+    # Counting what a mask has takes as long as a quarter of the selection.
+    if is_checked and (isinstance(is_enough, Tracer) or not is_enough):
+        alive = [ranked.alive[i] for i in group]
+        _check_enough(int(kept), size, alive, [ranked.names[i] for i in group], axes)
+    return selected
 
 
 def _check_axes(

@@ -3,7 +3,9 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 
+import jax
 from flax import nnx
+from jax.core import Tracer
 
 from jaxprune import tree
 from jaxprune.models import lenet, mlp, resnet, vgg
@@ -106,12 +108,32 @@ def create(
             f"input_shape {input_shape}, num_classes {num_classes} and width {width} "
             "must all be positive. Pass the height, width and channels of your images."
         )
-    return functional(
-        MODELS[name](
-            input_shape=input_shape,
-            num_classes=num_classes,
-            batch_norm=batch_norm,
-            width=width,
-            rngs=nnx.Rngs(key),
-        )
+    build = _build if isinstance(key, Tracer) else _compiled_build
+    return build(key, name, tuple(input_shape), num_classes, batch_norm, width)
+
+
+def _build(
+    key: RandomKey,
+    name: str,
+    input_shape: tuple[int, ...],
+    num_classes: int,
+    batch_norm: bool,
+    width: float,
+) -> Model:
+    module = MODELS[name](
+        input_shape=input_shape,
+        num_classes=num_classes,
+        batch_norm=batch_norm,
+        width=width,
+        rngs=nnx.Rngs(key),
     )
+    return functional(module)
+
+
+# One program instead of one for each shape. More optimization changes neither the weights nor
+# the time of a call, and takes three to four times as long: 3.6 s instead of 0.9 for conv-2.
+_compiled_build = jax.jit(
+    _build,
+    static_argnums=range(1, 6),
+    compiler_options={"xla_backend_optimization_level": 1},
+)

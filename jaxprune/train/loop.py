@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float32, Int32, PyTree
 
@@ -55,11 +56,12 @@ class _Carry(NamedTuple):
 
 
 class _Totals(NamedTuple):
-    """Sums over the examples of an epoch so far."""
+    """Sums over the examples of an epoch so far, and the last learning rate."""
 
     loss: Float32[Array, ""]
     metric: Float32[Array, ""]
     seen: Int32[Array, ""]
+    learning_rate: Float32[Array, ""]
 
 
 class _Job(NamedTuple):
@@ -74,7 +76,7 @@ class _Job(NamedTuple):
 
 
 def _no_totals() -> _Totals:
-    return _Totals(jnp.float32(0), jnp.float32(0), jnp.int32(0))
+    return _Totals(jnp.float32(0), jnp.float32(0), jnp.int32(0), jnp.float32(0))
 
 
 def fit(
@@ -168,19 +170,14 @@ def fit(
     def place(arrays: Any) -> Any:
         return arrays if mesh is None else sharding.replicate(arrays, mesh)
 
-    order_key, augment_key = jax.random.split(key)
-    sparse_key = jax.random.fold_in(key, 2)
-    optimizer_state: Any = optimizer(training, total, sparse_key).init(model.params)
-    if training.sparse is None:
-        optimizer_state = optimizer_state._replace(mask=tree.copy(mask))
-    masked = masks.apply(model.params, optimizer_state.mask)
-    # Copies, which the steps may donate.
-    params, state = tree.copy((masked, model.state))
-    carry = _Carry(
-        params, state, optimizer_state, place(jnp.int32(start)), place(_no_totals())
-    )
     job = _Job(model.apply, task, training, steps, total, mesh)
-    augment_key, sparse_key = place((augment_key, sparse_key))
+    # On a mesh not under `jit`, where zeros would not be sharded like their parameters.
+    begin = _compiled_begin if mesh is None else _begin
+    carry, (order_key, *keys) = begin(model, mask, key, job)
+    carry = carry._replace(
+        iteration=place(jnp.int32(start)), totals=place(_no_totals())
+    )
+    augment_key, sparse_key = place(tuple(keys))
 
     def trained(carry: _Carry) -> Model:
         return dataclasses.replace(model, params=carry.params, state=carry.state)
@@ -218,16 +215,37 @@ def fit(
     )
 
 
+def _begin(
+    model: Model, mask: Mask, key: RandomKey, job: _Job
+) -> tuple[_Carry, tuple[RandomKey, ...]]:
+    """Return copies of the arrays, which the steps may donate, and the keys.
+
+    The keys are for the order of the data, the augmentation, and sparse training.
+    """
+    order_key, augment_key = jax.random.split(key)
+    sparse_key = jax.random.fold_in(key, 2)
+    rule = optimizer(job.training, job.iterations, sparse_key)
+    optimizer_state: Any = rule.init(model.params)
+    if job.training.sparse is None:
+        optimizer_state = optimizer_state._replace(mask=tree.copy(mask))
+    masked = masks.apply(model.params, optimizer_state.mask)
+    params, state = tree.copy((masked, model.state))
+    carry = _Carry(params, state, optimizer_state, jnp.int32(0), _no_totals())
+    return carry, (order_key, augment_key, sparse_key)
+
+
+_compiled_begin = jax.jit(_begin, static_argnames="job")
+
+
 def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
     """Fetch the epoch's sums: the only time the host waits for the device."""
-    loss, metric, seen = jax.device_get(carry.totals)
-    rate = learning_rate(job.training, job.steps_per_epoch)
+    loss, metric, seen, rate = jax.device_get(carry.totals)
     target = job.task.objective
     return {
         "epoch": epoch + 1,
         "loss": float(loss) / int(seen),
         target.metric_name: objective.mean_metric(target, metric, int(seen)),
-        "learning_rate": float(rate(carry.iteration - 1)),
+        "learning_rate": float(rate),
     }
 
 
@@ -291,6 +309,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
             totals.loss + loss.astype(jnp.float32) * jnp.float32(size),
             totals.metric + objective.metric_sum(job.task.objective, outputs, targets),
             totals.seen + jnp.int32(size),
+            rate,
         ),
     )
 
@@ -355,12 +374,8 @@ def evaluate(
     loss, metric = 0.0, 0.0
     for first in range(0, total, batch_size):
         number = min(batch_size, total - first)
-        indices = (jnp.arange(batch_size) + first) % total
-        counts = jnp.arange(batch_size) < number
-        if mesh is not None:
-            indices, counts = sharding.shard_batch((indices, counts), mesh)
         batch_loss, batch_metric = _evaluate(
-            model, (inputs, targets), indices, counts, task
+            model, (inputs, targets), np.int32(first), batch_size, task, mesh
         )
         loss += float(batch_loss) * number
         metric += float(batch_metric)
@@ -368,11 +383,18 @@ def evaluate(
     return EvaluationResult(loss / total, mean)
 
 
-@functools.partial(jax.jit, static_argnames="task")
+@functools.partial(jax.jit, static_argnames=("size", "task", "mesh"))
 def _evaluate(
-    model: Model, arrays: tuple, indices: Array, counts: Array, task: Task
+    model: Model, arrays: tuple, first: Array, size: int, task: Task, mesh: Mesh | None
 ) -> tuple[Array, Array]:
-    inputs, targets = (array[indices] for array in arrays)
+    """Return the mean loss and the sum of the metric of `size` examples, or what is left."""
+    total = arrays[0].shape[0]
+    places = first + jnp.arange(size, dtype=jnp.int32)
+    if mesh is not None:
+        parts = NamedSharding(mesh, PartitionSpec("data"))
+        places = jax.lax.with_sharding_constraint(places, parts)
+    counts = places < total
+    inputs, targets = (array[places % total] for array in arrays)
     outputs = model.apply(model.params, model.state, task.inputs(inputs))[0]
     return (
         objective.mean_loss(task.objective, outputs, targets, counts),

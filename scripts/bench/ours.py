@@ -53,9 +53,11 @@ def random_images(number: int) -> train.ImageSet:
     )
 
 
-def _first_batch(image_set: train.ImageSet) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="preprocessing")
+def _first_batch(
+    images: jax.Array, labels: jax.Array, preprocessing: data.Preprocessing
+) -> tuple[jax.Array, jax.Array]:
     """Preprocess the images that SNIP and GraSP score with."""
-    images, labels, preprocessing = image_set
     return data.preprocess(images[:IMAGES], preprocessing), labels[:IMAGES]
 
 
@@ -72,7 +74,7 @@ def grasp(network: models.Model) -> Call:
 def _data_scores(
     network: models.Model, score: Callable[..., Any], temperature: float
 ) -> Call:
-    batch = _first_batch(random_images(IMAGES))
+    batch = _first_batch(*random_images(IMAGES))
     loss_fn = train.loss_function(network, temperature=temperature)
     score_fn = jax.jit(lambda params: score(loss_fn, params, [batch]))
     return lambda: masks.select(score_fn(network.params), 0.1)
@@ -163,7 +165,7 @@ def _imp_level() -> Call:
 def _cold_start() -> Call:
     """Prune with SNIP, train and evaluate: the first result of the digits study."""
     network, train_set, test_set, training = _digits()
-    batch = _first_batch(train_set)
+    batch = _first_batch(*train_set)
     loss_fn = train.loss_function(network)
 
     def first_result() -> train.EvaluationResult:

@@ -1,6 +1,7 @@
 """Data sets are read, cached and prepared, and errors name the remedy."""
 
 import builtins
+import importlib.util
 import io
 import tarfile
 
@@ -217,7 +218,13 @@ def hide_package(monkeypatch, package):
             raise ModuleNotFoundError(f"No module named '{name}'", name=name)
         return real_import(name, *args, **kwargs)
 
+    real_find = importlib.util.find_spec
+
+    def find_others(name, *args):
+        return None if name.partition(".")[0] == package else real_find(name, *args)
+
     monkeypatch.setattr(builtins, "__import__", import_others)
+    monkeypatch.setattr(importlib.util, "find_spec", find_others)
 
 
 @pytest.mark.parametrize(
