@@ -47,6 +47,20 @@ def test_keeps_the_same_weights_as_a_stable_sort(keep, distinct, seed):
     np.testing.assert_array_equal(flat(masks.select(scores, keep / 23)), expected)
 
 
+@given(keep=st.integers(1, 23), seed=st.integers(0, 2**31 - 1))
+def test_16_bit_scores_keep_the_same_weights_as_in_32_bits(keep, seed):
+    generator = np.random.default_rng(seed)
+    wide = {k: jnp.asarray(generator.normal(size=s), "f4") for k, s in SHAPES.items()}
+    for dtype in (jnp.float16, jnp.bfloat16):
+        narrow = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), wide)
+        again = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
+        expected = masks.select(again, keep / 23)
+        chex.assert_trees_all_equal(masks.select(narrow, keep / 23), expected)
+    mixed = {**wide, "a": wide["a"].astype(jnp.bfloat16)}
+    expected = masks.select({**wide, "a": mixed["a"].astype(jnp.float32)}, keep / 23)
+    chex.assert_trees_all_equal(masks.select(mixed, keep / 23), expected)
+
+
 @given(
     keep=st.integers(1, 22), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )

@@ -342,3 +342,30 @@ def test_sparse_training_starts_at_the_beginning_and_changes_at_most_so_often(
 def fit_plain(model, image_set, training):
     ones = masks.ones_like(model.params)
     return train.fit(model, ones, image_set, training, jax.random.key(0))
+
+
+def test_a_first_result_compiles_few_programs():
+    """Every eager operation of a new shape is a program, which takes 0.05 s and more."""
+    programs: list[str] = []
+
+    def on_event(event: str, duration: float, **_: Any) -> None:
+        del duration
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(event)
+
+    jax.clear_caches()
+    jax.monitoring.register_event_duration_secs_listener(on_event)
+    try:
+        images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 1), np.uint8)
+        labels = jnp.arange(10, dtype=jnp.int32)
+        image_set = train.ImageSet(jnp.asarray(images), labels, PLAIN)
+        model = models.create(
+            "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.03
+        )
+        mask = masks.select(scores.magnitude(model.params), 0.5)
+        training = recipe(epochs=2, batch_size=4)
+        result = train.fit(model, mask, image_set, training, jax.random.key(1))
+        train.evaluate(result.model, image_set)
+    finally:
+        jax.monitoring.unregister_event_duration_listener(on_event)
+    assert 8 <= len(programs) <= 25
