@@ -44,6 +44,7 @@ def test_the_corrected_recipe_is_compared_with_the_synflow_paper():
     (finding,) = fidelity.accuracies([full("synflow", 2, 89.0, "corrected")])
     assert (finding.expected, finding.agrees) == (90.08, True)
     assert not list(fidelity.accuracies([full("magnitude", 1, 93.0, "corrected")]))
+    assert not list(fidelity.accuracies([full("synflow", 2, 89.0, "fast")]))
 
 
 @pytest.mark.parametrize(("accuracy", "code"), [(10.0, None), (13.0, 1)])

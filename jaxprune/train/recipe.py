@@ -56,7 +56,7 @@ class Training:
             step, a traced scalar, and its state must not depend on that.
         momentum: momentum of "sgd".
         schedule: "constant"; "steps", times `drop_factor` at each of `drop_epochs`; or
-            "cosine", to 0 at the end.
+            "cosine", to 0 at the end: with `warmup_epochs`, one cycle.
         drop_factor: factor applied at each of `drop_epochs`.
         drop_epochs: epochs at which "steps" lowers the learning rate.
         warmup_epochs: epochs over which the learning rate rises linearly to its peak.

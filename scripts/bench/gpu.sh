@@ -1,11 +1,11 @@
 #!/bin/bash
-# Run the benchmarks of a GPU in 6 to 15 minutes. Needs the extra `bench`, and CIFAR-10.
+# Run the benchmarks of a GPU in 6 to 17 minutes. Needs the extra `bench`, and CIFAR-10.
 #
 #     scripts/bench/gpu.sh FOLDER [arguments of scripts/study.py run, such as --data-dir DIR]
 #
 # FOLDER receives a JSON file and a log of each measurement, and the runs of a small poster
-# study, which the same command resumes. A measurement that fails or takes too long leaves
-# its log, and the next one starts.
+# study and of the dense network of its recipe `fast`, which the same command resumes. A
+# measurement that fails or takes too long leaves its log, and the next one starts.
 set -u
 if [ $# -eq 0 ]; then
     echo "error: no folder for the results. Run: scripts/bench/gpu.sh FOLDER" >&2
@@ -38,6 +38,8 @@ bench compare 240 compare --only snip grasp synflow_1 synflow_100 select train_s
 for network in resnet50_nnx vgg16 gpt_nnx; do
     bench "channels_$network" 100 channels "$network" --densities 0.5 --batch 64 256 --calls 20
 done
+measure fast 120 python3 "$scripts/study.py" run poster --recipe fast --only c=0 \
+    --runs-dir "$folder/runs" "$@"
 measure poster 240 python3 "$scripts/study.py" run poster --recipe as_run --epochs-scale 0.1 \
     --only c=1 --runs-dir "$folder/runs" "$@"
 exit $failed

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from experiments import digits, fashion, sanity
-from jaxprune import checkpoint, masks, report, scores, train, tree
+from experiments import digits, fashion, poster, sanity
+from jaxprune import checkpoint, data, masks, report, scores, train, tree
 from jaxprune.study import (
     compaction,
     config,
@@ -284,6 +284,33 @@ def test_built_in_studies_of_fashion_mnist_list_each_cell_once():
         ):
             cells = preset.study(files, seeds=2, recipe=recipe).cells
             assert len({config.cell_id(one) for one in cells}) == 2 * number
+
+
+@pytest.mark.parametrize("recipe", poster.RECIPES)
+def test_every_recipe_of_poster_lists_each_cell_once(recipe):
+    cells = poster.study(DIGITS._replace(name="cifar10"), seeds=2, recipe=recipe).cells
+    assert len({config.cell_id(one) for one in cells}) == len(cells) == 2 * 49
+    assert {one.recipe.name for one in cells} == {recipe}
+    assert {one.batch_norm for one in cells} == {recipe != "as_run"}
+    lengths = {
+        stage.settings.training.epochs
+        for one in cells
+        for stage in stages.chain(one)
+        if stage.kind == "train"
+    }
+    equal = {"corrected": {160}, "fast": {16}}
+    assert lengths == equal.get(recipe, {50, 100, 200, 300})
+
+
+def test_learning_rates_of_the_fast_recipe_by_hand():
+    """98 steps per epoch: it rises for 470.4 steps, and falls for 1,097.6."""
+    training = poster.RECIPES["fast"].training
+    rate = train.learning_rate(
+        training, data.steps_per_epoch(50_000, training.batch_size)
+    )
+    values = [rate(jnp.int32(i)).item() for i in (0, 234, 470, 1019, 1567)]
+    expected = [0.4 / 470.4, 0.4 * 235 / 470.4, 0.4, 0.200114, 8.19e-7]
+    assert values == pytest.approx(expected, rel=1e-4, abs=1e-7)
 
 
 def test_methods_of_layers_and_of_training_keep_what_they_say(tmp_path):
