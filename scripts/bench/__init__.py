@@ -1,1 +1,1 @@
-"""Benchmarks: jaxprune beside PyTorch, growth of time with size, and training epochs."""
+"""Benchmarks: jaxprune beside plain JAX and PyTorch, growth of time, and training epochs."""

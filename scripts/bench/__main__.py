@@ -1,7 +1,7 @@
-"""Benchmark jaxprune. Without a command, compare it with PyTorch.
+"""Benchmark jaxprune. Without a command, compare it with plain JAX and PyTorch.
 
 Examples:
-    python scripts/bench             # every task; extra `bench`
+    python scripts/bench             # every task; extra `study`, and `bench` for PyTorch
     python scripts/bench --only select snip --json bench.json
     python scripts/bench scaling     # time against parameters and cells, with a figure
     python scripts/bench epoch       # training throughput of an accelerator

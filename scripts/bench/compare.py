@@ -1,4 +1,4 @@
-"""The comparison: jaxprune and PyTorch do the same tasks in one run."""
+"""The comparison: jaxprune, plain JAX and PyTorch do the same tasks in one run."""
 
 import _cli
 
@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from bench import ours
+from bench import ours, plain_jax, sizes
 from jaxprune import profiling
 from jaxprune.study import provenance
 
@@ -39,9 +39,21 @@ Task = Literal[
 TASKS: tuple[Task, ...] = get_args(Task)
 # Forward passes of one image per run; a backward pass counts as two.
 PASSES = {
-    "snip": 3 * ours.IMAGES,
-    "train_step": 3 * ours.BATCH * ours.STEPS,
-    "evaluate": ours.EVALUATED,
+    "snip": 3 * sizes.IMAGES,
+    "train_step": 3 * sizes.BATCH * sizes.STEPS,
+    "evaluate": sizes.EVALUATED,
+}
+ONCE_S = 60  # a side whose first run takes longer is not run again
+# Columns of the table: titles, and keys of a row with their formats.
+COLUMNS = {
+    "ours s": ("ours_s", ".4f"),
+    "plain JAX s": ("plain_s", ".4f"),
+    "plain / ours": ("plain_ratio", ".2f"),
+    "PyTorch s": ("torch_s", ".4f"),
+    "PyTorch / ours": ("ratio", ".2f"),
+    "ours MB": ("ours_rss_mb", ".0f"),
+    "plain JAX MB": ("plain_rss_mb", ".0f"),
+    "PyTorch MB": ("torch_rss_mb", ".0f"),
 }
 
 
@@ -63,7 +75,11 @@ def compare(
     threads: int | None = None,
     to: Annotated[Path | None, tyro.conf.arg(name="json")] = None,
 ) -> None:
-    """Time each task in jaxprune and in PyTorch, interleaved; print medians and ratios.
+    """Time each task in jaxprune, plain JAX and PyTorch, interleaved; print medians.
+
+    Plain JAX runs without the XLA flags and the compilation cache of jaxprune's scripts.
+    A side whose first run takes over a minute is not run again: that run also compiles.
+    Without PyTorch, the other two sides are compared.
 
     Args:
         only: tasks to time, by default all.
@@ -85,46 +101,55 @@ def compare(
             f"--repeats must be 1 or more, and --threads 1 to {len(cores)} on this machine; "
             f"got {repeats} and {threads}."
         )
-    _cli.check_installed("torch")
+    sides = ["ours", "plain", "torch"]
+    try:
+        _cli.check_installed("torch")
+    except ModuleNotFoundError as error:
+        sides.remove("torch")
+        print(
+            f"Without PyTorch's columns: {_cli.missing_extra(error)}", file=sys.stderr
+        )
     if to is not None:
         _cli.check_writable(to)
     os.sched_setaffinity(0, cores[:threads])  # inherited by every subprocess
     os.environ["OMP_NUM_THREADS"] = str(threads)
-    machine = _machine(threads)
+    machine = _machine(sides, threads)
     rows = []
     for task in track(tasks, "timing", console=Console(stderr=True), transient=True):
-        rows.append(_row(task, repeats))
+        rows.append(_row(task, sides, repeats))
         if to is not None:  # after each task, so that no measurement is lost
             result = {"machine": machine, "repeats": repeats, "rows": rows}
             _cli.write_text(to, json.dumps(result, indent=1) + "\n")
     _print(rows, machine)
 
 
-def _machine(threads: int) -> dict[str, Any]:
+def _machine(sides: Sequence[str], threads: int) -> dict[str, Any]:
     """Describe the machine, and measure its fastest matrix product and copy."""
     square, copied = jnp.ones((4096, 4096)), jnp.ones(2**26)
     dot = profiling.latency(jnp.dot, square, square, calls=5).p50
     copy = profiling.latency(jnp.copy, copied, calls=5).p50
+    torch = {"torch": importlib.metadata.version("torch")} if "torch" in sides else {}
     return {
         **provenance.describe(),
         "threads": threads,
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
-        "torch": importlib.metadata.version("torch"),
+        "plain_xla_flags": _environment("plain")["XLA_FLAGS"],
+        **torch,
         "dot_gflops": 2 * 4096**3 / dot / 1e9,
         "copy_gb_s": 2 * copied.nbytes / copy / 1e9,
     }
 
 
-def _row(task: Task, repeats: int) -> dict[str, Any]:
+def _row(task: Task, sides: Sequence[str], repeats: int) -> dict[str, Any]:
     if task == "cold_start":
-        timings = _cold_starts(repeats)
+        timings = _cold_starts(sides, repeats)
     else:
-        workers = {"ours": ("ours", task), "torch": ("torch", task)}
-        if task == "select":
-            workers["jnp_sort"] = ("ours", "sort")
+        workers = {side: (side, task) for side in sides}
+        if f"{task}_numpy" in plain_jax.TASKS:
+            workers["plain_numpy"] = ("plain", f"{task}_numpy")
         timings = _interleaved(workers, repeats)
     row: dict[str, Any] = {"work": task}
-    steps = ours.STEPS if task == "train_step" else 1
+    steps = sizes.STEPS if task == "train_step" else 1
     for side, (seconds, rss_mb) in timings.items():
         per_step = [one / steps for one in seconds]
         row |= {f"{side}_s": statistics.median(per_step), f"{side}_rss_mb": rss_mb}
@@ -132,7 +157,9 @@ def _row(task: Task, repeats: int) -> dict[str, Any]:
         if task in PASSES:
             gflop = 2 * ours.macs(ours.vgg()) * PASSES[task] / 1e9
             row[f"{side}_gflops"] = gflop / statistics.median(seconds)
-    row["ratio"] = row["torch_s"] / row["ours_s"]
+    row["plain_ratio"] = row["plain_s"] / row["ours_s"]
+    if "torch" in sides:
+        row["ratio"] = row["torch_s"] / row["ours_s"]
     return row
 
 
@@ -140,14 +167,16 @@ def _interleaved(
     workers: Mapping[str, Sequence[str]], repeats: int
 ) -> dict[str, Timing]:
     """Prepare each side in a subprocess, then let them run one after another."""
-    processes = {
-        side: _start(*worker, stdin=subprocess.PIPE) for side, worker in workers.items()
-    }
-    for process in processes.values():
-        _read_line(process)  # "ready": compiled and warmed up
-    seconds: dict[str, list[float]] = {side: [] for side in workers}
+    processes: dict[str, subprocess.Popen] = {}
+    seconds: dict[str, list[float]] = {}
+    for side, worker in workers.items():
+        processes[side] = _start(*worker, stdin=subprocess.PIPE)
+        first = float(_read_line(processes[side]))  # compiled and warmed up
+        seconds[side] = [first] if first > ONCE_S else []
+    repeated = [side for side in workers if not seconds[side]]
     for _ in range(repeats):
-        for side, process in processes.items():
+        for side in repeated:
+            process = processes[side]
             assert process.stdin is not None
             print("go", file=process.stdin, flush=True)
             seconds[side].append(float(_read_line(process)))
@@ -157,12 +186,14 @@ def _interleaved(
     }
 
 
-def _cold_starts(repeats: int) -> dict[str, Timing]:
+def _cold_starts(sides: Sequence[str], repeats: int) -> dict[str, Timing]:
     """Time whole processes, from the start of Python to the first result.
 
     Ours runs twice: with an empty compilation cache, and with the cache of the first start.
     """
-    seconds: dict[str, list[float]] = {"ours": [], "ours_again": [], "torch": []}
+    seconds: dict[str, list[float]] = {
+        side: [] for side in ("ours", "ours_again", *sides[1:])
+    }
     peaks: dict[str, list[float]] = {side: [] for side in seconds}
     for _ in range(repeats):
         with tempfile.TemporaryDirectory() as cache:
@@ -172,7 +203,7 @@ def _cold_starts(repeats: int) -> dict[str, Timing]:
                     side.split("_")[0],
                     "cold_start",
                     stdin=subprocess.DEVNULL,
-                    env={**os.environ, "JAX_COMPILATION_CACHE_DIR": cache},
+                    cache=cache,
                 )
                 _read_line(process)
                 seconds[side].append(time.perf_counter() - start)
@@ -180,13 +211,30 @@ def _cold_starts(repeats: int) -> dict[str, Timing]:
     return {side: Timing(seconds[side], max(peaks[side])) for side in seconds}
 
 
-def _start(side: str, task: str, **options: Any) -> subprocess.Popen:
+def _environment(side: str) -> dict[str, str]:
+    """Return the environment of a side.
+
+    Plain JAX gets neither the XLA flags nor the compilation cache of `_cli`. Like the other
+    sides, it does not reserve memory of the GPU that they share.
+    """
+    if side != "plain":
+        return dict(os.environ)
+    flags = os.environ.get("XLA_FLAGS", "").replace(_cli.CPU_FLAGS, "").strip()
+    off = {"XLA_FLAGS": flags, "JAX_ENABLE_COMPILATION_CACHE": "false"}
+    return {**os.environ, **off}
+
+
+def _start(
+    side: str, task: str, *, stdin: int, cache: str | None = None
+) -> subprocess.Popen:
+    variables = {} if cache is None else {"JAX_COMPILATION_CACHE_DIR": cache}
     return subprocess.Popen(
         [sys.executable, "-m", "bench.worker", side, task],
         cwd=Path(__file__).parents[1],
+        env={**_environment(side), **variables},
+        stdin=stdin,
         stdout=subprocess.PIPE,
         text=True,
-        **options,
     )
 
 
@@ -208,33 +256,21 @@ def _finish(process: subprocess.Popen) -> float:
 
 
 def _print(rows: Sequence[Mapping[str, Any]], machine: Mapping[str, Any]) -> None:
-    table = Table(box=box.MARKDOWN)
-    for title in (
-        "task",
-        "ours s",
-        "PyTorch s",
-        "PyTorch / ours",
-        "ours MB",
-        "PyTorch MB",
-    ):
-        table.add_column(title, justify="left" if title == "task" else "right")
+    columns = {title: of for title, of in COLUMNS.items() if of[0] in rows[0]}
+    table = Table("task", box=box.MARKDOWN)
+    for title in columns:
+        table.add_column(title, justify="right")
     for row in rows:
-        table.add_row(
-            row["work"],
-            f"{row['ours_s']:.4f}",
-            f"{row['torch_s']:.4f}",
-            f"{row['ratio']:.2f}",
-            f"{row['ours_rss_mb']:.0f}",
-            f"{row['torch_rss_mb']:.0f}",
-        )
-    console = Console(width=100)
+        cells = (format(row[key], style) for key, style in columns.values())
+        table.add_row(row["work"], *cells)
+    console = Console(width=140)
     console.print(table)
     console.print(", ".join(f"{name} {value}" for name, value in machine.items()))
     for row in rows:
         others = [
             name
             for name in row
-            if ("jnp" in name or "again" in name or "gflops" in name)
+            if ("numpy" in name or "again" in name or "gflops" in name)
             and not isinstance(row[name], list)
         ]
         if others:

@@ -1,6 +1,7 @@
-"""The tasks of the benchmarks in jaxprune; torch_side.py does the same in PyTorch.
+"""The tasks of the benchmarks in jaxprune.
 
-Each task is prepared once and returns the call to time.
+Each is prepared once and returns the call to time. plain_jax.py does the same without
+jaxprune, and torch_side.py in PyTorch.
 """
 
 import _cli  # noqa: F401
@@ -13,12 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bench.sizes import (
+    BATCH,
+    EVALUATED,
+    EVALUATED_BATCH,
+    IMAGES,
+    LEVEL_BATCH,
+    LEVEL_EPOCHS,
+    REWIND_ITERATION,
+    STEPS,
+)
 from jaxprune import data, imp, masks, models, profiling, prune, scores, train
-
-IMAGES = 100  # that SNIP and GraSP score with
-STEPS, BATCH = 4, 128
-EVALUATED, EVALUATED_BATCH = 1024, 256
-LEVEL_BATCH, LEVEL_EPOCHS, REWIND_ITERATION = 64, 8.0, 23
 
 Call = Callable[[], Any]
 
@@ -95,14 +101,6 @@ def select(network: models.Model) -> Call:
     return lambda: masks.select(magnitudes, 0.1)
 
 
-def _sort() -> Call:
-    """Find the threshold of `select` with jnp.sort."""
-    leaves = jax.tree.leaves(scores.magnitude(vgg().params))
-    magnitudes = jnp.concatenate([leaf.ravel() for leaf in leaves])
-    threshold = jax.jit(lambda values: jnp.sort(values)[int(0.9 * values.size)])
-    return lambda: threshold(magnitudes)
-
-
 def _train_step() -> Call:
     network, image_set = vgg(), random_images(STEPS * BATCH)
     training = train.Training(
@@ -117,19 +115,19 @@ def _evaluate() -> Call:
     return lambda: train.evaluate(network, image_set, batch_size=EVALUATED_BATCH)
 
 
-def _digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Training]:
+def digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Training]:
     """Return the network, training set, test set and recipe of the digits study."""
     network = models.create(
         "conv2", key=jax.random.key(0), input_shape=(8, 8, 1), width=0.25
     )
-    digits = data.load(data.find("digits"))
+    loaded = data.load(data.find("digits"))
     train_set, test_set = (
         train.ImageSet(
             jnp.asarray(images), jnp.asarray(labels), _preprocessing("digits")
         )
         for images, labels in (
-            (digits.train_images, digits.train_labels),
-            (digits.test_images, digits.test_labels),
+            (loaded.train_images, loaded.train_labels),
+            (loaded.test_images, loaded.test_labels),
         )
     )
     training = train.Training(
@@ -144,7 +142,7 @@ def _digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Train
 
 def _imp_level() -> Call:
     """Train, prune a fifth of the weights, rewind."""
-    network, train_set, _, training = _digits()
+    network, train_set, _, training = digits()
 
     def train_fn(model: Any, mask: Any, key: Any, level: Any) -> imp.TrainResult:
         del level
@@ -164,7 +162,7 @@ def _imp_level() -> Call:
 
 def _cold_start() -> Call:
     """Prune with SNIP, train and evaluate: the first result of the digits study."""
-    network, train_set, test_set, training = _digits()
+    network, train_set, test_set, training = digits()
     batch = _first_batch(*train_set)
     loss_fn = train.loss_function(network)
 
@@ -186,7 +184,6 @@ SCORES: dict[str, Callable[[models.Model], Call]] = {
 }
 TASKS: dict[str, Callable[[], Call]] = {
     **{name: lambda score=score: score(vgg()) for name, score in SCORES.items()},
-    "sort": _sort,
     "train_step": _train_step,
     "evaluate": _evaluate,
     "imp_level": _imp_level,

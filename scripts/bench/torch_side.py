@@ -11,14 +11,21 @@ from torch.nn import (  # pyright: ignore[reportMissingImports]
     functional as F,  # noqa: N812
 )
 
+from bench.sizes import (
+    BATCH,
+    EVALUATED,
+    EVALUATED_BATCH,
+    IMAGES,
+    LEVEL_BATCH,
+    LEVEL_EPOCHS,
+    REWIND_ITERATION,
+    STEPS,
+)
+
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cuda":  # as XLA multiplies float32 there by default
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.allow_tf32 = True
-IMAGES = 100
-STEPS, BATCH = 4, 128
-EVALUATED, EVALUATED_BATCH = 1024, 256
-LEVEL_BATCH, LEVEL_EPOCHS, REWIND_ITERATION = 64, 8, 23
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 
 Masks = list[torch.Tensor]

@@ -8,19 +8,24 @@ import sys
 import time
 from pathlib import Path
 
-MODULES = {"ours": "bench.ours", "torch": "bench.torch_side"}
+MODULES = {
+    "ours": "bench.ours",
+    "plain": "bench.plain_jax",
+    "torch": "bench.torch_side",
+}
 
 
 def serve(side: str, task: str) -> None:
     """Run the task once to compile and warm up, then once per line of input.
 
-    Prints "ready", the seconds of each run, and at the end the peak memory of this process
-    in MB.
+    Prints the seconds of each run, the first one included, and at the end the peak memory
+    of this process in MB.
     """
     module = importlib.import_module(MODULES[side])
     run = module.TASKS[task]()
+    start = time.perf_counter()
     module.wait(run())
-    print("ready", flush=True)
+    print(time.perf_counter() - start, flush=True)
     for _ in sys.stdin:
         start = time.perf_counter()
         module.wait(run())

@@ -1,5 +1,6 @@
 """The command line: small runs of every script, and one clear error for invalid input."""
 
+import ast
 import json
 import subprocess
 import sys
@@ -235,7 +236,6 @@ MISSING = {
     ("sklearn", "prune", "mlp"): "study",
     ("tensorflow", "fetch_data", "cifar10"): "study,prepare",
     ("ray", "study", "run", "digits", "--executor", "ray"): "scale",
-    ("torch", "bench"): "bench",
 }
 
 
@@ -314,14 +314,13 @@ def test_a_bench_worker_prepares_a_task_and_times_it_once_per_line():
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    ready, *seconds, peak_mb = done.stdout.splitlines()
-    assert ready == "ready"
-    assert len(seconds) == 2
+    *seconds, peak_mb = done.stdout.splitlines()
+    assert len(seconds) == 3, "the run that compiles, and one per line"
     assert all(float(one) > 0 for one in seconds)
     assert float(peak_mb) > 100
 
 
-def test_bench_compares_both_sides_in_one_row(tmp_path):
+def test_bench_compares_all_sides_in_one_row(tmp_path):
     pytest.importorskip("torch")
     path = tmp_path / "bench.json"
     done = script("bench", "--only", "select", "--repeats", "1", "--json", path)
@@ -330,8 +329,47 @@ def test_bench_compares_both_sides_in_one_row(tmp_path):
     (row,) = result["rows"]
     assert row["work"] == "select"
     assert row["ratio"] == row["torch_s"] / row["ours_s"]
-    assert min(row["ours_rss_mb"], row["torch_rss_mb"]) > 100
+    assert row["plain_ratio"] == row["plain_s"] / row["ours_s"]
+    sides = ("ours", "plain", "plain_numpy", "torch")
+    assert min(row[f"{side}_rss_mb"] for side in sides) > 100
     assert result["machine"]["dot_gflops"] > 0
+    assert "ynn" not in result["machine"]["plain_xla_flags"]
+
+
+def test_bench_without_pytorch_compares_the_other_sides(tmp_path):
+    path = tmp_path / "bench.json"
+    program = Path(__file__).with_name("without_package.py")
+    done = subprocess.run(
+        [sys.executable, program, "torch", path_of("bench"), "--only", "imp_level",
+         "--repeats", "1", "--json", path], capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "torch is not installed. Run: pip install 'jaxprune[bench]'" in done.stderr
+    assert "PyTorch" not in done.stdout
+    (row,) = json.loads(path.read_text())["rows"]
+    assert row["plain_ratio"] == row["plain_s"] / row["ours_s"]
+    assert not any(key.startswith("torch") for key in row)
+
+
+def test_bench_does_the_same_in_plain_jax_as_in_jaxprune():
+    """The same weights get the same scores, masks and training, up to rounding."""
+    differences = json.loads(launch.run("bench_sides"))
+    assert len(differences) == 14
+    for name, difference in differences.items():
+        allowed = 1e-4 if "masks" in name else 1e-5
+        assert difference <= allowed, name
+
+
+def test_plain_jax_imports_nothing_of_jaxprune():
+    tree = ast.parse((SCRIPTS / "bench" / "plain_jax.py").read_text())
+    imported = {
+        name
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for name in (getattr(node, "module", None), *(a.name for a in node.names))
+    }
+    assert {"flax", "bench.sizes"} <= imported
+    assert not any(str(name).startswith(("jaxprune", "_cli")) for name in imported)
 
 
 def test_bench_plots_how_time_grows(outputs):
