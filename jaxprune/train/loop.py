@@ -1,7 +1,8 @@
 """The training loop: compiled steps over data that stays on the device.
 
 On a CPU the steps are called from Python, since XLA's convolution gradients inside a
-scan are many times slower there; on an accelerator an epoch is one scan.
+scan are many times slower there; on an accelerator an epoch is one scan. `Training.loop`
+chooses otherwise.
 """
 
 import dataclasses
@@ -172,10 +173,10 @@ def fit(
     sparse_key = jax.random.fold_in(key, 2)
     optimizer_state: Any = optimizer(training, total, sparse_key).init(model.params)
     if training.sparse is None:
-        optimizer_state = optimizer_state._replace(mask=tree.copy(mask))
+        optimizer_state = optimizer_state._replace(mask=mask)
     masked = masks.apply(model.params, optimizer_state.mask)
-    # Copies, which the steps may donate.
-    params, state = tree.copy((masked, model.state))
+    # Copies, which the steps may donate: an optimizer's state may hold the parameters too.
+    params, state, optimizer_state = tree.copy((masked, model.state, optimizer_state))
     carry = _Carry(
         params, state, optimizer_state, place(jnp.int32(start)), place(_no_totals())
     )
@@ -231,12 +232,20 @@ def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
     }
 
 
+def _is_scan(carry: _Carry, training: Training) -> bool:
+    """Return whether the steps of an epoch run as one scan."""
+    if training.loop != "auto":
+        return training.loop == "scan"
+    # Of the arrays, as jax.default_device may be a CPU beside a GPU.
+    return all(device.platform != "cpu" for device in carry.iteration.devices())
+
+
 def _advance(carry: _Carry, arrays: tuple, iterations: range, job: _Job) -> _Carry:
     """Run iterations of one epoch."""
     batch_size, examples = job.training.batch_size, arrays[0].shape[0]
     first_batch = iterations.start % job.steps_per_epoch
     full_batches = min(len(iterations), examples // batch_size - first_batch)
-    if jax.default_backend() == "cpu":
+    if not _is_scan(carry, job.training):
         for _ in range(full_batches):
             carry = _step(carry, arrays, batch_size, job)
     elif full_batches:
