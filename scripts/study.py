@@ -35,6 +35,7 @@ import experiments
 from experiments import STUDIES
 from jaxprune import data
 from jaxprune.study import (
+    archive,
     cluster,
     config,
     methods,
@@ -129,6 +130,7 @@ def run(
     cpus: int = 1,
     mesh: str | None = None,
     plan: Annotated[bool, tyro.conf.FlagCreatePairsOff] = False,
+    pack: Path | None = None,
 ) -> None:
     """Run the cells of a study that are not finished, then write its report.
 
@@ -152,6 +154,9 @@ def run(
         mesh: devices that share the work of a stage, such as data=8 or data=4,model=2.
         plan: run nothing; print cells, stages and savings, time a few training steps and
             print how long the study takes.
+        pack: run nothing; write the runs folder to this zip file, without the weights that
+            no cell of the study needs any more (with or without --only). Unpacked
+            elsewhere, it resumes there.
     """
     name = _name(name)
     folder = _folder(name, recipe, runs_dir)
@@ -168,12 +173,14 @@ def run(
     whole, source = _load(name, recipe, seeds, data_dir, cache_dir)
     names = [name for group in method for name in group.split(",")]
     full_study = select.vary(whole, methods=names, densities=density)
-    study = select.reduced(
-        full_study._replace(cells=select.select_cells(full_study.cells, conditions)),
+    at_size = functools.partial(
+        select.reduced,
         epochs_scale=epochs_scale,
         width=width,
         train_examples=train_examples,
     )
+    chosen = select.select_cells(full_study.cells, conditions)
+    study = at_size(full_study._replace(cells=chosen))
     mesh_shape = None if mesh is None else _mesh_shape(mesh)
     if cpus != 1 and executor == "local":
         raise ValueError(
@@ -202,6 +209,14 @@ def run(
             highlight=False,
             markup=False,
         )
+    if pack is not None:
+        left_out = archive.pack(study.name, at_size(full_study).cells, runs_dir, pack)
+        console.print(
+            f"packed {pack.stat().st_size / 1e6:,.1f} MB into {pack}; the weights of "
+            f"{len(left_out)} stages that no cell needs any more are left out",
+            **_PLAIN,
+        )
+        return
     if plan:  # runner.run does this check itself
         runner.check(planned, source, mesh_shape)
         _print_plan(study, planned, source)

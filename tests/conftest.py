@@ -4,6 +4,7 @@ import importlib.metadata
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # beside a GPU too
 # Most tests compile for longer than they run. The processes that tests start read this too.
 # Without optimizations, jax 0.12 exports functions with wrong gradients, and together with
 # XLA's former emitters jaxlib 0.10 trains wrongly on several devices: test_sharding.py and

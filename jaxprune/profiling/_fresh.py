@@ -1,4 +1,10 @@
-"""The subprocess of `memory.measure`: run a program and print its memory use as JSON."""
+"""The subprocess of `memory.measure`: run a program and print its memory use as JSON.
+
+    python -m jaxprune.profiling._fresh FOLDER CALLS [compile]
+
+With `compile`, it compiles first, starts again, and reads the compiled program from a cache.
+On a GPU, XLA tries kernels while it compiles, and what these allocate would be the peak.
+"""
 
 import contextlib
 import json
@@ -24,17 +30,26 @@ def _end_with_parent(folder: Path) -> None:
     os._exit(1)
 
 
-def main(folder: Path, calls: int) -> None:
+def main(folder: Path, calls: int, *, is_compiler: bool) -> None:
     """Load the program and its arguments, call it, and print one line of JSON."""
     threading.Thread(target=_end_with_parent, args=(folder,), daemon=True).start()
+    cache = folder / "compiled"
+    if is_compiler or cache.exists():
+        jax.config.update("jax_enable_compilation_cache", True)
+        jax.config.update("jax_compilation_cache_dir", str(cache))
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.block_until_ready(jax.numpy.zeros(1))  # starts the backend
     idle = psutil.Process().memory_info().rss
     exported = export.deserialize(bytearray((folder / "program").read_bytes()))
     count = len(list(folder.glob("*.npy")))
     args = [jax.device_put(np.load(folder / f"{i}.npy")) for i in range(count)]
+    compiled = jax.jit(exported.call).lower(*args).compile()
+    if is_compiler:
+        cache.mkdir(exist_ok=True)
+        command = [sys.executable, "-m", "jaxprune.profiling._fresh"]
+        os.execv(sys.executable, [*command, str(folder), str(calls)])
     # Delete it now: the parent may end long after this process.
     shutil.rmtree(folder, ignore_errors=True)
-    compiled = jax.jit(exported.call).lower(*args).compile()
     _reset_peak()
     for _ in range(calls):
         jax.block_until_ready(compiled(*args))
@@ -82,4 +97,4 @@ def _peak_rss() -> float:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), is_compiler="compile" in sys.argv[3:])

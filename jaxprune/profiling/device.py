@@ -14,7 +14,8 @@ class DeviceMemory(NamedTuple):
     Attributes:
         in_use: memory of the arrays that exist now, in megabytes (1e6 bytes).
         peak: highest `in_use` since the process started, in megabytes. It can't be reset.
-        reserved: memory that the allocator has taken from the device, in megabytes.
+        reserved: memory that the allocator has taken from the device, in megabytes; a TPU
+            does not report it.
     """
 
     in_use: float | None
@@ -123,14 +124,14 @@ def device_memory(device: Any = None) -> DeviceMemory:
     """
     stats = (device or jax.local_devices()[0]).memory_stats() or {}
 
-    def megabytes(*names: str) -> float | None:
-        for name in names:
-            if name in stats:
-                return stats[name] / 1e6
-        return None
+    def megabytes(name: str) -> float | None:
+        value = stats.get(name)
+        # JAX fills in -1 where a backend leaves a figure out.
+        return None if value is None or value < 0 else value / 1e6
 
+    # Not "bytes_reserved", which is 0 on a GPU, and what programs reserve on a TPU.
     return DeviceMemory(
         megabytes("bytes_in_use"),
         megabytes("peak_bytes_in_use"),
-        megabytes("pool_bytes", "bytes_reserved"),
+        megabytes("pool_bytes"),
     )

@@ -147,7 +147,8 @@ def _checked(scored: Any, params: Any, method: str | Code) -> Any:
 def _scores(arguments: Any, mask: Any, method: str | Code, **options: Any) -> Any:
     """Call a scoring function with what it needs, as in scores.Scorer."""
     score = scores.SCORERS[method].score if isinstance(method, str) else method
-    return score(*arguments, mask=mask, **options)
+    with jax.default_matmul_precision("highest"):  # the user's too, as those of scores
+        return score(*arguments, mask=mask, **options)
 
 
 def select(config: settings.Select, arrays: Arrays, bench: Bench) -> Output:

@@ -1,7 +1,8 @@
 """The training loop: compiled steps over data that stays on the device.
 
 On a CPU the steps are called from Python, since XLA's convolution gradients inside a
-scan are many times slower there; on an accelerator an epoch is one scan.
+scan are many times slower there; on an accelerator an epoch is one scan. `Training.loop`
+chooses otherwise.
 """
 
 import dataclasses
@@ -227,9 +228,10 @@ def _begin(
     rule = optimizer(job.training, job.iterations, sparse_key)
     optimizer_state: Any = rule.init(model.params)
     if job.training.sparse is None:
-        optimizer_state = optimizer_state._replace(mask=tree.copy(mask))
+        optimizer_state = optimizer_state._replace(mask=mask)
     masked = masks.apply(model.params, optimizer_state.mask)
-    params, state = tree.copy((masked, model.state))
+    # An optimizer's state may hold the parameters too.
+    params, state, optimizer_state = tree.copy((masked, model.state, optimizer_state))
     carry = _Carry(params, state, optimizer_state, jnp.int32(0), _no_totals())
     return carry, (order_key, augment_key, sparse_key)
 
@@ -249,12 +251,20 @@ def _summary(carry: _Carry, epoch: int, job: _Job) -> dict[str, float]:
     }
 
 
+def _is_scan(carry: _Carry, training: Training) -> bool:
+    """Return whether the steps of an epoch run as one scan."""
+    if training.loop != "auto":
+        return training.loop == "scan"
+    # Of the arrays, as jax.default_device may be a CPU beside a GPU.
+    return all(device.platform != "cpu" for device in carry.iteration.devices())
+
+
 def _advance(carry: _Carry, arrays: tuple, iterations: range, job: _Job) -> _Carry:
     """Run iterations of one epoch."""
     batch_size, examples = job.training.batch_size, arrays[0].shape[0]
     first_batch = iterations.start % job.steps_per_epoch
     full_batches = min(len(iterations), examples // batch_size - first_batch)
-    if jax.default_backend() == "cpu":
+    if not _is_scan(carry, job.training):
         for _ in range(full_batches):
             carry = _step(carry, arrays, batch_size, job)
     elif full_batches:

@@ -68,6 +68,10 @@ class Training:
         sparse: how the mask changes during training; None to train under a given mask.
         shuffle: whether each epoch has another order of the examples; False for the order
             of the data in every epoch.
+        loop: how the steps of an epoch run: "scan", as one program, which saves the time to
+            launch each step; "python", one call for each; or "auto", which is "scan" except
+            on a CPU, where XLA's gradients of convolutions are up to 64 times slower inside a
+            scan. Without convolutions it may pay there: a small MLP trains 1.6 times as fast.
     """
 
     epochs: float
@@ -85,6 +89,7 @@ class Training:
     precision: Literal["float32", "bfloat16", "float64"] = "float32"
     sparse: SparseTraining | None = None
     shuffle: bool = True
+    loop: Literal["auto", "python", "scan"] = "auto"
 
     def __post_init__(self) -> None:
         """Check the values."""

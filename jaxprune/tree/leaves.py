@@ -41,7 +41,7 @@ def copy(arrays: PyTree) -> PyTree:
     """Copy every array, so that a jitted function may donate the copy.
 
     Args:
-        arrays: a tree of arrays.
+        arrays: a tree of arrays; numbers stay as they are.
 
     Returns:
         The same tree with new arrays.
@@ -51,7 +51,9 @@ def copy(arrays: PyTree) -> PyTree:
         >>> copy(params)["w"] is params["w"]
         False
     """
-    return jax.tree.map(lambda leaf: leaf.copy(), arrays)
+    return jax.tree.map(
+        lambda leaf: leaf.copy() if hasattr(leaf, "copy") else leaf, arrays
+    )
 
 
 def map_floating(fn: Callable[..., Any], tree: PyTree, *rest: PyTree) -> PyTree:

@@ -5,6 +5,7 @@ Examples:
     python scripts/bench --only select snip --json bench.json
     python scripts/bench scaling     # time against parameters and cells, with a figure
     python scripts/bench epoch       # training throughput of an accelerator
+    python scripts/bench memory      # of inference and training, on an accelerator
     python scripts/bench channels resnet50_nnx    # half the MACs, and what that saves
     python scripts/bench methods     # what each method costs, in forward passes and steps
     python scripts/bench study       # a whole study of digits; 2 minutes
@@ -22,6 +23,7 @@ from bench.compare import compare  # isort: skip
 from bench.epoch import epoch
 
 from bench.digits import study  # isort: skip
+from bench.memory import memory  # isort: skip
 from bench.methods import methods  # isort: skip
 from bench.scaling import scaling
 
@@ -30,6 +32,6 @@ if __name__ == "__main__":
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         sys.argv.insert(1, "compare")
     _cli.main(
-        [compare, scaling, epoch, channels, channels_report, methods, study],
+        [compare, scaling, epoch, memory, channels, channels_report, methods, study],
         __doc__ or "",
     )

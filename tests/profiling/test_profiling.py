@@ -1,9 +1,13 @@
 """Multiply-accumulates against counts by hand, and measurements of time and memory."""
 
+import json
+import subprocess
 import sys
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 
 from jaxprune import masks, models, profiling
@@ -107,6 +111,35 @@ def test_a_failed_measurement_reports_the_error_of_its_process(monkeypatch, tmp_
         profiling.measure(lambda x: x, jnp.ones(2))
 
 
+def test_a_device_that_this_process_has_filled_gets_the_remedy(monkeypatch, tmp_path):
+    full = tmp_path / "python"
+    full.write_text("#!/bin/sh\necho 'RESOURCE_EXHAUSTED: Out of memory' >&2\nexit 1\n")
+    full.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(full))
+    with pytest.raises(
+        RuntimeError, match="^the device has no memory left.*PREALLOCATE=false"
+    ):
+        profiling.measure(lambda x: x, jnp.ones(2))
+
+
+def test_a_program_that_is_compiled_in_a_process_of_its_own_is_measured_alike(tmp_path):
+    """As on a GPU, where compiling takes memory of the device."""
+    exported = jax.export.export(jax.jit(lambda x: x @ x))(jnp.ones((64, 64)))
+    (tmp_path / "program").write_bytes(exported.serialize())
+    np.save(tmp_path / "0.npy", np.ones((64, 64), np.float32))
+    command = [sys.executable, "-m", "jaxprune.profiling._fresh"]
+    with subprocess.Popen(
+        [*command, str(tmp_path), "1", "compile"],
+        stdin=subprocess.PIPE,  # its end would end the process
+        stdout=subprocess.PIPE,
+    ) as process:
+        assert process.stdout is not None
+        measured = profiling.Memory(**json.loads(process.stdout.read()))
+    assert measured.arguments == pytest.approx(64 * 64 * 4 / 1e6)
+    assert 0 < measured.idle_rss < measured.peak_rss
+    assert not tmp_path.exists()
+
+
 def test_a_full_temporary_folder_is_named_with_a_remedy(monkeypatch):
     def full(*args, **options):
         raise OSError(28, "No space left on device")
@@ -161,6 +194,37 @@ def test_the_device_and_the_machine_are_described():
     assert described["platform"] == "cpu"
     assert described["cores"] > 0
     assert profiling.device_memory() == (None, None, None)
+
+
+H100 = {
+    "num_allocs": 40, "bytes_in_use": 60_000_000, "peak_bytes_in_use": 80_000_000,
+    "largest_alloc_size": 9, "bytes_limit": 85_000_000_000, "bytes_reserved": 0,
+    "peak_bytes_reserved": 0, "largest_free_block_bytes": 0, "pool_bytes": 2_000_000_000,
+    "peak_pool_bytes": 2_000_000_000,
+}  # fmt: skip
+TPU = {name: value for name, value in H100.items() if "pool" not in name}
+
+
+@pytest.mark.parametrize(
+    ("stats", "expected"),
+    [
+        (H100, (60.0, 80.0, 2000.0)),
+        (TPU, (60.0, 80.0, None)),
+        ({**TPU, "peak_bytes_in_use": -1, "pool_bytes": -1}, (60.0, None, None)),
+        ({"bytes_in_use": 0}, (0.0, None, None)),
+        ({}, (None, None, None)),
+        (None, (None, None, None)),
+    ],
+)
+def test_device_memory_is_none_where_a_backend_gives_no_figure(
+    stats, expected, monkeypatch
+):
+    """JAX shows -1 for what a backend leaves out, and TPUs count something else."""
+    device = mock.Mock(memory_stats=lambda: stats)
+    assert profiling.device_memory(device) == expected
+    monkeypatch.setattr(jax, "local_devices", lambda: [device])
+    sample = profiling.sample_memory()
+    assert (sample.device_in_use, sample.device_reserved) == expected[::2]
 
 
 def test_memory_is_measured_with_keys_and_bfloat16_among_the_arguments():

@@ -232,3 +232,18 @@ WRONG = {
 def test_invalid_arguments_get_a_sentence(sentence):
     with pytest.raises((TypeError, ValueError), match=sentence):
         WRONG[sentence]()
+
+
+def test_products_have_the_highest_precision_whatever_that_of_the_caller():
+    """A CPU refuses products in TF32, so this also shows that none is used."""
+    x = jnp.asarray(ROWS, jnp.float32)
+    params = {"w": jnp.asarray(WEIGHTS, jnp.float32), "b": jnp.zeros((1, 7))}
+    fn = lambda params, x: x @ params["w"] + params["b"]
+    want = reconstruct.sparsegpt(fn, params, [x], 0.5)
+    shifted = reconstruct.bias_correction(fn, params, want[1], [x])
+    with jax.default_matmul_precision("TF32_TF32_F32"):
+        with pytest.raises(ValueError, match="TF32_TF32_F32' is not supported"):
+            fn(params, x)
+        got = reconstruct.sparsegpt(fn, params, [x], 0.5)
+        again = reconstruct.bias_correction(fn, params, want[1], [x])
+    chex.assert_trees_all_equal((got, again), (want, shifted))

@@ -59,6 +59,19 @@ def test_seeds_are_averaged_and_values_not_measured_are_blank():
     assert table_of(cell_records, "device_in_use").rows[0][2:] == []
 
 
+def test_device_memory_that_a_backend_does_not_give_is_blank_and_not_zero():
+    partial = {"device_in_use": 60.0, "device_peak": 80.0, "device_reserved": None}
+    cell_records = [
+        record("snip", 1, memory=partial, training_memory=partial),
+        record("magnitude", 1, memory=dict.fromkeys(partial)),
+    ]
+    built = {table.name: table for table in report.build_all(cell_records, [])}
+    assert built["device_in_use"].head == ["density", "c", "SNIP"]
+    assert built["device_in_use"].rows == [["0.1", "1", "80.0"]]
+    assert built["training_in_use"].rows == [["0.1", "1", "60.0"]]
+    assert not {"device_reserved", "training_reserved"} & set(built)
+
+
 def test_a_method_that_a_quantity_is_never_measured_for_has_no_column():
     cell_records = [record("snip", 1), record("magnitude", 1, accuracy=None)]
     assert table_of(cell_records, "accuracy").head == ["density", "c", "SNIP"]

@@ -46,7 +46,7 @@ def loss(params, x):
     return (apply(params, x) ** 2).mean()
 
 
-def score(name, params, mask=None):
+def score(name, params, mask=None, apply=apply):
     """Call a scoring function of the registry with what it needs."""
     scorer = scores.SCORERS[name]
     if scorer.needs == "key":
@@ -59,6 +59,7 @@ def score(name, params, mask=None):
         return scorer.score(jax.random.key(0), apply, params, BATCHES[1], mask=mask)
     if scorer.needs == "activations":
         return scorer.score(apply, params, BATCHES, mask=mask)
+    loss = lambda params, x: (apply(params, x) ** 2).mean()
     # At the default rate, all units of this network are inactive after the steps.
     options = {"learning_rate": 0.01} if name == "prospr" else {}
     return scorer.score(loss, params, BATCHES, mask=mask, **options)
@@ -127,6 +128,32 @@ class ScorerContractTest(chex.TestCase):
             ValueError, match=r"shape \(2, 2\) at 'b/kernel'.*ones_like"
         ):
             score(name, WIDE, mask)
+
+    @parameterized.named_parameters((name, name) for name in scores.SCORERS)
+    def test_products_have_the_highest_precision_whatever_that_of_the_caller(
+        self, name
+    ):
+        """A GPU rounds the operands of others to TF32, which moves scores."""
+
+        def deep(params, x):
+            step = jax.checkpoint(lambda h, kernel: (jnp.tanh(h @ kernel), None))
+            h = jax.lax.scan(step, x, params["stack"])[0]
+            image = h.reshape(-1, 1, 1, 2)
+            return jax.lax.conv_general_dilated(
+                image, params["conv"], (1, 1), "SAME",
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            ).reshape(-1, 3)  # fmt: skip
+
+        params = {"stack": jnp.ones((4, 2, 2)), "conv": jnp.ones((3, 3, 2, 3))}
+        scored = jax.jit(lambda params: score(name, params, apply=deep))
+        with jax.default_matmul_precision("tensorfloat32"):
+            lines = scored.lower(params).as_text().splitlines()
+        kinds = ("stablehlo.dot_general", "stablehlo.convolution")
+        products = [[line for line in lines if kind in line] for kind in kinds]
+        uses_network = scores.SCORERS[name].needs not in ("nothing", "key")
+        assert [bool(some) for some in products] == [uses_network] * 2
+        for line in (*products[0], *products[1]):
+            assert line.count("HIGHEST") == 2, line
 
     @parameterized.named_parameters(
         ("snip", "snip"), ("grasp", "grasp"), ("prospr", "prospr")

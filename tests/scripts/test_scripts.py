@@ -4,6 +4,7 @@ import ast
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -128,6 +129,7 @@ INVALID = {
     ("study", "run", "digits", "--executor", "ray", "--mesh", "data=1"): "Leave out one of",
     ("study", "run", "digits", "--mesh", "data=99"): "99 devices",
     ("study", "run", "digits", "--runs-dir", "/proc/nothing"): "/proc/nothing",
+    ("study", "run", "digits", "--runs-dir", "nowhere", "--pack", "x.zip"): "nothing to pack. Run the study first",
     ("study", "report", "digits", "--runs-dir", "nowhere"): "nowhere/digits",
     ("prune", "vgg17"): "model 'vgg17' is unknown. Pass one of mlp",
     ("prune", "mlp", "--method", "mag"): "method 'mag' is unknown. Pass one of dense, random, magnitude",
@@ -149,6 +151,7 @@ INVALID = {
     ("bench", "--only"): "--only names no task. Pass some of snip, grasp",
     ("bench", "scaling", "--largest", "9"): "--largest 3000000 or more; got",
     ("bench", "epoch", "--precisions"): "--precisions has no value. Pass some of float32, tf32, bfloat16",
+    ("bench", "memory", "--batch", "0"): "from 1 to --examples; got 0 of 50000",
     ("bench", "epoch", "--examples", "9"): "--batch-sizes at most --examples; got 3, 9 and",
     ("soak", "--kills", "-1"): "--kills is a number of faults; got -1. Pass 0 or more.",
     ("soak", "--processes", "0"): "--processes must be 1 or more; got 0. Pass 3.",
@@ -180,6 +183,10 @@ EPOCH = (
     *("--width", "0.05", "--examples", "4", "--repeats", "1", "--scores", "select"),
     *("--json", "epoch.json"),
 )  # fmt: skip
+MEMORY = (
+    *("bench", "memory", "--width", "0.05", "--examples", "2", "--batch", "2"),
+    *("--json", "memory.json"),
+)  # fmt: skip
 SCALING = (
     *("bench", "scaling", "--only", "tree", "--largest", "3000000", "--repeats", "1"),
     *("--results-dir", "scaling"),
@@ -192,7 +199,7 @@ def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cwd")
     plans = [("study", "run", "digits", "--plan", *options) for options in PLANS]
     commands = [*INVALID, *CHOICES, ("prune", "--help"), *plans, *PROFILES, *PRUNED]
-    commands += [EPOCH, SCALING]
+    commands += [EPOCH, MEMORY, SCALING]
     results = launch.run_scripts(folder, commands)
     return folder, dict(zip(commands, results, strict=True))
 
@@ -391,6 +398,35 @@ def test_bench_times_epochs(outputs):
     result = json.loads((folder / "epoch.json").read_text())
     assert result["rows"][0]["images_per_s"] > 0
     assert list(result["milliseconds"]) == ["select"]
+
+
+def test_bench_measures_the_memory_of_inference_and_training(outputs):
+    folder, printed = outputs
+    code, output, errors = printed[MEMORY]
+    assert code == 0, errors
+    assert "inference, masked" in output
+    result = json.loads((folder / "memory.json").read_text())
+    works = ["training", "inference, dense", "inference, masked"]
+    assert [row["work"] for row in result["rows"]] == works
+    for row in result["rows"]:
+        assert row["rss"] > 100
+        assert row["device_in_use"] is None  # a CPU has no statistics
+    assert result["stats"] is None
+
+
+def test_a_study_is_packed_without_running(runs, tmp_path):
+    """Other cells of the study, which --only leaves out, keep the stages that they share."""
+    path = tmp_path / "runs.zip"
+    done = script(
+        "study", "run", "digits", *ONLY, "--runs-dir", runs[0], "--pack", path
+    )
+    assert done.returncode == 0, done.stderr
+    assert f"MB into {path}; the weights of" in done.stdout
+    with zipfile.ZipFile(path) as packed:
+        names = packed.namelist()
+    assert sum(name.endswith("record.json") for name in names) == 2
+    kept = {name.split("/")[2].split("-")[0] for name in names if "/stages/" in name}
+    assert kept == {"initialize", "score", "memory"}
 
 
 def test_a_command_that_ends_in_spite_of_an_interrupt_ends_normally():

@@ -13,6 +13,7 @@ import pytest
 from experiments import digits, fashion, poster, sanity
 from jaxprune import checkpoint, data, masks, report, scores, train, tree
 from jaxprune.study import (
+    code,
     compaction,
     config,
     files,
@@ -54,6 +55,7 @@ def test_ids_and_defaults_are_pinned():
             "precision": "float32",
             "sparse": None,
             "shuffle": True,
+            "loop": "auto",
         },
         "rewind": "early",
         "rewind_epochs": 1.0,
@@ -79,21 +81,21 @@ def test_ids_and_defaults_are_pinned():
 
 # Ids of format 5.
 PINNED = {
-    "cell": "imp4-c2-s0-07c0287a",
+    "cell": "imp4-c2-s0-f8c9af5b",
     "stages": [
         "initialize-dd615fbad2e15450",
-        "train-3fb179a13bc329c8",
-        "level-444650f5c56d7686",
-        "train-e17e94e3409ee632",
-        "level-b3d80f335bf972b1",
-        "train-37aa0b480441a91e",
-        "level-134b066770bb1550",
-        "train-b44cb185cc5db13c",
-        "level-ea41d205b9e6a7f0",
-        "inspect-d5cd27b5ce35b7f4",
-        "train-1e1a560e88092e2b",
-        "evaluate-e9e5a4f76060497a",
-        "measure-74372fb675e9b378",
+        "train-b8a26e88ceb8ec51",
+        "level-04ba08d4123f8279",
+        "train-10c0270e67ba6d47",
+        "level-ded151be4a9d4443",
+        "train-3ae927f84c47f2af",
+        "level-947dabbe4d853750",
+        "train-3424d0bbafe6591c",
+        "level-dbab91c38275005c",
+        "inspect-30852cbc35e6d019",
+        "train-f357896b7520efc7",
+        "evaluate-93525d5717010b63",
+        "measure-63424edf076ef8b4",
         "memory-0e256cacf0ffb60a",
     ],
 }
@@ -350,6 +352,25 @@ def test_each_round_scores_with_other_examples(monkeypatch):
     prune_stage = settings.Prune(own, selecting, rounds=3, regrow=True)
     pruning.prune_rounds(prune_stage, arrays, bench)
     assert len(set(seen)) == 3
+
+
+def test_products_in_a_score_of_the_user_have_the_highest_precision():
+    """A CPU refuses products in TF32, the precision of a GPU."""
+
+    def reconstructed(params, *, mask=None):
+        del mask
+        square = lambda w: jnp.abs(w @ (w.T @ w)) if w.ndim == 2 else jnp.abs(w)
+        return jax.tree.map(square, params)
+
+    own = dataclasses.replace(
+        scoring("magnitude"), method=code.of(reconstructed, version="1")
+    )
+    bench = workbench.Bench(DIGITS)
+    arrays = work.initialize(settings.Initialize(own.network, 0), {}, bench).arrays
+    want = jax.jit(reconstructed)(arrays["params"])
+    with jax.default_matmul_precision("TF32_TF32_F32"):
+        scored = pruning.score(own, arrays, bench).arrays["scores"]
+    chex.assert_trees_all_close(scored, want, rtol=1e-5)
 
 
 def test_steps_of_prospr_that_diverge_are_named(monkeypatch):

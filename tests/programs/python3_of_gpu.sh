@@ -1,0 +1,12 @@
+#!/bin/bash
+# Stands in for python3 of scripts/bench/gpu.sh: writes down its arguments, and ends as asked.
+echo "$*" >> "$CALLS"
+case "$*" in
+    *default_backend*) echo "$BACKEND" ;;
+    *"import torch"*) exit "$WITHOUT_TORCH" ;;
+    *"$STOPPED"*) exit 124 ;; # as timeout ends
+    *"$FAILING"*)
+        printf 'first line\nerror: no such device\n'
+        exit 1
+        ;;
+esac
