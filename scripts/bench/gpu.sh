@@ -1,7 +1,7 @@
 #!/bin/bash
 # What a first run on a GPU should tell, within 8 minutes: scores and epochs in three
-# precisions, memory, the comparison with PyTorch, and a small poster study. Needs CIFAR-10
-# for the study, and PyTorch with CUDA for the comparison.
+# precisions, memory, the comparison with plain JAX and, if it is installed, PyTorch, the fast
+# recipe of poster, and a small poster study. Needs CIFAR-10 for the studies.
 #
 #     scripts/bench/gpu.sh [--minutes M] [--try] FOLDER [arguments of scripts/study.py run]
 #
@@ -81,7 +81,7 @@ if [ $trying ]; then
     compare_long=()
     study=(digits --only method=snip c=1 --epochs-scale 0.125 --width 0.1)
     networks=()
-    needs="import torch"
+    needs="pass"
 elif [ "$backend" = cpu ]; then
     fail "JAX sees no accelerator on this machine. Install the extra cuda, or pass --try to" \
         "test this script on a CPU."
@@ -93,19 +93,20 @@ else
     # All networks are trained before the first is measured, so that accuracies come first.
     study=(poster --recipe as_run --epochs-scale 0.1 --only c=0,1)
     networks=(resnet50_nnx vgg16 gpt_nnx)
-    needs="import torch; assert torch.cuda.is_available()"
+    needs="import importlib.util as u"
+    needs+="; assert not u.find_spec('torch') or __import__('torch').cuda.is_available()"
     command -v nvidia-smi > /dev/null &&
         nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv
 fi
 
 bench epoch 150 epoch "${epoch[@]}"
 bench memory 90 memory "${memory[@]}"
-torch=
+compares=
 if python3 -c "$needs" 2> /dev/null; then
-    torch=1
+    compares=1
     bench compare 150 compare "${compare[@]}"
 else
-    echo "compare: left out, as PyTorch is not here or sees no GPU"
+    echo "compare: left out, as PyTorch is installed and sees no GPU"
 fi
 if [ -z $trying ]; then
     step fast 90 0 python3 "$scripts/study.py" run poster --recipe fast --only c=0 \
@@ -118,7 +119,7 @@ if [ -e "$folder/runs" ] && [ ! -e "$folder/study.done" ]; then # stopped withou
     step report 30 0 python3 "$scripts/study.py" report "${report[@]}" --runs-dir "$folder/runs"
     rm -f "$folder/report.done"
 fi
-if [ $torch ] && [ ${#compare_long[@]} -gt 0 ]; then
+if [ $compares ] && [ ${#compare_long[@]} -gt 0 ]; then
     bench compare_long 300 compare "${compare_long[@]}"
 fi
 for network in "${networks[@]}"; do

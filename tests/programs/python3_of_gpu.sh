@@ -3,7 +3,7 @@
 echo "$*" >> "$CALLS"
 case "$*" in
     *default_backend*) echo "$BACKEND" ;;
-    *"import torch"*) exit "$WITHOUT_TORCH" ;;
+    *find_spec*) exit "$TORCH_WITHOUT_GPU" ;;
     *"$STOPPED"*) exit 124 ;; # as timeout ends
     *"$FAILING"*)
         printf 'first line\nerror: no such device\n'

@@ -45,16 +45,16 @@ class Machine:
 
 @pytest.fixture
 def gpu(tmp_path):
-    """A machine with a GPU, and PyTorch for it."""
-    options = {"BACKEND": "gpu", "WITHOUT_TORCH": "0"}
+    """A machine with a GPU, and no PyTorch or one for it."""
+    options = {"BACKEND": "gpu", "TORCH_WITHOUT_GPU": "0"}
     return Machine(
         tmp_path, "python3_of_gpu.sh", **options, STOPPED="nothing", FAILING="nothing"
     )
 
 
 STEPS = (
-    "bench epoch", "bench memory", "bench compare", "study.py run poster",
-    "bench compare", "bench channels resnet50_nnx", "bench channels vgg16",
+    "bench epoch", "bench memory", "bench compare", "study.py run poster --recipe fast",
+    "study.py run poster --recipe as_run", "bench compare", "bench channels resnet50_nnx", "bench channels vgg16",
     "bench channels gpt_nnx",
 )  # fmt: skip
 
@@ -71,9 +71,10 @@ def test_a_first_run_on_a_gpu_takes_every_step_once(gpu):
     done, calls = gpu.run("bench/gpu.sh", "out", "--data-dir", "here")
     assert done.returncode == 0, done.stderr
     check_steps(calls, STEPS)
-    (study,) = (call for call in calls if "study.py run" in call)
+    fast, study = (call for call in calls if "study.py run" in call)
+    assert "--only c=0 --runs-dir out/runs --data-dir here" in fast
     assert "--only c=0,1 --runs-dir out/runs --data-dir here" in study
-    assert sum("--json out/" in call for call in calls) == len(STEPS) - 1
+    assert sum("--json out/" in call for call in calls) == len(STEPS) - 2
     again, calls = gpu.run("bench/gpu.sh", "out")
     assert again.returncode == 0
     check_steps(calls, ())
@@ -92,10 +93,10 @@ def test_a_step_that_fails_leaves_its_reason_and_is_taken_again(gpu):
 
 def test_a_study_that_is_stopped_gets_its_report_and_continues_later(gpu):
     (gpu.folder / "out" / "runs").mkdir(parents=True)
-    done, calls = gpu.run("bench/gpu.sh", "out", STOPPED="study.py run")
+    done, calls = gpu.run("bench/gpu.sh", "out", STOPPED="run poster --recipe as_run")
     assert done.returncode == 75
     check_steps(
-        calls, (*STEPS[:4], "study.py report poster --recipe as_run", *STEPS[4:])
+        calls, (*STEPS[:5], "study.py report poster --recipe as_run", *STEPS[5:])
     )
     again, calls = gpu.run("bench/gpu.sh", "out")
     assert again.returncode == 0
@@ -109,10 +110,10 @@ def test_without_time_nothing_is_started(gpu):
     check_steps(calls, ())
 
 
-def test_without_pytorch_the_comparison_is_left_out(gpu):
-    done, calls = gpu.run("bench/gpu.sh", "out", WITHOUT_TORCH="1")
+def test_with_a_pytorch_that_sees_no_gpu_the_comparison_is_left_out(gpu):
+    done, calls = gpu.run("bench/gpu.sh", "out", TORCH_WITHOUT_GPU="1")
     assert done.returncode == 0
-    assert "compare: left out, as PyTorch is not here or sees no GPU" in done.stdout
+    assert "compare: left out, as PyTorch is installed and sees no GPU" in done.stdout
     check_steps(calls, [step for step in STEPS if "compare" not in step])
 
 
