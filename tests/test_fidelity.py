@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import os
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,8 @@ def test_check_exits_with_1_if_a_number_differs(
     preset = experiments.STUDIES["poster"]._replace(check=fidelity.accuracies)
     monkeypatch.setitem(experiments.STUDIES, "poster", preset)
     monkeypatch.syspath_prepend(SCRIPTS)
+    # The script sets it for its own process; studies that later tests start would get it.
+    monkeypatch.setenv("XLA_FLAGS", os.environ.get("XLA_FLAGS", ""))
     spec = importlib.util.spec_from_file_location("study_script", SCRIPTS / "study.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)

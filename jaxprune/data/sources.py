@@ -295,7 +295,7 @@ def _load_digits() -> tuple[np.ndarray, ...]:
     table = Path(folder) / "datasets" / "data" / "digits.csv.gz"
     try:
         digits = np.loadtxt(table, delimiter=",", dtype=np.uint8)
-    except OSError as error:
+    except (OSError, EOFError, ValueError) as error:
         raise DatasetError(
             f"{table} can't be read ({error}). Run: pip install --force-reinstall "
             "scikit-learn"

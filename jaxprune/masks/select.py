@@ -304,7 +304,8 @@ def _winners(
     if isinstance(density, Tracer):
         kept, is_checked = _traced_count(density, size), False
     else:
-        kept, is_checked = num_kept(density, size), ties == "exact"
+        kept = num_kept(density, size)
+        is_checked = ties == "exact" and ranked.alive[group[0]] is not None
     keep, exact = jnp.asarray(kept, jnp.uint32), ties == "exact"
     if axes is None:
         selected, is_enough = _highest(ranked, group, keep, exact=exact)

@@ -108,7 +108,10 @@ def create(
             f"input_shape {input_shape}, num_classes {num_classes} and width {width} "
             "must all be positive. Pass the height, width and channels of your images."
         )
-    build = _build if isinstance(key, Tracer) else _compiled_build
+    if isinstance(key, Tracer):  # an inner program takes no options
+        build = _build
+    else:
+        build = _build_on_cpu if jax.default_backend() == "cpu" else _build_elsewhere
     return build(key, name, tuple(input_shape), num_classes, batch_norm, width)
 
 
@@ -130,9 +133,11 @@ def _build(
     return functional(module)
 
 
-# One program instead of one for each shape. More optimization changes neither the weights nor
-# the time of a call, and takes three to four times as long: 3.6 s instead of 0.9 for conv-2.
-_compiled_build = jax.jit(
+# One program instead of one for each shape. On a CPU, more optimization changes neither the
+# weights nor the time of a call, and takes three to four times as long: 3.6 s instead of 0.9
+# for conv-2.
+_build_elsewhere = jax.jit(_build, static_argnums=range(1, 6))
+_build_on_cpu = jax.jit(
     _build,
     static_argnums=range(1, 6),
     compiler_options={"xla_backend_optimization_level": 1},
