@@ -206,7 +206,8 @@ def test_an_archive_that_cannot_be_unpacked_is_refused_and_kept(machine):
     other.write_bytes(cut)
     done, calls = machine.run("slice.sh", "cut.zip", "digits")
     assert (done.returncode, len(calls)) == (2, 1)
-    assert "cut.zip can't be unpacked (BadZipFile: File is not a zip" in done.stderr
+    assert "cut.zip can't be unpacked (" in done.stderr
+    assert "BadZipFile: File is not a zip" in done.stderr
     assert other.read_bytes() == cut
     assert not list(machine.folder.glob("cut.zip.*"))
 
