@@ -80,6 +80,19 @@ def checksum(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def is_quarantined(path: Path) -> bool:
+    """Return whether a file or folder, or one that it is in, has a name of `quarantine`.
+
+    Args:
+        path: the file or folder.
+
+    Example:
+        >>> is_quarantined(Path("stages/1f.corrupt2/arrays"))
+        True
+    """
+    return any(".corrupt" in part for part in path.parts)
+
+
 def quarantine(path: Path) -> Path:
     """Rename a corrupt file or folder, so that it can be regenerated; warn.
 

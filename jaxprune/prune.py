@@ -127,20 +127,10 @@ def prune(
             scope=scope,
             ties=ties,
         )
-        reached.append(_reached(mask, target, chosen, scope, ties))
+        reached.append(masks.density(mask, chosen))
     sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
     requested = tuple(_overall(target, sizes) for target in targets)
     return mask, Info(requested, tuple(reached))
-
-
-def _reached(
-    mask: Mask, target: float | Budget, chosen: Prunable, scope: Any, ties: str
-) -> float:
-    """Return the density of a mask, which needs no counting if its number is exact."""
-    if isinstance(target, Mapping) or scope != "global" or ties != "exact":
-        return masks.density(mask, chosen)
-    size = tree.size(mask, chosen)
-    return masks.num_kept(target, size) / size
 
 
 def _overall(target: float | Budget, sizes: Mapping[str, int]) -> float:

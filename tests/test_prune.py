@@ -24,6 +24,15 @@ def test_ends_with_exactly_the_requested_number(rounds, keep, seed):
     assert len(info.requested) == rounds
 
 
+def test_info_has_the_density_of_the_mask_whatever_is_called_prunable():
+    params = {"buffer": jnp.arange(4).reshape(2, 2), "w": PARAMS["w"]}
+    chosen = {"buffer": True, "w": True}
+    mask, info = prune.prune(scores.magnitude, params, 0.5, prunable=chosen)
+    assert info.densities == (masks.density(mask, chosen),) == (54 / 104,)
+    with pytest.raises(ValueError, match="the mask has no prunable leaf"):
+        prune.prune(scores.magnitude, {"w": jnp.ones((0, 3))}, 0.5)
+
+
 def test_pruned_weights_stay_pruned_unless_regrow_is_set():
     for regrow in (False, True):
         seen = []

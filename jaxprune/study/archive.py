@@ -49,7 +49,8 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
     left_out = sorted(
         place.parent.name
         for place in folder.glob("stages/*/stage.json")
-        if place.parent.name not in needed and ".corrupt" not in place.parent.name
+        if place.parent.name not in needed
+        and not disk.is_quarantined(place.relative_to(folder))
     )
     skipped = {folder / "stages" / stage for stage in left_out}
     with disk.atomic_write(path) as file, zipfile.ZipFile(file, "w") as archive:
@@ -62,11 +63,10 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
 def _whole_files(runs_dir: Path) -> Iterator[Path]:
     """Yield the files of all studies, except what a killed run did not complete."""
     for path in sorted(runs_dir.rglob("*")):
-        parts = path.relative_to(runs_dir).parts
+        relative = path.relative_to(runs_dir)
+        parts = relative.parts
         is_left = parts[1:2] and parts[1] in _LEFT_OUT
-        is_partial = any(".corrupt" in part for part in parts) or parts[-1].endswith(
-            ".part"
-        )
+        is_partial = disk.is_quarantined(relative) or path.name.endswith(".part")
         if parts[1:2] == ("stages",) and len(parts) > 2:
             is_partial |= not Path(runs_dir, *parts[:3], "stage.json").exists()
         if path.is_file() and not is_left and not is_partial:

@@ -234,7 +234,7 @@ def _on_disk(folder: Path) -> list[dict[str, Any]]:
     """List the cells that have a folder, in case the list is lost."""
     cells = []
     for path in sorted(folder.glob("*/config.json")):
-        if ".corrupt" in path.parent.name:
+        if disk.is_quarantined(path.relative_to(folder)):
             continue
         with contextlib.suppress(CorruptFileError):
             cells.append({"id": path.parent.name, "cell": files.read_json(path)})

@@ -281,10 +281,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     training = job.training
     first = (carry.iteration % job.steps_per_epoch) * training.batch_size
     indices = jax.lax.dynamic_slice(order, (first,), (size,))
-    if job.mesh is not None and size % job.mesh.shape["data"] == 0:
-        indices = jax.lax.with_sharding_constraint(
-            indices, NamedSharding(job.mesh, PartitionSpec("data"))
-        )
+    indices = _sharded(indices, job.mesh)
     dtype = jnp.dtype(training.precision)
     augment_key = jax.random.fold_in(key, carry.iteration)
     inputs = job.task.inputs(inputs[indices], augment_key)
@@ -322,6 +319,14 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
             rate,
         ),
     )
+
+
+def _sharded(indices: Int32[Array, " batch"], mesh: Mesh | None) -> Array:
+    """Shard the examples of a batch over a mesh that divides their number."""
+    if mesh is None or len(indices) % mesh.shape["data"]:
+        return indices
+    parts = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(indices, parts)
 
 
 @functools.partial(jax.jit, static_argnames=("steps", "job"), donate_argnames="carry")
@@ -400,9 +405,7 @@ def _evaluate(
     """Return the mean loss and the sum of the metric of `size` examples, or what is left."""
     total = arrays[0].shape[0]
     places = first + jnp.arange(size, dtype=jnp.int32)
-    if mesh is not None:
-        parts = NamedSharding(mesh, PartitionSpec("data"))
-        places = jax.lax.with_sharding_constraint(places, parts)
+    places = _sharded(places, mesh)
     counts = places < total
     inputs, targets = (array[places % total] for array in arrays)
     outputs = model.apply(model.params, model.state, task.inputs(inputs))[0]

@@ -14,16 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.sizes import (
-    BATCH,
-    EVALUATED,
-    EVALUATED_BATCH,
-    IMAGES,
-    LEVEL_BATCH,
-    LEVEL_EPOCHS,
-    REWIND_ITERATION,
-    STEPS,
-)
+from bench import sizes
 from jaxprune import data, imp, masks, models, profiling, prune, scores, train
 
 Call = Callable[[], Any]
@@ -64,7 +55,9 @@ def _first_batch(
     images: jax.Array, labels: jax.Array, preprocessing: data.Preprocessing
 ) -> tuple[jax.Array, jax.Array]:
     """Preprocess the images that SNIP and GraSP score with."""
-    return data.preprocess(images[:IMAGES], preprocessing), labels[:IMAGES]
+    return data.preprocess(images[: sizes.IMAGES], preprocessing), labels[
+        : sizes.IMAGES
+    ]
 
 
 def snip(network: models.Model) -> Call:
@@ -80,7 +73,7 @@ def grasp(network: models.Model) -> Call:
 def _data_scores(
     network: models.Model, score: Callable[..., Any], temperature: float
 ) -> Call:
-    batch = _first_batch(*random_images(IMAGES))
+    batch = _first_batch(*random_images(sizes.IMAGES))
     loss_fn = train.loss_function(network, temperature=temperature)
     score_fn = jax.jit(lambda params: score(loss_fn, params, [batch]))
     return lambda: masks.select(score_fn(network.params), 0.1)
@@ -102,17 +95,17 @@ def select(network: models.Model) -> Call:
 
 
 def _train_step() -> Call:
-    network, image_set = vgg(), random_images(STEPS * BATCH)
+    network, image_set = vgg(), random_images(sizes.STEPS * sizes.BATCH)
     training = train.Training(
-        epochs=1, batch_size=BATCH, learning_rate=1e-3, weight_decay=1e-4
+        epochs=1, batch_size=sizes.BATCH, learning_rate=1e-3, weight_decay=1e-4
     )
     mask, key = masks.ones_like(network.params), jax.random.key(1)
     return lambda: train.fit(network, mask, image_set, training, key).model.params
 
 
 def _evaluate() -> Call:
-    network, image_set = vgg(), random_images(EVALUATED)
-    return lambda: train.evaluate(network, image_set, batch_size=EVALUATED_BATCH)
+    network, image_set = vgg(), random_images(sizes.EVALUATED)
+    return lambda: train.evaluate(network, image_set, batch_size=sizes.EVALUATED_BATCH)
 
 
 def digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Training]:
@@ -131,8 +124,8 @@ def digits() -> tuple[models.Model, train.ImageSet, train.ImageSet, train.Traini
         )
     )
     training = train.Training(
-        epochs=LEVEL_EPOCHS,
-        batch_size=LEVEL_BATCH,
+        epochs=sizes.LEVEL_EPOCHS,
+        batch_size=sizes.LEVEL_BATCH,
         learning_rate=0.1,
         schedule="cosine",
         weight_decay=1e-4,
@@ -152,7 +145,7 @@ def _imp_level() -> Call:
             train_set,
             training,
             key,
-            rewind_iteration=REWIND_ITERATION,
+            rewind_iteration=sizes.REWIND_ITERATION,
         )
         return imp.TrainResult(result.model, rewind_point=result.rewind_point)
 

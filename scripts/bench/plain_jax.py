@@ -19,16 +19,7 @@ import numpy as np
 import optax
 from flax import nnx
 
-from bench.sizes import (
-    BATCH,
-    EVALUATED,
-    EVALUATED_BATCH,
-    IMAGES,
-    LEVEL_BATCH,
-    LEVEL_EPOCHS,
-    REWIND_ITERATION,
-    STEPS,
-)
+from bench import sizes
 
 VGG16 = (64,) * 2, (128,) * 2, (256,) * 3, (512,) * 3, (512,) * 3
 Call = Callable[[], Any]
@@ -233,7 +224,7 @@ def grasp(network: nnx.Module, above: Above = above_sorted) -> Call:
 
 
 def _data_scores(network: nnx.Module, scores: Callable[..., Any], above: Above) -> Call:
-    net, data, score_fn = split(network), random_images(IMAGES), jax.jit(scores)
+    net, data, score_fn = split(network), random_images(sizes.IMAGES), jax.jit(scores)
     inputs = data.normalize(data.images)
     return lambda: select_masks(score_fn(net, inputs, data.labels), 0.1, above)
 
@@ -347,7 +338,7 @@ def trainer(
                 state, loss = step(state, data.images, data.labels, chosen)
                 losses.append(loss)
                 iteration += 1
-                if iteration == REWIND_ITERATION:
+                if iteration == sizes.REWIND_ITERATION:
                     rewind_point = jax.tree.map(jnp.copy, trained(state))
             epoch_losses.append(float(np.mean(jax.device_get(losses))))
         return Fit(trained(state), rewind_point, epoch_losses)
@@ -356,8 +347,8 @@ def trainer(
 
 
 def _train_step() -> Call:
-    net, data = split(_vgg()), random_images(STEPS * BATCH)
-    fit, masks = trainer(net, data, 1e-3, BATCH, epochs=1), all_true(net)
+    net, data = split(_vgg()), random_images(sizes.STEPS * sizes.BATCH)
+    fit, masks = trainer(net, data, 1e-3, sizes.BATCH, epochs=1), all_true(net)
     return lambda: fit(masks).net
 
 
@@ -371,8 +362,8 @@ def _totals(net: Split, inputs: jax.Array, labels: jax.Array) -> jax.Array:
 def evaluate(net: Split, data: Dataset) -> tuple[float, float]:
     """Return the mean loss and the accuracy."""
     total = np.zeros(2)
-    for first in range(0, len(data.images), EVALUATED_BATCH):
-        chosen = slice(first, first + EVALUATED_BATCH)
+    for first in range(0, len(data.images), sizes.EVALUATED_BATCH):
+        chosen = slice(first, first + sizes.EVALUATED_BATCH)
         inputs = data.normalize(data.images[chosen])
         total += jax.device_get(_totals(net, inputs, data.labels[chosen]))
     loss, accuracy = map(float, total / len(data.images))
@@ -380,15 +371,15 @@ def evaluate(net: Split, data: Dataset) -> tuple[float, float]:
 
 
 def _evaluate() -> Call:
-    net, data = split(_vgg()), random_images(EVALUATED)
+    net, data = split(_vgg()), random_images(sizes.EVALUATED)
     return lambda: evaluate(net, data)
 
 
 def level_trainer(net: Split, train_set: Dataset) -> Callable[[Any], Fit]:
     """Return the training of one level of IMP."""
-    steps = -(-len(train_set.images) // LEVEL_BATCH) * LEVEL_EPOCHS
+    steps = -(-len(train_set.images) // sizes.LEVEL_BATCH) * sizes.LEVEL_EPOCHS
     schedule = optax.cosine_decay_schedule(0.1, steps)
-    return trainer(net, train_set, schedule, LEVEL_BATCH, LEVEL_EPOCHS)
+    return trainer(net, train_set, schedule, sizes.LEVEL_BATCH, sizes.LEVEL_EPOCHS)
 
 
 def _imp_level() -> Call:
@@ -411,8 +402,8 @@ def _cold_start() -> Call:
 
     def first_result() -> tuple[float, float]:
         net, (train_set, test_set) = split(Conv2(rngs=nnx.Rngs(0))), digits()
-        inputs = train_set.normalize(train_set.images[:IMAGES])
-        scores = jax.jit(snip_scores)(net, inputs, train_set.labels[:IMAGES])
+        inputs = train_set.normalize(train_set.images[: sizes.IMAGES])
+        scores = jax.jit(snip_scores)(net, inputs, train_set.labels[: sizes.IMAGES])
         fit = level_trainer(net, train_set)
         return evaluate(fit(select_masks(scores, 0.1)).net, test_set)
 

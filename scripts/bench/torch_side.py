@@ -11,16 +11,7 @@ from torch.nn import (  # pyright: ignore[reportMissingImports]
     functional as F,  # noqa: N812
 )
 
-from bench.sizes import (
-    BATCH,
-    EVALUATED,
-    EVALUATED_BATCH,
-    IMAGES,
-    LEVEL_BATCH,
-    LEVEL_EPOCHS,
-    REWIND_ITERATION,
-    STEPS,
-)
+from bench import sizes
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 if DEVICE.type == "cuda":  # as XLA multiplies float32 there by default
@@ -124,7 +115,7 @@ def _masks(scores: list[torch.Tensor], density: float) -> Masks:
 
 def _snip() -> Callable[[], Masks]:
     network = _vgg16()
-    images, labels = _random_images(IMAGES)
+    images, labels = _random_images(sizes.IMAGES)
     inputs, weights = _normalize(images, MEAN, STD), _weights(network)
 
     def snip() -> Masks:
@@ -140,7 +131,7 @@ def _snip() -> Callable[[], Masks]:
 
 def _grasp() -> Callable[[], Masks]:
     network = _vgg16()
-    images, labels = _random_images(IMAGES)
+    images, labels = _random_images(sizes.IMAGES)
     inputs, weights = _normalize(images, MEAN, STD), _weights(network)
 
     def grasp() -> Masks:
@@ -203,7 +194,7 @@ def _train_on_batch(
 
 def _train_step() -> Callable[[], None]:
     network = _vgg16()
-    images, labels = _random_images(STEPS * BATCH)
+    images, labels = _random_images(sizes.STEPS * sizes.BATCH)
     weights = _weights(network)
     masks = [torch.ones_like(weight, dtype=torch.bool) for weight in weights]
     optimizer = torch.optim.SGD(
@@ -211,7 +202,9 @@ def _train_step() -> Callable[[], None]:
     )
 
     def epoch() -> None:
-        for chosen in torch.randperm(STEPS * BATCH, device=DEVICE).split(BATCH):
+        for chosen in torch.randperm(sizes.STEPS * sizes.BATCH, device=DEVICE).split(
+            sizes.BATCH
+        ):
             inputs = _normalize(_augment(images[chosen]), MEAN, STD)
             _train_on_batch(network, optimizer, weights, masks, inputs, labels[chosen])
 
@@ -225,14 +218,14 @@ def _accuracy(network: nn.Module, inputs: torch.Tensor, labels: torch.Tensor) ->
 
 def _evaluate() -> Callable[[], float]:
     network = _vgg16().eval()
-    images, labels = _random_images(EVALUATED)
+    images, labels = _random_images(sizes.EVALUATED)
 
     def evaluate() -> float:
         accuracies = [
             _accuracy(network, _normalize(batch, MEAN, STD), batch_labels)
             for batch, batch_labels in zip(
-                images.split(EVALUATED_BATCH),
-                labels.split(EVALUATED_BATCH),
+                images.split(sizes.EVALUATED_BATCH),
+                labels.split(sizes.EVALUATED_BATCH),
                 strict=True,
             )
         ]
@@ -260,19 +253,21 @@ def _fit(
     optimizer = torch.optim.SGD(
         network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-4
     )
-    per_epoch = -(-len(inputs) // LEVEL_BATCH)
+    per_epoch = -(-len(inputs) // sizes.LEVEL_BATCH)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(
-        optimizer, LEVEL_EPOCHS * per_epoch
+        optimizer, sizes.LEVEL_EPOCHS * per_epoch
     )
     rewind_point, iteration = None, 0
-    for _ in range(LEVEL_EPOCHS):
-        for chosen in torch.randperm(len(inputs), device=DEVICE).split(LEVEL_BATCH):
+    for _ in range(sizes.LEVEL_EPOCHS):
+        for chosen in torch.randperm(len(inputs), device=DEVICE).split(
+            sizes.LEVEL_BATCH
+        ):
             _train_on_batch(
                 network, optimizer, weights, masks, inputs[chosen], labels[chosen]
             )
             schedule.step()
             iteration += 1
-            if iteration == REWIND_ITERATION:
+            if iteration == sizes.REWIND_ITERATION:
                 rewind_point = [weight.detach().clone() for weight in weights]
     return rewind_point
 
@@ -297,7 +292,7 @@ def _cold_start() -> Callable[[], float]:
         inputs, labels = _digits()
         network = _conv2().eval()
         weights = _weights(network)
-        loss = F.cross_entropy(network(inputs[:IMAGES]), labels[:IMAGES])
+        loss = F.cross_entropy(network(inputs[: sizes.IMAGES]), labels[: sizes.IMAGES])
         gradients = torch.autograd.grad(loss, weights)
         masks = _masks(
             [(w * g).abs().detach() for w, g in zip(weights, gradients, strict=True)],

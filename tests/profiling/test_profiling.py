@@ -100,11 +100,16 @@ def test_memory_is_that_of_a_fresh_process():
     assert 0 < memory.machine_percent <= 100
 
 
+def start_python_that_fails(monkeypatch, folder, error, code):
+    """Let processes that are started print an error and end."""
+    python = folder / "python"
+    python.write_text(f"#!/bin/sh\necho '{error}' >&2\nexit {code}\n")
+    python.chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(python))
+
+
 def test_a_failed_measurement_reports_the_error_of_its_process(monkeypatch, tmp_path):
-    broken = tmp_path / "python"
-    broken.write_text("#!/bin/sh\necho 'no such device' >&2\nexit 3\n")
-    broken.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(broken))
+    start_python_that_fails(monkeypatch, tmp_path, "no such device", 3)
     with pytest.raises(
         RuntimeError, match="measures memory failed.*\n.*no such device"
     ):
@@ -112,10 +117,8 @@ def test_a_failed_measurement_reports_the_error_of_its_process(monkeypatch, tmp_
 
 
 def test_a_device_that_this_process_has_filled_gets_the_remedy(monkeypatch, tmp_path):
-    full = tmp_path / "python"
-    full.write_text("#!/bin/sh\necho 'RESOURCE_EXHAUSTED: Out of memory' >&2\nexit 1\n")
-    full.chmod(0o755)
-    monkeypatch.setattr(sys, "executable", str(full))
+    error = "RESOURCE_EXHAUSTED: Out of memory"
+    start_python_that_fails(monkeypatch, tmp_path, error, 1)
     with pytest.raises(
         RuntimeError, match="^the device has no memory left.*PREALLOCATE=false"
     ):

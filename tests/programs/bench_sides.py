@@ -23,7 +23,7 @@ from tests.programs.run_scripts import SCRIPTS
 
 sys.path.insert(0, str(SCRIPTS))
 
-from bench import ours, plain_jax  # isort: skip
+from bench import ours, plain_jax, sizes  # isort: skip
 
 
 def layers(network: Any) -> dict[str, nnx.Module]:
@@ -75,7 +75,7 @@ def compare_scores() -> dict[str, float]:
     model = ours.vgg("vgg11", width=0.125)
     stages = (8,), (16,), (32,) * 2, (64,) * 2, (64,) * 2
     network = plain_jax.VGG(stages, rngs=nnx.Rngs(0))
-    net, data = share(model, network), plain_jax.random_images(ours.IMAGES)
+    net, data = share(model, network), plain_jax.random_images(sizes.IMAGES)
     batch = data.normalize(data.images), data.labels
     loss = train.loss_function(model)
     cooled_loss = train.loss_function(model, temperature=200.0)
