@@ -21,6 +21,10 @@ from jaxtyping import config, install_import_hook
 
 import tests.typecheck  # noqa: F401  # the hook looks it up as an attribute
 
+# Each is the program of a process: a script that it imports sets XLA's flags, and doctests
+# would import it into the process of the tests, whose later programs then start with others.
+collect_ignore = ["programs", "scripts/without_package.py"]
+
 # Every call in the tests is checked against its annotations, shapes included.
 install_import_hook("jaxprune", "tests.typecheck.check")
 
