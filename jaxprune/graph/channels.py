@@ -207,11 +207,14 @@ def _refused(
     liveness = live(program, trial, rules=rules)
     left = keep(program, liveness, program.args)
     members = csr_array(owners.T)
+    is_left = np.zeros(owners.shape[0], bool)  # of each component
+    for labels in _left_of_params(view, left):
+        is_left[labels] = True
     return {
         kind: _left_behind(view, liveness, own)
         for kind in kinds
         for own in [row(members, kind.first)]
-        if any(np.isin(labels, own).any() for labels in _left_of_params(view, left))
+        if is_left[own].any()
     }
 
 

@@ -1,12 +1,11 @@
 """The kinds of channel groups: what goes together, and what it is."""
 
-import itertools
 import operator
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, SupportsIndex
 
 import numpy as np
-from scipy.sparse import csr_array
+from scipy.sparse import coo_array, csr_array
 
 from jaxprune.graph import relations as rel
 from jaxprune.graph.liveness import relate, rules_of
@@ -89,21 +88,26 @@ def _owners(relations: rel.Relations, labels: np.ndarray) -> Any:
     is_alone = np.ones(size, bool)
     is_alone[np.concatenate([np.zeros(0, int), *cells])] = False
     alone = np.flatnonzero(is_alone)
-    owners: Any = csr_array((np.ones(len(alone)), (alone, alone)), shape=(size, size))
-    before = -1
-    while owners.nnz > before:
-        before, found = owners.nnz, [owners]
+    entries, before = [(alone, alone)], -1
+    while True:
+        rows, columns = (np.concatenate(parts) for parts in zip(*entries, strict=True))
+        owners: Any = csr_array((np.ones(len(rows)), (rows, columns)), (size, size))
+        owners.sum_duplicates()
+        owners.data[:] = 1
+        if owners.nnz == before:
+            return owners
+        before = owners.nnz
+        # Entries, since a matrix of this size for each product takes quadratic time.
+        entries = [owners.nonzero()]
         for axis, factors in relations.products:
             for factor, place in _places(factors):
-                every = csr_array(place @ owners[labels[axis]])
-                every.data = (every.data == place.shape[1] // len(factor)).astype(float)
-                found.append(_spread(labels[factor], size) @ every)
-                cells_of = place.T @ owners[labels[factor]]
-                found.append(_spread(labels[axis], size) @ cells_of)
-        owners = csr_array(sum(found[1:], found[0]))
-        owners.eliminate_zeros()
-        owners.data[:] = 1
-    return owners
+                every = coo_array(place @ owners[labels[axis]])
+                is_every = every.data == place.shape[1] // len(factor)
+                entries.append(
+                    (labels[factor[every.row[is_every]]], every.col[is_every])
+                )
+                cells_of = coo_array(place.T @ owners[labels[factor]])
+                entries.append((labels[axis[cells_of.row]], cells_of.col))
 
 
 def _places(factors: Sequence[rel.Nodes]) -> Iterator[tuple[rel.Nodes, Any]]:
@@ -112,14 +116,6 @@ def _places(factors: Sequence[rel.Nodes]) -> Iterator[tuple[rel.Nodes, Any]]:
     for factor, index in zip(factors, grid.reshape(len(factors), -1), strict=True):
         columns = np.arange(len(index))
         yield factor, csr_array((np.ones(len(index)), (index, columns)))
-
-
-def _spread(labels: np.ndarray, size: int) -> Any:
-    """Return the matrix that puts rows at some components."""
-    ones = np.ones(len(labels))
-    return csr_array(
-        (ones, (labels, np.arange(len(labels)))), shape=(size, len(labels))
-    )
 
 
 def row(matrix: Any, i: SupportsIndex) -> np.ndarray:
@@ -193,14 +189,17 @@ def find_kinds(
             span = slice(taken.indptr[seed], taken.indptr[seed + 1])
             key = taken.indices[span].tobytes(), taken.data[span].tobytes()
             alike.setdefault(key, []).append((int(first[own].min()), int(seed)))
-    roles, writers = _roles(view), _writers(view, used)
+    roles = _roles(view)
+    # Of each component, the place of the first kernel that computes it, else that reads it.
+    orders = _writers(view, used) + [(i, of_leaf[i]) for i in kernels]
+    first_order = np.full(size, len(orders))
+    for place in range(len(orders) - 1, -1, -1):
+        first_order[orders[place][1]] = place
     sorted_kinds = []
     for group in alike.values():
         own = row(members, min(group)[1])
         owned = set(own.tolist())
-        written = (i for i, labels in writers if labels & owned)
-        read = (i for i in kernels if np.isin(own, of_leaf[i]).any())
-        leaf = next(itertools.chain(written, read))
+        leaf, _ = orders[first_order[own].min()]
         what = next((w for w, labels in roles.items() if labels & owned), "neurons")
         if len(group) > 1:
             sorted_kinds.append((kernels.index(leaf), sorted(group), leaf, what))
@@ -278,7 +277,7 @@ def _roles(view: View) -> dict[What, set[int]]:
     }
 
 
-def _writers(view: View, used: Sequence[Use]) -> list[tuple[int, set[int]]]:
+def _writers(view: View, used: Sequence[Use]) -> list[tuple[int, np.ndarray]]:
     """Return the kernels in the order of their products, with what each computes."""
     result = []
     for use in used:
@@ -292,7 +291,7 @@ def _writers(view: View, used: Sequence[Use]) -> list[tuple[int, set[int]]]:
                 bound = (*numbers[0][side], *numbers[1][side])
                 ndim = len(view.program.shape(eqn.ins[side]))
                 axes = [a for a in range(ndim) if a not in bound]
-            result.append((leaf, set(labels_of(view, eqn.ins[side], axes).tolist())))
+            result.append((leaf, labels_of(view, eqn.ins[side], axes)))
     return result
 
 

@@ -210,13 +210,22 @@ def _group_scores(groups: Groups, leaves: Sequence[Any], reduce: str) -> np.ndar
     for leaf, axes in zip(leaves, groups.leaves, strict=True):
         if leaf is not None:
             leaf = leaf**2 if reduce == "norm" else leaf
-            for kind in groups.kinds:
+            for kind in _kinds_of(groups, axes):
                 span = slice(kind.first, kind.first + kind.size)
                 total[span] += _sums(leaf, axes, kind)
     if reduce == "mean":
         ones = [None if leaf is None else np.ones_like(leaf) for leaf in leaves]
         return total / np.maximum(_group_scores(groups, ones, "sum"), 1)
     return {"abs": np.abs, "norm": np.sqrt}.get(reduce, np.asarray)(total)
+
+
+def _kinds_of(groups: Groups, axes: Sequence[Any]) -> list[graph.Kind]:
+    """Return the kinds whose groups take slices of a leaf: a few, of any number."""
+    numbers = np.unique(np.concatenate([axis.reshape(-1) for axis in axes]))
+    firsts = [kind.first for kind in groups.kinds]
+    total = firsts[-1] + groups.kinds[-1].size  # the number that fills up rows
+    places = np.searchsorted(firsts, numbers[numbers < total], side="right") - 1
+    return [groups.kinds[place] for place in np.unique(places)]
 
 
 def _sums(leaf: np.ndarray, axes: Sequence[Any], kind: graph.Kind) -> np.ndarray:
