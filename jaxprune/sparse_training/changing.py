@@ -161,21 +161,26 @@ def changing(
                 "out, or use sparse_training.hold_pruned."
             )
         stored = jax.tree.map(as_bool, state.mask)
-        current = part(stored, updates)
+        before = (state.inner, stored)
+        structure = jax.tree.structure(before)
 
-        def changed() -> list[Array]:
+        def changed(carry: tuple[Array, list[Array]]) -> tuple[Array, list[Array]]:
+            inner_state, stored = jax.tree.unflatten(structure, carry[1])
+            current = part(stored, updates)
             masked = masks.apply(params, current)
             mask = change(state.step, current, masked, updates)
             grown = jax.tree.map(lambda new, old: new & ~old, mask, current)
-            fresh = inner.init(masked)
-            inner_state = _restart(state.inner, fresh, grown)
-            return jax.tree.leaves((inner_state, part(mask, stored)))
+            inner_state = _restart(inner_state, inner.init(masked), grown)
+            return jnp.bool_(False), jax.tree.leaves((inner_state, part(mask, stored)))
 
-        unchanged = (state.inner, stored)
-        leaves = jax.lax.cond(
-            steps.is_due(state.step), changed, lambda: jax.tree.leaves(unchanged)
+        # A loop of one iteration or none: with a donated state, XLA updates the carry of a
+        # loop in place, but copies the mask twice behind a `cond`, due or not.
+        _, leaves = jax.lax.while_loop(
+            lambda carry: carry[0],
+            changed,
+            (steps.is_due(state.step), jax.tree.leaves(before)),
         )
-        inner_state, mask = jax.tree.unflatten(jax.tree.structure(unchanged), leaves)
+        inner_state, mask = jax.tree.unflatten(structure, leaves)
         result, after = hold.update(
             updates, HoldPrunedState(inner_state, mask), params, **extra
         )
