@@ -39,18 +39,10 @@ def methods(
         )
     if json_to is not None:
         _cli.check_writable(json_to)
-    size = round((weights / LAYERS) ** 0.5)
-    keys = jax.random.split(jax.random.key(0), LAYERS + 2)
-    params = {
-        f"layer{i}": jax.random.normal(key, (size, size)) / size**0.5
-        for i, key in enumerate(keys[:LAYERS])
-    }
-    batch = (
-        jax.random.normal(keys[-2], (examples, size)),
-        jax.random.normal(keys[-1], (examples, size)),
-    )
-    print(f"{LAYERS * size**2:,} weights, {examples} examples")
-    forward = {"forward pass": functools.partial(jax.jit(_network), params, batch[0])}
+    params, batch = dense_layers(weights, examples)
+    size = sum(leaf.size for leaf in params.values())
+    print(f"{size:,} weights, {examples} examples")
+    forward = {"forward pass": functools.partial(jax.jit(network), params, batch[0])}
     scored = _times(forward | _scoring(params, batch))
     steps = _times(_steps(params, batch))
     _print(scored, "forward passes")
@@ -60,14 +52,29 @@ def methods(
         _cli.write_text(json_to, json.dumps(result, indent=1) + "\n")
 
 
-def _network(params: Any, x: jax.Array) -> jax.Array:
+def dense_layers(
+    weights: int, examples: int
+) -> tuple[dict[str, jax.Array], tuple[jax.Array, jax.Array]]:
+    """Draw the weights of LAYERS square layers, and a batch of inputs and targets."""
+    size = round((weights / LAYERS) ** 0.5)
+    keys = jax.random.split(jax.random.key(0), LAYERS + 2)
+    params = {
+        f"layer{i}": jax.random.normal(key, (size, size)) / size**0.5
+        for i, key in enumerate(keys[:LAYERS])
+    }
+    inputs, targets = (jax.random.normal(key, (examples, size)) for key in keys[-2:])
+    return params, (inputs, targets)
+
+
+def network(params: Any, x: jax.Array) -> jax.Array:
+    """Run a residual network of dense layers."""
     for kernel in params.values():
         x = x + jax.nn.relu(x @ kernel)
     return x
 
 
 def _loss(params: Any, batch: Any) -> jax.Array:
-    return jnp.square(_network(params, batch[0]) - batch[1]).mean()
+    return jnp.square(network(params, batch[0]) - batch[1]).mean()
 
 
 def _scoring(params: Any, batch: Any) -> dict[str, Callable[[], Any]]:
@@ -77,9 +84,9 @@ def _scoring(params: Any, batch: Any) -> dict[str, Callable[[], Any]]:
         "nothing": (params,),
         "key": (key, params),
         "batches": (_loss, params, [batch]),
-        "inputs": (_network, params, inputs[:1]),
-        "key_inputs": (key, _network, params, inputs),
-        "activations": (_network, params, [inputs]),
+        "inputs": (network, params, inputs[:1]),
+        "key_inputs": (key, network, params, inputs),
+        "activations": (network, params, [inputs]),
     }
     calls: dict[str, Callable[[], Any]] = {}
     for name, scorer in scores.SCORERS.items():
@@ -88,9 +95,7 @@ def _scoring(params: Any, batch: Any) -> dict[str, Callable[[], Any]]:
         first = [arrays.pop(0)] if scorer.needs == "key_inputs" else []
         score = jax.jit(_bound(scorer.score, functions, bool(first)))
         calls[name] = functools.partial(score, *first, *arrays)
-    sparsegpt = functools.partial(
-        reconstruct.sparsegpt, _network, params, [inputs], 0.5
-    )
+    sparsegpt = functools.partial(reconstruct.sparsegpt, network, params, [inputs], 0.5)
     return calls | {"sparsegpt": sparsegpt}
 
 
@@ -102,21 +107,11 @@ def _bound(score: Any, functions: list[Any], has_key: bool) -> Callable[..., Any
 
 def _steps(params: Any, batch: Any) -> dict[str, Callable[[], Any]]:
     """Return a training step of each wrapper, between two changes and at one."""
-    key, adam = jax.random.key(0), optax.adam(1e-3)
-    steps = sparse_training.Steps(stop=1000, every=10)
-    mask = masks.select(scores.random(key, params), 0.1)
-    optimizers: dict[str, Any] = {
-        "adam": adam,
-        "hold_pruned": sparse_training.hold_pruned(adam, mask),
-        "set": sparse_training.set(key, adam, 0.1, steps),
-        "rigl": sparse_training.rigl(key, adam, 0.1, steps),
-        "gradual": sparse_training.gradual(adam, 0.1, steps),
-        "acdc": sparse_training.acdc(adam, 0.1, steps),
-    }
+    adam = optax.adam(1e-3)
     calls: dict[str, Callable[[], Any]] = {}
-    for name, optimizer in optimizers.items():
+    for name, optimizer in ({"adam": adam} | wrapped(adam, params, every=10)).items():
         state: Any = optimizer.init(params)
-        update = jax.jit(functools.partial(_step, optimizer))
+        update = jax.jit(functools.partial(step, optimizer))
         calls[name] = functools.partial(update, params, state, batch)
         if name not in ("adam", "hold_pruned"):
             due = state._replace(step=jnp.int32(10))
@@ -126,7 +121,21 @@ def _steps(params: Any, batch: Any) -> dict[str, Callable[[], Any]]:
     return calls
 
 
-def _step(optimizer: Any, params: Any, state: Any, batch: Any) -> Any:
+def wrapped(inner: Any, params: Any, every: int) -> dict[str, Any]:
+    """Return an optimizer in each wrapper of sparse training, at a density of 0.1."""
+    key, steps = jax.random.key(0), sparse_training.Steps(100 * every, every)
+    mask = masks.select(scores.random(key, params), 0.1)
+    return {
+        "hold_pruned": sparse_training.hold_pruned(inner, mask),
+        "set": sparse_training.set(key, inner, 0.1, steps),
+        "rigl": sparse_training.rigl(key, inner, 0.1, steps),
+        "gradual": sparse_training.gradual(inner, 0.1, steps),
+        "acdc": sparse_training.acdc(inner, 0.1, steps),
+    }
+
+
+def step(optimizer: Any, params: Any, state: Any, batch: Any) -> Any:
+    """Train for one step."""
     updates, state = optimizer.update(jax.grad(_loss)(params, batch), state, params)
     return optax.apply_updates(params, updates), state
 

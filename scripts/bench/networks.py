@@ -234,10 +234,47 @@ def gpt_nnx() -> Network:
     return _of_nnx(module, (128,), vocabulary=8192, kinds=("heads", "neurons"))
 
 
+def narrow_gpt_nnx(layers: int) -> Network:
+    """A GPT of any depth, narrow, so that its number of operations decides the time."""
+    module = _GPT(nnx.Rngs(0), layers=layers, width=64, heads=4, words=256)
+    return _of_nnx(module, (16,), vocabulary=256)
+
+
 def gpt2_small_nnx() -> Network:
     """A GPT of the size of GPT-2 small: 12 layers, 124 M parameters."""
     module = _GPT(nnx.Rngs(0), layers=12, width=768, heads=12, words=50257)
     return _of_nnx(module, (64,), vocabulary=50257, kinds=("heads", "neurons"))
+
+
+class _Encoder(eqx.Module):
+    """A transformer without LayerNorm, whose attention reshapes features into heads."""
+
+    attentions: list
+    feedforwards: list
+
+    def __init__(self, layers: int, width: int, heads: int, key: jax.Array):
+        keys = jax.random.split(key, 2 * layers)
+        self.attentions = [
+            eqx.nn.MultiheadAttention(heads, width, key=key) for key in keys[:layers]
+        ]
+        self.feedforwards = [
+            eqx.nn.MLP(width, width, 4 * width, depth=1, key=key)
+            for key in keys[layers:]
+        ]
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        for attention, feedforward in zip(
+            self.attentions, self.feedforwards, strict=True
+        ):
+            x = x + attention(x, x, x)
+            x = x + jax.vmap(feedforward)(x)
+        return x
+
+
+def narrow_encoder_equinox(layers: int) -> Network:
+    """A transformer of any depth, narrow, in Equinox."""
+    module = _Encoder(layers, width=64, heads=4, key=jax.random.key(0))
+    return _of_equinox(module, (16, 64))
 
 
 class _Inverted(eqx.Module):

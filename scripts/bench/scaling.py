@@ -1,35 +1,26 @@
-"""How time grows with the parameters of a network and with the cells of a study."""
+"""How time grows with the size of networks and with the cells of a study."""
 
 import _cli
 
-import functools  # isort: skip
-import gc
-import json
-import statistics
-import subprocess
-import sys
-import tempfile
-import time
-from collections.abc import Callable, Sequence
+import json  # isort: skip
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any
 
-import jax
 import numpy as np
 import tyro
-from rich.console import Console
-from rich.progress import track
 
-from bench import ours
-from jaxprune import masks, profiling, scores
+from bench.panels import PANELS, PARAMETERS, Panel, Point, measure
 from jaxprune.study import provenance
 
-PARAMETERS = (1_000_000, 3_000_000, 10_000_000, 30_000_000, 100_000_000, 300_000_000)
-DEPTHS, WIDTHS = ("vgg11", "vgg13", "vgg16", "vgg19"), (0.25, 0.5, 1.0, 2.0)
-SEEDS = (1, 2, 4, 8)  # each with the 6 cells of random pruning in the digits study
-Panel = Literal["tree", "network", "cells"]
-PANELS: tuple[Panel, ...] = get_args(Panel)
 RESULTS = _cli.ROOT / "experiments" / "results" / "scaling"
+COLUMNS = 4  # of the figure
+# The axes of panels that differ from parameters and seconds.
+SIZES = {"cells": "cells", "depth": "operations"}
+RATIOS = {
+    "wanda": "forward passes",
+    "adam": "steps of Adam",
+    "sgd": "steps of SGD with momentum",
+}
 
 
 def scaling(
@@ -43,13 +34,18 @@ def scaling(
     Args:
         only: panels to measure, by default all: tree (select and magnitude on 1 to 300
             million weights), network (SNIP, GraSP and SynFlow on VGG-11 to VGG-19 at widths
-            0.25 to 2) and cells (a study).
-        repeats: calls per point, of which the median counts; a study runs once.
+            0.25 to 2), cells (a study), width and depth (graph.channels and compact on
+            VGG-16 at widths 0.25 to 2, and on transformers of 2 to 48 layers), wanda (beside
+            a forward pass), adam and sgd (training steps in each wrapper of sparse training,
+            beside those of the optimizer, on 1 to 100 million weights).
+        repeats: calls per point, of which the median counts: more of short steps; a study
+            and a compaction run once.
         largest: skip trees and networks with more parameters.
-        to: folder for scaling.json and scaling.png. Other panels that were measured on this
-            machine stay in them.
+        to: folder for scaling.json and scaling.png. Other panels stay in them, each with the
+            machine that it was measured on.
     """
-    panels = [panel for group in only for panel in group] if only else list(PANELS)
+    chosen: list[Panel] = [panel for group in only for panel in group]
+    panels = chosen if only else list(PANELS)
     if not panels or repeats < 1 or largest < PARAMETERS[1]:
         raise ValueError(
             f"--only must name some of {', '.join(PANELS)}, --repeats must be 1 or more and "
@@ -61,18 +57,18 @@ def scaling(
     stored = _read(path)
     _cli.check_writable(path)
     _cli.check_writable(to / "scaling.png")
-    machine = provenance.describe()
-    points = []
-    if profiling.describe().items() <= stored["machine"].items():
-        points = [point for point in stored["points"] if point["panel"] not in panels]
-    measure = {"tree": _trees, "network": _networks}
+    machines, points = stored["machines"], stored["points"]
     for panel in panels:
-        points += _cells() if panel == "cells" else measure[panel](repeats, largest)
-        result = {"machine": machine, "points": points}
+        points = [point for point in points if point.panel != panel]
+        points += measure(panel, repeats, largest)
+        machines[panel] = provenance.describe()
+        listed = [point._asdict() for point in points]
+        result = {"machines": machines, "points": listed}
         _cli.write_text(path, json.dumps(result, indent=1) + "\n")
     for (panel, work), curve in _curves(points).items():
-        print(f"{panel:8} {work:10} {_growth(panel, curve)}")
-    _draw(points, to / "scaling.png")
+        print(f"{panel:8} {work:18} {_growth(panel, curve)}")
+    processors = {panel: machine["processor"] for panel, machine in machines.items()}
+    _draw(points, processors, to / "scaling.png")
     print(f"The figure is {to / 'scaling.png'}")
 
 
@@ -80,10 +76,10 @@ def _read(path: Path) -> dict[str, Any]:
     """Read earlier measurements; none if the file is missing or empty."""
     try:
         text = path.read_text() if path.exists() else ""
-        stored = json.loads(text or '{"machine": {}, "points": []}')
-        keys = ("panel", "work", "size", "seconds")
-        points = [{key: point[key] for key in keys} for point in stored["points"]]
-        return {"machine": dict(stored["machine"]), "points": points}
+        stored = json.loads(text or '{"machines": {}, "points": []}')
+        points = [Point(**point) for point in stored["points"]]
+        machines = {point.panel: stored["machines"][point.panel] for point in points}
+        return {"machines": machines, "points": points}
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"{path} was not written by this script. Move it away, or pass another "
@@ -91,104 +87,19 @@ def _read(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def _point(panel: str, work: str, size: int, seconds: float) -> dict[str, Any]:
-    return {"panel": panel, "work": work, "size": size, "seconds": seconds}
-
-
-def _median_seconds(call: Callable[[], Any], repeats: int) -> float:
-    return statistics.median(profiling.seconds(call, calls=repeats, warmup=1))
-
-
-def _trees(repeats: int, largest: int) -> list[dict[str, Any]]:
-    """Time magnitude and select on ten equal kernels."""
-    points = []
-    for size in _track([n for n in PARAMETERS if n <= largest], "select, magnitude"):
-        keys = jax.random.split(jax.random.key(0), 10)
-        params = {
-            f"layer{i}": jax.random.normal(key, (size // 10_000, 1000))
-            for i, key in enumerate(keys)
-        }
-        magnitude = jax.jit(lambda params: scores.magnitude(params))
-        magnitudes = magnitude(params)
-        calls = {
-            "magnitude": functools.partial(magnitude, params),
-            "select": functools.partial(masks.select, magnitudes, 0.1),
-        }
-        points += [
-            _point("tree", work, size, _median_seconds(call, repeats))
-            for work, call in calls.items()
-        ]
-        del params, magnitudes, calls
-        gc.collect()
-    return points
-
-
-def _networks(repeats: int, largest: int) -> list[dict[str, Any]]:
-    points = []
-    shapes = [(depth, width) for width in WIDTHS for depth in DEPTHS]
-    for depth, width in _track(shapes, "SNIP, GraSP, SynFlow"):
-        network = ours.vgg(depth, width)
-        size = sum(leaf.size for leaf in jax.tree.leaves(network.params))
-        if size > largest:
-            continue
-        calls = {
-            "snip": ours.snip(network),
-            "grasp": ours.grasp(network),
-            "synflow_1": ours.synflow(network, 1),
-        }
-        points += [
-            _point("network", work, size, _median_seconds(call, repeats))
-            for work, call in calls.items()
-        ]
-        jax.clear_caches()
-        gc.collect()
-    return points
-
-
-def _cells() -> list[dict[str, Any]]:
-    """Time whole studies of random pruning on digits, each in its own folder."""
-    points = []
-    script = Path(__file__).parents[1] / "study.py"
-    for seeds in _track(SEEDS, "studies"):
-        with tempfile.TemporaryDirectory() as runs:
-            start = time.perf_counter()
-            subprocess.run(
-                [
-                    *(
-                        sys.executable,
-                        script,
-                        "run",
-                        "digits",
-                        "--only",
-                        "method=random",
-                    ),
-                    *("--seeds", str(seeds), "--runs-dir", runs),
-                ],
-                check=True,
-                stdout=subprocess.DEVNULL,
-            )
-            seconds = time.perf_counter() - start
-            cells = len(list(Path(runs).glob("digits/*/record.json")))
-        points.append(_point("cells", "study", cells, seconds))
-    return points
-
-
-def _track(sequence: Sequence[Any], description: str) -> Any:
-    console = Console(stderr=True)
-    return track(sequence, description, console=console, transient=True)
-
-
-def _curves(points: list[dict[str, Any]]) -> dict[tuple[str, str], np.ndarray]:
-    """Group the points by panel and work, as rows of size and seconds."""
+def _curves(points: list[Point]) -> dict[tuple[str, str], np.ndarray]:
+    """Group the points by panel and work, as rows of size and seconds, or a ratio."""
     grouped: dict[tuple[str, str], list[tuple[float, float]]] = {}
     for point in points:
-        curve = grouped.setdefault((point["panel"], point["work"]), [])
-        curve.append((point["size"], point["seconds"]))
+        curve = grouped.setdefault((point.panel, point.work), [])
+        curve.append((point.size, point.seconds / (point.baseline or 1.0)))
     return {name: np.array(sorted(curve)) for name, curve in grouped.items()}
 
 
 def _growth(panel: str, curve: np.ndarray) -> str:
     """Fit a line through the times of a study, and an exponent to the other times."""
+    if panel in RATIOS:
+        return f"{curve[:, 1].min():.2f} to {curve[:, 1].max():.2f}"
     if panel == "cells":
         slope, offset = np.polyfit(curve[:, 0], curve[:, 1], 1)
         return f"{offset:.1f} s + {slope:.2f} s per cell"
@@ -196,27 +107,34 @@ def _growth(panel: str, curve: np.ndarray) -> str:
     return f"time ~ size^{exponent:.2f}"
 
 
-def _draw(points: list[dict[str, Any]], path: Path) -> None:
+def _draw(points: list[Point], processors: dict[str, str], path: Path) -> None:
     from matplotlib.figure import Figure
 
     curves = _curves(points)
-    figure = Figure(figsize=(12, 4), layout="constrained")
     panels = [panel for panel in PANELS if any(name[0] == panel for name in curves)]
-    axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axis, panel in zip(axes, panels, strict=True):
-        for (curve_panel, work), curve in curves.items():
-            if curve_panel == panel:
-                line = "o" if panel == "network" else "o-"
-                label = f"{work}: {_growth(panel, curve)}"
-                axis.plot(*curve.T, line, label=label)
+    columns = min(len(panels), COLUMNS)
+    rows = -(-len(panels) // columns)
+    figure = Figure(figsize=(4.5 * columns, 4 * rows), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).flat
+    for axis, panel in zip(axes, panels, strict=False):
+        own = {work: curve for (name, work), curve in curves.items() if name == panel}
+        for work, curve in own.items():
+            line = "o" if panel == "network" else "o-"
+            axis.plot(*curve.T, line, label=f"{work}: {_growth(panel, curve)}")
         if panel == "cells":
             axis.set(xlim=(0, None), ylim=(0, None))
+        elif panel in RATIOS:
+            axis.set(xscale="log", ylim=(0, None))
+            axis.axhline(1, linestyle=":", color="grey")
         else:
             axis.set(xscale="log", yscale="log")
             sizes = np.array(axis.get_xlim())
-            low = min(curve[0, 1] for name, curve in curves.items() if name[0] == panel)
+            low = min(curve[0, 1] for curve in own.values())
             axis.plot(sizes, low * sizes / sizes[0], ":", color="grey", label="linear")
-        axis.set_xlabel("cells" if panel == "cells" else "parameters")
-        axis.set_ylabel("seconds")
+        axis.set_title(f"{panel} ({processors[panel]})", fontsize="small")
+        axis.set_xlabel(SIZES.get(panel, "parameters"))
+        axis.set_ylabel(RATIOS.get(panel, "seconds"))
         axis.legend(loc="lower right", fontsize="small")
+    for axis in list(axes)[len(panels) :]:
+        axis.set_axis_off()
     figure.savefig(path, dpi=120)

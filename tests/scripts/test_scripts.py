@@ -165,7 +165,7 @@ CHOICES = {
     ("profile_model", "mlp", "--method", "snip"): ("random", "magnitude", "synflow"),
     ("study", "run", "digits", "--executor", "slurm"): ("local", "ray"),
     ("bench", "--only", "snap"): ("snip", "grasp", "cold_start"),
-    ("bench", "scaling", "--only", "trees"): ("tree", "network", "cells"),
+    ("bench", "scaling", "--only", "trees"): ("tree", "network", "cells", "depth"),
     ("bench", "epoch", "--precisions", "fp8"): ("float32", "tf32", "bfloat16"),
 }
 
@@ -188,8 +188,8 @@ MEMORY = (
     *("--json", "memory.json"),
 )  # fmt: skip
 SCALING = (
-    *("bench", "scaling", "--only", "tree", "--largest", "3000000", "--repeats", "1"),
-    *("--results-dir", "scaling"),
+    *("bench", "scaling", "--only", "tree", "wanda", "--largest", "3000000"),
+    *("--repeats", "1", "--results-dir", "scaling"),
 )  # fmt: skip
 
 
@@ -385,11 +385,17 @@ def test_bench_plots_how_time_grows(outputs):
     folder, printed = outputs
     code, output, errors = printed[SCALING]
     assert code == 0, errors
-    assert "select     time ~ size^" in output
-    points = json.loads((folder / "scaling" / "scaling.json").read_text())["points"]
-    assert [(p["work"], p["size"]) for p in points] == [
-        (work, size) for size in (10**6, 3 * 10**6) for work in ("magnitude", "select")
+    assert " ".join(output.split()).startswith("tree magnitude time ~ size^")
+    stored = json.loads((folder / "scaling" / "scaling.json").read_text())
+    assert list(stored["machines"]) == ["tree", "wanda"]
+    assert [(p["work"], p["size"]) for p in stored["points"]] == [
+        *((work, 10**6) for work in ("magnitude", "select")),
+        *((work, 3 * 10**6) for work in ("magnitude", "select")),
+        *(("wanda", size) for size in (10**6, 3 * 10**6)),
     ]
+    # Wanda is shown as a multiple of its baseline, a forward pass.
+    has_baseline = [p["baseline"] is not None for p in stored["points"]]
+    assert has_baseline == [False] * 4 + [True] * 2
     assert (folder / "scaling" / "scaling.png").stat().st_size > 10_000
 
 
