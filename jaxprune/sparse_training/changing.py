@@ -110,7 +110,8 @@ def changing(
     At such a step the mask changes first; then `inner` sees the gradients of the weights
     that the new mask keeps. What the state of `inner` holds of a weight that grows back is
     that of a fresh optimizer; its count of steps goes on, so that Adam moves such a weight by
-    about 3 times the learning rate at first.
+    about 3 times the learning rate at first. An update has forward-mode derivatives
+    (`jax.jvp`) only: JAX refuses `jax.grad` through its loop.
 
     Args:
         inner: the optimizer.
