@@ -134,7 +134,7 @@ def _draw(points: list[Point], processors: dict[str, str], path: Path) -> None:
         axis.set_title(f"{panel} ({processors[panel]})", fontsize="small")
         axis.set_xlabel(SIZES.get(panel, "parameters"))
         axis.set_ylabel(RATIOS.get(panel, "seconds"))
-        axis.legend(loc="lower right", fontsize="small")
+        axis.legend(fontsize="small")
     for axis in list(axes)[len(panels) :]:
         axis.set_axis_off()
     figure.savefig(path, dpi=120)
