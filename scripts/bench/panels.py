@@ -181,10 +181,11 @@ def _first_seconds(call: Call) -> float:
     """Time a call that traces and compiles everything, as the first one in a process."""
     jax.clear_caches()
     gc.collect()
+    was_enabled = jax.config.read("jax_enable_compilation_cache")
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # else JAX does not read the option again
     (seconds,) = profiling.seconds(call, calls=1, warmup=0)
-    jax.config.update("jax_enable_compilation_cache", True)
+    jax.config.update("jax_enable_compilation_cache", was_enabled)
     compilation_cache.reset_cache()
     return seconds
 

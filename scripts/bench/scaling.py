@@ -100,6 +100,8 @@ def _growth(panel: str, curve: np.ndarray) -> str:
     """Fit a line through the times of a study, and an exponent to the other times."""
     if panel in RATIOS:
         return f"{curve[:, 1].min():.2f} to {curve[:, 1].max():.2f}"
+    if len(curve) == 1:
+        return f"{curve[0, 1]:.2g} s (one point)"
     if panel == "cells":
         slope, offset = np.polyfit(curve[:, 0], curve[:, 1], 1)
         return f"{offset:.1f} s + {slope:.2f} s per cell"
