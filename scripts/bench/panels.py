@@ -181,7 +181,8 @@ def _first_seconds(call: Call) -> float:
     """Time a call that traces and compiles everything, as the first one in a process."""
     jax.clear_caches()
     gc.collect()
-    was_enabled = jax.config.read("jax_enable_compilation_cache")
+    options: Any = jax.config
+    was_enabled = options.jax_enable_compilation_cache
     jax.config.update("jax_enable_compilation_cache", False)
     compilation_cache.reset_cache()  # else JAX does not read the option again
     (seconds,) = profiling.seconds(call, calls=1, warmup=0)
