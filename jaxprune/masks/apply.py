@@ -67,15 +67,9 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
         if is_prunable
     ]
     # NumPy counts bools in a CPU's memory five times as fast as XLA, and without a program.
-    if all(_is_on_one_cpu(leaf) for leaf in counted):
+    if all(map(tree.is_on_one_cpu, counted)):
         return sum(int(np.count_nonzero(np.asarray(leaf))) for leaf in counted)
     return sum(int(np.asarray(part).sum(dtype=np.int64)) for part in _counts(counted))
-
-
-def _is_on_one_cpu(leaf: Any) -> bool:
-    if not isinstance(leaf, jax.Array):
-        return True
-    return [device.platform for device in leaf.devices()] == ["cpu"]
 
 
 @jax.jit

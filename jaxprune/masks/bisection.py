@@ -90,7 +90,8 @@ def _break_ties(
             position = position * jnp.uint32(shape[axis]) + jax.lax.broadcasted_iota(
                 jnp.uint32, shape, axis
             )
-        return jnp.uint32(size - 1 - start) - position  # the first ranks highest
+        # The first ranks highest. A leaf without entries may start at `size`.
+        return jnp.uint32(max(size - 1 - start, 0)) - position
 
     def at_least(thresholds: Sequence[Array]) -> list[Array]:
         return _count(

@@ -12,7 +12,7 @@ from jax.core import Tracer
 from jaxtyping import Array, Bool, UInt, UInt32
 
 from jaxprune import tree
-from jaxprune.masks import bisection
+from jaxprune.masks import bisection, partition
 from jaxprune.masks.apply import count
 from jaxprune.masks.budgets import check_budget
 from jaxprune.masks.schedule import num_kept
@@ -163,8 +163,7 @@ def highest(
     selected: dict[int, Array] = {}
     for group in _groups(ranked, not is_mapping):
         wanted = number[ranked.names[group[0]]] if is_mapping else number
-        number_kept = jnp.asarray(wanted).astype(jnp.uint32)
-        winners, _ = _highest(ranked, group, number_kept, exact=True)
+        winners, _ = _highest(ranked, group, wanted, exact=True)
         selected |= zip(group, winners, strict=True)
     return _whole(ranked, selected)
 
@@ -220,21 +219,33 @@ def _keys(ranked: _Ranked, group: Sequence[int]) -> list[UInt[Array, "..."]]:
         [ranked.scores[i] for i in group], [ranked.alive[i] for i in group]
     )
     if not isinstance(is_finite, Tracer) and not is_finite:
-        tree.check_finite(
-            {ranked.names[i]: ranked.scores[i] for i in group},
-            "check that params are finite. If synflow overflowed, pass rescale=True, which "
-            "rescales the kernels or computes in float64.",
-        )
+        _check_finite(ranked, group)
     return keys
 
 
+def _check_finite(ranked: _Ranked, group: Sequence[int]) -> None:
+    tree.check_finite(
+        {ranked.names[i]: ranked.scores[i] for i in group},
+        "check that params are finite. If synflow overflowed, pass rescale=True, which "
+        "rescales the kernels or computes in float64.",
+    )
+
+
 def _highest(
-    ranked: _Ranked, group: Sequence[int], keep: Array, *, exact: bool
-) -> tuple[list[Bool[Array, "..."]], Bool[Array, ""]]:
-    """Select among leaves together."""
+    ranked: _Ranked, group: Sequence[int], keep: Any, *, exact: bool
+) -> tuple[list[Bool[Array, "..."]], Any]:
+    """Select among leaves together; also return whether enough weights are not pruned."""
     scores = [ranked.scores[i] for i in group]
+    alive = [ranked.alive[i] for i in group]
     if not any(score.size for score in scores):
-        return [jnp.ones(score.shape, bool) for score in scores], jnp.bool_(True)
+        return [jnp.ones(score.shape, bool) for score in scores], True
+    arrays = [*scores, *(leaf for leaf in alive if leaf is not None)]
+    if not isinstance(keep, Tracer) and all(map(tree.is_on_one_cpu, arrays)):
+        try:
+            return partition.highest(scores, alive, int(keep), exact=exact)
+        except FloatingPointError:
+            _check_finite(ranked, group)
+    keep = jnp.asarray(keep, jnp.uint32)
     return bisection.highest(_keys(ranked, group), keep, exact=exact)
 
 
@@ -306,10 +317,11 @@ def _winners(
     else:
         kept = num_kept(density, size)
         is_checked = ties == "exact" and ranked.alive[group[0]] is not None
-    keep, exact = jnp.asarray(kept, jnp.uint32), ties == "exact"
+    exact = ties == "exact"
     if axes is None:
-        selected, is_enough = _highest(ranked, group, keep, exact=exact)
+        selected, is_enough = _highest(ranked, group, kept, exact=exact)
     else:
+        keep = jnp.asarray(kept, jnp.uint32)
         selected, is_enough = bisection.highest_in_rows(
             _keys(ranked, group), keep, exact=exact, axes=axes
         )

@@ -9,7 +9,7 @@ import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
-from jaxprune.tree.leaves import is_floating, is_key
+from jaxprune.tree.leaves import is_floating, is_key, is_on_one_cpu
 from jaxprune.tree.names import align, is_variable, name_of, names
 from jaxprune.types import Batches, LossFn, Mask, Params, Prunable, Scores
 
@@ -222,7 +222,7 @@ def _all_finite(leaves: dict[str, Array]) -> dict[str, Array]:
 
 
 def find_finite(leaves: dict[str, Any]) -> dict[str, Any]:
-    """Return which leaves are finite; on the host where JAX would round to float32.
+    """Return which leaves are finite, without a program where NumPy can read them.
 
     Args:
         leaves: arrays by name.
@@ -232,10 +232,10 @@ def find_finite(leaves: dict[str, Any]) -> dict[str, Any]:
         >>> [name for name in finite if finite[name]]
         ['a']
     """
-    on_host = {n: leaf for n, leaf in leaves.items() if isinstance(leaf, np.ndarray)}
+    on_host = {n: leaf for n, leaf in leaves.items() if is_on_one_cpu(leaf)}
     on_device = {n: leaf for n, leaf in leaves.items() if n not in on_host}
-    finite = {name: np.isfinite(leaf).all() for name, leaf in on_host.items()}
-    return finite | _all_finite(on_device)
+    finite = {n: np.isfinite(np.asarray(leaf)).all() for n, leaf in on_host.items()}
+    return finite | (_all_finite(on_device) if on_device else {})
 
 
 def check_finite(

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jaxprune.types import Params, Scores
@@ -35,6 +36,23 @@ def is_key(leaf: Any) -> bool:
     """
     dtype = getattr(leaf, "dtype", None)
     return dtype is not None and jnp.issubdtype(dtype, jax.dtypes.prng_key)
+
+
+def is_on_one_cpu(leaf: Any) -> bool:
+    """Return whether NumPy can read an array where it is, without a copy.
+
+    Args:
+        leaf: an array of NumPy or JAX; one that is traced is nowhere.
+
+    Example:
+        >>> is_on_one_cpu(np.ones(2)), jax.jit(is_on_one_cpu)(jnp.ones(2)).item()
+        (True, False)
+    """
+    if not isinstance(leaf, jax.Array):
+        return True
+    if isinstance(leaf, Tracer):
+        return False
+    return [device.platform for device in leaf.devices()] == ["cpu"]
 
 
 def copy(arrays: PyTree) -> PyTree:

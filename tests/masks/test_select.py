@@ -5,9 +5,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, strategies as st
+from hypothesis import assume, given, strategies as st
 
-from jaxprune import graph, masks
+from jaxprune import graph, masks, sharding
 
 SHAPES = {"a": (3, 5), "b": (2, 2, 2), "bias": (4,)}  # 23 prunable weights
 
@@ -21,6 +21,15 @@ def drawn(seed, distinct):
     }
 
 
+@pytest.fixture(scope="module", params=["one CPU", "two devices"])
+def placed(request):
+    """NumPy selects on one CPU, and XLA on several devices: both keep each promise."""
+    if request.param == "one CPU":
+        return lambda tree: tree
+    mesh = sharding.make_mesh(data=2)
+    return lambda tree: sharding.replicate(tree, mesh)
+
+
 def flat(tree):
     return np.concatenate([np.asarray(tree[k]).ravel() for k in ("a", "b")])
 
@@ -28,10 +37,10 @@ def flat(tree):
 @given(
     keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
-def test_keeps_exactly_the_requested_number(keep, distinct, seed):
+def test_keeps_exactly_the_requested_number(placed, keep, distinct, seed):
     # Few distinct values give many ties, which a threshold gets wrong. The shapes are
     # fixed, because every new shape compiles.
-    mask = masks.select(drawn(seed, distinct), keep / 23)
+    mask = masks.select(placed(drawn(seed, distinct)), keep / 23)
     assert masks.count(mask) == masks.num_kept(keep / 23, 23)
     assert bool(mask["bias"].all())
 
@@ -39,8 +48,8 @@ def test_keeps_exactly_the_requested_number(keep, distinct, seed):
 @given(
     keep=st.integers(1, 23), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
-def test_keeps_the_same_weights_as_a_stable_sort(keep, distinct, seed):
-    scores = drawn(seed, distinct)
+def test_keeps_the_same_weights_as_a_stable_sort(placed, keep, distinct, seed):
+    scores = placed(drawn(seed, distinct))
     best = np.argsort(-flat(scores), kind="stable")[: masks.num_kept(keep / 23, 23)]
     expected = np.zeros(23, bool)
     expected[best] = True
@@ -48,9 +57,11 @@ def test_keeps_the_same_weights_as_a_stable_sort(keep, distinct, seed):
 
 
 @given(keep=st.integers(1, 23), seed=st.integers(0, 2**31 - 1))
-def test_16_bit_scores_keep_the_same_weights_as_in_32_bits(keep, seed):
+def test_16_bit_scores_keep_the_same_weights_as_in_32_bits(placed, keep, seed):
     generator = np.random.default_rng(seed)
-    wide = {k: jnp.asarray(generator.normal(size=s), "f4") for k, s in SHAPES.items()}
+    wide = placed(
+        {k: jnp.asarray(generator.normal(size=s), "f4") for k, s in SHAPES.items()}
+    )
     for dtype in (jnp.float16, jnp.bfloat16):
         narrow = jax.tree.map(lambda leaf, dtype=dtype: leaf.astype(dtype), wide)
         again = jax.tree.map(lambda leaf: leaf.astype(jnp.float32), narrow)
@@ -64,8 +75,8 @@ def test_16_bit_scores_keep_the_same_weights_as_in_32_bits(keep, seed):
 @given(
     keep=st.integers(1, 22), distinct=st.integers(1, 6), seed=st.integers(0, 2**31 - 1)
 )
-def test_reference_ties_keep_only_strictly_greater_scores(keep, distinct, seed):
-    scores, density = drawn(seed, distinct), keep / 23
+def test_reference_ties_keep_only_strictly_greater_scores(placed, keep, distinct, seed):
+    scores, density = placed(drawn(seed, distinct)), keep / 23
     k = int((1.0 - density) * 23)
     expected = np.ones(23, bool)
     if k >= 1:
@@ -80,17 +91,17 @@ def test_reference_ties_keep_only_strictly_greater_scores(keep, distinct, seed):
     seed=st.integers(0, 2**31 - 1),
     ties=st.sampled_from(["exact", "reference"]),
 )
-def test_pruned_weights_stay_pruned(first, share, seed, ties):
-    before = masks.select(drawn(seed, 5), first / 23)
-    after = masks.select(drawn(seed + 1, 5), share / 23, mask=before, ties=ties)
+def test_pruned_weights_stay_pruned(placed, first, share, seed, ties):
+    before = masks.select(placed(drawn(seed, 5)), first / 23)
+    after = masks.select(placed(drawn(seed + 1, 5)), share / 23, mask=before, ties=ties)
     assert not (flat(after) & ~flat(before)).any()
     if ties == "exact":
         assert masks.count(after) == masks.num_kept(share / 23, 23)
 
 
 @given(keep=st.integers(1, 8), seed=st.integers(0, 2**31 - 1))
-def test_layer_scope_selects_in_each_layer_separately(keep, seed):
-    mask = masks.select(drawn(seed, 3), keep / 8, scope="layer")
+def test_layer_scope_selects_in_each_layer_separately(placed, keep, seed):
+    mask = masks.select(placed(drawn(seed, 3)), keep / 8, scope="layer")
     assert int(mask["a"].sum()) == masks.num_kept(keep / 8, 15)
     assert int(mask["b"].sum()) == masks.num_kept(keep / 8, 8)
 
@@ -173,6 +184,46 @@ def test_invalid_options_and_trees_are_refused():
     half = masks.select(scores, 0.5)
     with pytest.raises(ValueError, match="asks for 6 of 8 weights.*only 4 left"):
         masks.select(scores, 0.75, mask=half)
+
+
+def test_scores_that_are_not_finite_are_refused(placed):
+    for wrong in (jnp.nan, jnp.inf, -jnp.inf):
+        scores = placed({"w": jnp.array([[1.0, wrong], [0.0, 0.0]])})
+        with pytest.raises(ValueError, match="not finite at 'w' .1 of 4 entries"):
+            masks.select(scores, 0.5)
+
+
+def test_leaves_without_entries_are_kept_whole(placed):
+    scores = {"a": jnp.zeros((2, 2)), "b": jnp.zeros((0, 3)), "c": jnp.zeros((3, 0))}
+    mask = masks.select(placed(scores), 0.5)
+    assert mask["a"].tolist() == [[True, True], [False, False]]
+    assert [mask[name].shape for name in "bc"] == [(0, 3), (3, 0)]
+
+
+@given(seed=st.integers(0, 2**31 - 1), density=st.floats(1e-5, 1))
+def test_many_scores_are_selected_as_a_sort_does(seed, density):
+    # So many that a part of them is sampled first, and an order that misleads the sample.
+    generator, shape = np.random.default_rng(seed), (512, 512)
+    drawn = generator.choice(generator.normal(size=2**16), shape).astype(np.float32)
+    scores = np.where(np.arange(2**18).reshape(shape) % 5, drawn, 100 + drawn)
+    mask = generator.random(shape) < 0.7
+    keep = masks.num_kept(density, 2**18)
+    assume(keep <= mask.sum())
+    best = np.argsort(-np.where(mask, scores, -np.inf), axis=None, kind="stable")
+    expected = np.zeros(2**18, bool)
+    expected[best[:keep]] = True
+    selected = masks.select(
+        {"w": jnp.asarray(scores)}, density, mask={"w": jnp.asarray(mask)}
+    )
+    np.testing.assert_array_equal(selected["w"], expected.reshape(shape))
+
+
+def test_a_mask_lies_where_its_scores_lie():
+    scores = jnp.arange(4.0).reshape(2, 2)
+    assert not masks.select({"w": scores}, 0.5)["w"].committed
+    second = jax.devices()[1]
+    mask = masks.select({"w": jax.device_put(scores, second)}, 0.5)
+    assert mask["w"].devices() == {second}
 
 
 def test_a_number_of_weights_is_whole_and_not_negative():
