@@ -45,6 +45,7 @@ def is_on_one_cpu(leaf: Any) -> bool:
         leaf: an array of NumPy or JAX; one that is traced is nowhere.
 
     Example:
+        >>> import numpy as np
         >>> is_on_one_cpu(np.ones(2)), jax.jit(is_on_one_cpu)(jnp.ones(2)).item()
         (True, False)
     """
