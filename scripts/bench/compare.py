@@ -125,7 +125,7 @@ def compare(
 
 def _machine(sides: Sequence[str], threads: int) -> dict[str, Any]:
     """Describe the machine, and measure its fastest matrix product and copy."""
-    square, copied = jnp.ones((4096, 4096)), jnp.ones(2**26)
+    square, copied = jnp.ones((2048, 2048)), jnp.ones(2**26)
     dot = profiling.latency(jnp.dot, square, square, calls=5).p50
     copy = profiling.latency(jnp.copy, copied, calls=5).p50
     torch = {"torch": importlib.metadata.version("torch")} if "torch" in sides else {}
@@ -135,7 +135,7 @@ def _machine(sides: Sequence[str], threads: int) -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "plain_xla_flags": _environment("plain")["XLA_FLAGS"],
         **torch,
-        "dot_gflops": 2 * 4096**3 / dot / 1e9,
+        "dot_gflops": 2 * 2048**3 / dot / 1e9,
         "copy_gb_s": 2 * copied.nbytes / copy / 1e9,
     }
 
