@@ -330,7 +330,9 @@ def test_a_bench_worker_prepares_a_task_and_times_it_once_per_line():
 def test_bench_compares_all_sides_in_one_row(tmp_path):
     pytest.importorskip("torch")
     path = tmp_path / "bench.json"
-    done = script("bench", "--only", "imp_level", "--repeats", "1", "--json", path)
+    # Beside other tests, threads of PyTorch would wait for each other.
+    options = ["--repeats", "1", "--threads", "1", "--json", path]
+    done = script("bench", "--only", "imp_level", *options)
     assert done.returncode == 0, done.stderr
     result = json.loads(path.read_text())
     (row,) = result["rows"]
