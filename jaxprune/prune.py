@@ -1,8 +1,11 @@
 """Prune in rounds: score, select, score what is left; one round is one-shot pruning."""
 
 import inspect
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
+
+import jax.numpy as jnp
 
 from jaxprune import masks, tree
 from jaxprune.types import (
@@ -14,6 +17,7 @@ from jaxprune.types import (
     Schedule,
     Scope,
     ScoreFn,
+    Scores,
     Ties,
 )
 
@@ -85,8 +89,8 @@ def prune(
         The mask, and the densities of each round.
 
     Raises:
-        ValueError: if an option is out of range, a score is not finite, or `score_fn`
-            returns another tree.
+        ValueError: if an option is out of range, the densities rise without `regrow`, a
+            score is not finite, or `score_fn` returns another tree or other shapes.
         TypeError: if `score_fn` is not callable, or needs other arguments.
 
     Example:
@@ -110,6 +114,10 @@ def prune(
     _check_bound(score_fn, params)
     targets = masks.densities(density, rounds, schedule)
     chosen = tree.check_prunable(params, prunable)
+    sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
+    requested = tuple(_overall(target, sizes) for target in targets)
+    if not regrow:
+        _check_falls(requested)
     mask = masks.ones_like(params)
     reached = []
     for target in targets:
@@ -119,6 +127,7 @@ def prune(
             "the result of score_fn",
             "Return scores for every leaf of params.",
         )
+        _check_shapes(scored, params)
         mask = masks.select(
             scored,
             target,
@@ -128,9 +137,28 @@ def prune(
             ties=ties,
         )
         reached.append(masks.density(mask, chosen))
-    sizes = {name: leaf.size for name, leaf in tree.by_name(params).items()}
-    requested = tuple(_overall(target, sizes) for target in targets)
     return mask, Info(requested, tuple(reached))
+
+
+def _check_falls(requested: Sequence[float]) -> None:
+    """Refuse a schedule that asks for weights which are pruned already."""
+    for i, (before, after) in enumerate(itertools.pairwise(requested), start=1):
+        if after > before:
+            raise ValueError(
+                f"schedule rises from {before:.6g} in round {i} to {after:.6g}, but pruned "
+                "weights stay pruned. Pass densities that fall, or regrow=True."
+            )
+
+
+def _check_shapes(scored: Scores, params: Params) -> None:
+    """Refuse scores that do not have the shapes of the parameters."""
+    leaves = tree.by_name(params)
+    for name, leaf in tree.by_name(scored).items():
+        if jnp.shape(leaf) != jnp.shape(leaves[name]):
+            raise ValueError(
+                f"the result of score_fn has shape {jnp.shape(leaf)} at '{name}', where "
+                f"params has {jnp.shape(leaves[name])}. Return a score for every weight."
+            )
 
 
 def _overall(target: float | Budget, sizes: Mapping[str, int]) -> float:

@@ -111,7 +111,7 @@ def main(commands: Sequence[Callable[..., Any]], description: str) -> None:
             tyro.cli(commands[0], description=description, config=config)
         else:
             tyro.extras.subcommand_cli_from_dict(
-                {command.__name__.partition("_")[0]: command for command in commands},
+                {command.__name__.rstrip("_"): command for command in commands},
                 description=description,
                 config=config,
             )

@@ -24,6 +24,7 @@ if [ "${1:-}" = --minutes ] && [ $# -ge 2 ]; then
     shift 2
 fi
 [[ $minutes =~ ^[1-9][0-9]*$ ]] || fail "--minutes is a whole number; got $minutes. Pass 8."
+[[ ${1:-} != --* ]] || fail "$1 is unknown before the archive. Pass --minutes M, or run: $usage"
 [ $# -ge 2 ] || fail "an archive and a study are needed. Run: $usage"
 archive=$1 runs=$1.runs
 shift
@@ -44,7 +45,8 @@ elif [ ! -e "$runs" ] && [ -e "$archive" ]; then
     fi
     mv "$runs.part" "$runs" || exit 2
 fi
-mkdir -p "$runs" || exit 2
+mkdir -p -- "$runs" 2> /dev/null || fail "$runs can't be made. Pass an archive in a folder that" \
+    "can be written."
 touch "$runs"
 before=$(count)
 
@@ -57,7 +59,7 @@ megabytes=$(du -sm "$runs" | cut -f1)
 limit=$((minutes * 60 - SECONDS - 40 - megabytes / 100))
 [ $limit -ge 10 ] || fail "$minutes minutes leave no time to run the study, beside the time to" \
     "unpack and pack $megabytes MB. Pass more --minutes."
-trap : INT # this script packs what was finished before
+trap : INT TERM # this script packs what was finished before
 stop=$((SECONDS + limit))
 timeout --foreground --signal=INT --kill-after=20 $limit "${run[@]}"
 code=$?

@@ -402,7 +402,7 @@ def _summary(record: Record) -> str:
     return f"{record.label}: {result}{collapsed} ({record.seconds:.1f} s)"
 
 
-def list_studies() -> None:
+def list_() -> None:
     """List the built-in studies, and the methods that every study can compare."""
     console.print("Studies (python scripts/study.py run NAME):", highlight=False)
     for name, preset in STUDIES.items():
@@ -532,4 +532,4 @@ def check(
 
 
 if __name__ == "__main__":
-    _cli.main([run, list_studies, status, report, check], __doc__ or "")
+    _cli.main([run, list_, status, report, check], __doc__ or "")

@@ -15,6 +15,18 @@ PARAMS = {"w": jnp.asarray(np.random.default_rng(0).normal(size=(10, 10)), jnp.f
 RANDOM = functools.partial(scores.random, jax.random.key(0))
 
 
+def test_densities_that_rise_and_scores_of_another_shape_are_refused():
+    params = {"w": jnp.arange(1.0, 9.0).reshape(2, 4)}
+    with pytest.raises(ValueError, match="rises from 0.25 in round 1 to 0.5.*regrow"):
+        prune.prune(scores.magnitude, params, 0.5, rounds=2, schedule=[0.25, 0.5])
+    mask, _ = prune.prune(
+        scores.magnitude, params, 0.5, rounds=2, schedule=[0.25, 0.5], regrow=True
+    )
+    assert masks.count(mask) == 4
+    with pytest.raises(ValueError, match="result of score_fn has shape .4, 2. at 'w'"):
+        prune.prune(lambda p, mask: {"w": p["w"].T}, params, 0.5)
+
+
 @given(rounds=st.integers(1, 6), keep=st.integers(1, 100), seed=st.integers(0, 99))
 def test_ends_with_exactly_the_requested_number(rounds, keep, seed):
     score_fn = functools.partial(scores.random, jax.random.key(seed))

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 from jaxtyping import Array
 
 from jaxprune import disk, tree
@@ -49,14 +50,24 @@ def count(mask: Mask, prunable: Prunable | None = None) -> int:
     """Count the prunable weights that a mask keeps, exactly, as a Python int.
 
     Args:
-        mask: the mask.
+        mask: the mask, not traced.
         prunable: which leaves count; by default those of `tree.prunable`.
+
+    Raises:
+        TypeError: if a leaf is not a bool array, or is traced.
+        ValueError: if `prunable` does not mirror the mask.
 
     Example:
         >>> count({"bias": jnp.ones(2, bool), "kernel": jnp.eye(3, dtype=bool)})
         3
     """
+    tree.check_arrays(mask, "mask")
     tree.check_bool(mask)
+    if any(isinstance(leaf, Tracer) for leaf in jax.tree.leaves(mask)):
+        raise TypeError(
+            "mask is traced, and its count is a Python number. Count it outside `jit`, or "
+            "add up the sums of its leaves."
+        )
     counted = [
         leaf
         for leaf, is_prunable in zip(

@@ -1,7 +1,8 @@
 """Find the k highest scores by bisection on the bit pattern of the floats.
 
-It has the same order as the floats. Only counts are needed, so sharded scores stay in place.
-Ties at the k-th score are broken by position, by the same bisection on positions.
+The patterns are put in the order of the floats. Only counts are needed, so sharded scores
+stay in place. Ties at the k-th score are broken by position, by the same bisection on
+positions.
 """
 
 import functools
@@ -128,8 +129,9 @@ def _ordered_bits(
     bits = jnp.finfo(score.dtype).bits
     unsigned = jnp.dtype(f"uint{bits}")
     sign = jnp.array(1, unsigned) << jnp.array(bits - 1, unsigned)
-    score = jnp.where(score == 0, jnp.zeros_like(score), score)  # -0.0 ties with 0.0
     pattern = jax.lax.bitcast_convert_type(score, unsigned)
+    # -0.0 ties with 0.0. As floats, XLA would take denormal numbers for 0 on a CPU.
+    pattern = jnp.where(pattern == sign, jnp.zeros_like(pattern), pattern)
     key = jnp.where(pattern >= sign, ~pattern, pattern | sign)
     return key if alive is None else jnp.where(alive, key, jnp.zeros_like(key))
 

@@ -1,9 +1,10 @@
 """Find the k highest scores in a CPU's memory by NumPy, whose partition does not sort.
 
 It selects what `bisection` selects, which serves accelerators, several devices and traced
-scores. It takes a third of the time, and compiles nothing.
+scores. It compiles nothing, and among all leaves it takes a third of the time.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -46,8 +47,8 @@ def highest(
     Raises:
         FloatingPointError: if a score is not finite.
     """
-    is_wide = any(leaf.dtype == np.float64 for leaf in scores)
-    dtype = np.float64 if is_wide else np.float32
+    # 16 bits are compared in 32, which keeps their order.
+    dtype = np.result_type(np.float32, *(leaf.dtype for leaf in scores))
     leaves = [
         _Leaf(
             np.asarray(leaf).reshape(-1).astype(dtype, copy=False),
@@ -72,6 +73,51 @@ def highest(
             wanted -= first.size
         selected.append(_beside(score, is_kept.reshape(score.shape)))
     return selected, rank <= num_alive
+
+
+def highest_in_rows(
+    score: Float[Any, "..."],
+    alive: Bool[Any, "..."] | None,
+    keep: int,
+    *,
+    exact: bool,
+    axes: tuple[int, ...],
+) -> tuple[list[Bool[Array, "..."]], bool]:
+    """Select as `bisection.highest_in_rows` does, in each row of one leaf.
+
+    Raises:
+        FloatingPointError: if a score is not finite.
+    """
+    first = tuple(range(len(axes)))
+
+    def by_row(array: Any) -> np.ndarray:
+        moved = np.moveaxis(np.asarray(array), axes, first)
+        return moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+
+    rows = by_row(score)
+    rows = rows.astype(np.result_type(rows.dtype, np.float32), copy=False)
+    if not np.isfinite(rows).all():
+        raise FloatingPointError
+    is_alive = np.ones(rows.shape, bool) if alive is None else by_row(alive)
+    rows = np.where(is_alive, rows, -np.inf)
+    rank = keep if exact else keep + 1
+    if 1 <= rank <= rows.shape[1]:
+        place = rows.shape[1] - rank
+        kth = np.partition(rows, place, axis=1)[:, place, None]
+    else:
+        kth = np.inf if rank < 1 else -np.inf
+    is_kept = rows > kth
+    if exact:
+        is_tied = is_alive & (rows == kth)
+        wanted = keep - np.count_nonzero(is_kept, axis=1, keepdims=True)
+        if (np.count_nonzero(is_tied, axis=1, keepdims=True) > wanted).any():
+            is_tied &= np.cumsum(is_tied, axis=1) <= wanted
+        is_kept |= is_tied
+    is_enough = bool((np.count_nonzero(is_alive, axis=1) >= keep).all())
+    moved = [score.shape[axis] for axis in axes]
+    moved += [n for axis, n in enumerate(score.shape) if axis not in axes]
+    mask = np.moveaxis(is_kept.reshape(moved), first, axes)
+    return [_beside(score, np.ascontiguousarray(mask))], is_enough
 
 
 def _kth_highest(

@@ -124,6 +124,11 @@ def densities(
             "an integer of 1 or more."
         )
     if not isinstance(schedule, str):
+        if not isinstance(schedule, Sequence):
+            raise ValueError(
+                f"schedule is {schedule}. Pass one of {', '.join(SCHEDULES)}, or a list of "
+                "densities."
+            )
         listed = [check_density(one) for one in schedule]
         if len(listed) != rounds or listed[-1] != target:
             raise ValueError(

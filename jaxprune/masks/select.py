@@ -2,17 +2,18 @@
 
 import functools
 import math
+import operator
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.core import Tracer
-from jaxtyping import Array, Bool, UInt, UInt32
+from jaxtyping import Array, Bool, UInt32
 
 from jaxprune import tree
-from jaxprune.masks import bisection, partition
+from jaxprune.masks import ranking
 from jaxprune.masks.apply import count
 from jaxprune.masks.budgets import check_budget
 from jaxprune.masks.schedule import num_kept
@@ -20,22 +21,6 @@ from jaxprune.types import Budget, Fraction, Mask, Prunable, Scope, Scores, Ties
 
 SCOPES = get_args(Scope)
 TIES = get_args(Ties)
-
-
-def _check_floating(scores: Scores) -> None:
-    """Refuse a mask, or integers, in place of scores."""
-    leaves = dict(zip(tree.names(scores), jax.tree.leaves(scores), strict=True))
-    has_scores = any(tree.is_floating(leaf) for leaf in leaves.values())
-    for name, leaf in leaves.items():
-        is_integer = jnp.issubdtype(leaf.dtype, jnp.integer)
-        if leaf.ndim >= 2 and (
-            is_integer or (leaf.dtype == np.bool_ and not has_scores)
-        ):
-            raise TypeError(
-                f"scores are {leaf.dtype} at '{name}', where floats are expected. Pass the "
-                "result of a scoring function, not a mask; a parameter that is not floating "
-                "has no scores."
-            )
 
 
 def select(
@@ -49,8 +34,9 @@ def select(
 ) -> Mask:
     """Keep the highest-scoring `N - int((1 - density) * N)` of N prunable weights.
 
-    The count is an argument of the compiled program: a new density or mask does not
-    recompile. Equal scores are broken by position: the earlier leaf and entry is kept.
+    Equal scores are broken by position: the earlier leaf and entry is kept. Outside `jit`,
+    NumPy selects scores in the memory of a CPU. Elsewhere a program selects the same weights;
+    the count is its argument, so that a new density or mask does not recompile.
 
     With sharded scores under `jit`, the result is the same as on one device. Do not call
     it inside `jax.shard_map`: each shard would be ranked separately.
@@ -93,14 +79,18 @@ def select(
         Threshold and count as in the code of Tanaka et al.,
         https://arxiv.org/abs/2006.05467, 2020, which does not break ties.
     """
+    if isinstance(scores, int | float):
+        raise TypeError(f"scores is {scores}. The scores come first, then the density.")
     if callable(scope):
         raise TypeError(
             "scope is a function. Pass its result, such as graph.outputs(fn, params, batch)."
         )
+    if isinstance(scope, np.integer):
+        scope = int(scope)
     if isinstance(scope, bool) or not isinstance(scope, int | Mapping):
         tree.check_option("scope", scope, SCOPES)
     tree.check_option("ties", ties, TIES)
-    ranked = _rank(scores, mask, prunable)
+    ranked = ranking.rank(scores, mask, prunable)
     names = [ranked.names[i] for i in ranked.chosen]
     is_budget = isinstance(density, Mapping)
     if is_budget:
@@ -154,7 +144,7 @@ def highest(
         {'w': Array([[ True, False],
                [ True,  True]], dtype=bool)}
     """
-    ranked = _rank(scores, mask, prunable)
+    ranked = ranking.rank(scores, mask, prunable)
     is_mapping = isinstance(number, Mapping)
     for each in number.values() if is_mapping else [number]:
         _check_number(each)
@@ -163,14 +153,17 @@ def highest(
     selected: dict[int, Array] = {}
     for group in _groups(ranked, not is_mapping):
         wanted = number[ranked.names[group[0]]] if is_mapping else number
-        winners, _ = _highest(ranked, group, wanted, exact=True)
+        if not isinstance(wanted, Tracer):
+            wanted = min(int(wanted), sum(ranked.scores[i].size for i in group))
+        winners, _ = ranking.highest(ranked, group, wanted, exact=True)
         selected |= zip(group, winners, strict=True)
     return _whole(ranked, selected)
 
 
 def _check_number(number: Any) -> None:
     """Check that a number of weights is an integer, and not negative if it is known."""
-    is_integer = jnp.issubdtype(jnp.result_type(number), jnp.integer)
+    dtype = getattr(number, "dtype", np.dtype(type(number)))
+    is_integer = jnp.issubdtype(dtype, jnp.integer)
     is_known = is_integer and not isinstance(number, Tracer)
     if not is_integer or jnp.ndim(number) or (is_known and int(number) < 0):
         raise ValueError(
@@ -179,82 +172,12 @@ def _check_number(number: Any) -> None:
         )
 
 
-class _Ranked(NamedTuple):
-    """Scores by leaf: the names of leaves, which are ranked, and which weights may stay."""
-
-    scores: list[Any]
-    alive: list[Any]
-    names: list[str]
-    chosen: list[int]
-    structure: Any
-
-
-def _rank(scores: Scores, mask: Mask | None, prunable: Prunable | None) -> _Ranked:
-    tree.check_arrays(scores, "scores")
-    _check_floating(scores)
-    leaves, structure = jax.tree.flatten(scores)
-    # A leaf that is not floating, such as a buffer of indices, has no scores.
-    is_chosen = [
-        is_prunable and tree.is_floating(leaf)
-        for is_prunable, leaf in zip(
-            jax.tree.leaves(tree.check_prunable(scores, prunable)), leaves, strict=True
-        )
-    ]
-    chosen = [i for i, is_ranked in enumerate(is_chosen) if is_ranked]
-    alive = [None] * len(leaves)
-    if mask is not None:
-        alive = jax.tree.leaves(tree.check_mirrors(mask, scores, of="scores"))
-    if not chosen:
-        raise ValueError(
-            "no leaf of scores is prunable. By default, a prunable leaf has two or more "
-            "dimensions and is not named like a bias, norm or embedding. Choose leaves by "
-            'name: prunable=tree.prunable(params, include="*").'
-        )
-    return _Ranked(leaves, alive, tree.names(scores), chosen, structure)
-
-
-def _keys(ranked: _Ranked, group: Sequence[int]) -> list[UInt[Array, "..."]]:
-    """Return the scores of leaves as ordered integers; refuse scores that are not finite."""
-    keys, is_finite = bisection.keys(
-        [ranked.scores[i] for i in group], [ranked.alive[i] for i in group]
-    )
-    if not isinstance(is_finite, Tracer) and not is_finite:
-        _check_finite(ranked, group)
-    return keys
-
-
-def _check_finite(ranked: _Ranked, group: Sequence[int]) -> None:
-    tree.check_finite(
-        {ranked.names[i]: ranked.scores[i] for i in group},
-        "check that params are finite. If synflow overflowed, pass rescale=True, which "
-        "rescales the kernels or computes in float64.",
-    )
-
-
-def _highest(
-    ranked: _Ranked, group: Sequence[int], keep: Any, *, exact: bool
-) -> tuple[list[Bool[Array, "..."]], Any]:
-    """Select among leaves together; also return whether enough weights are not pruned."""
-    scores = [ranked.scores[i] for i in group]
-    alive = [ranked.alive[i] for i in group]
-    if not any(score.size for score in scores):
-        return [jnp.ones(score.shape, bool) for score in scores], True
-    arrays = [*scores, *(leaf for leaf in alive if leaf is not None)]
-    if not isinstance(keep, Tracer) and all(map(tree.is_on_one_cpu, arrays)):
-        try:
-            return partition.highest(scores, alive, int(keep), exact=exact)
-        except FloatingPointError:
-            _check_finite(ranked, group)
-    keep = jnp.asarray(keep, jnp.uint32)
-    return bisection.highest(_keys(ranked, group), keep, exact=exact)
-
-
-def _groups(ranked: _Ranked, together: bool) -> list[list[int]]:
+def _groups(ranked: ranking.Ranked, together: bool) -> list[list[int]]:
     """Return the leaves that are ranked together."""
     return [ranked.chosen] if together else [[i] for i in ranked.chosen]
 
 
-def _whole(ranked: _Ranked, selected: Mapping[int, Array]) -> Mask:
+def _whole(ranked: ranking.Ranked, selected: Mapping[int, Array]) -> Mask:
     """Return a mask of all leaves; those that are not ranked are all True."""
     others = [i for i in range(len(ranked.scores)) if i not in selected]
     all_true = _all_true(tuple(ranked.scores[i].shape for i in others))
@@ -278,20 +201,24 @@ def _rows(scope: Any, names: Sequence[str]) -> dict[str, tuple[int, ...]]:
                 "graph.outputs(fn, params, batch), and prunable without leaves that no "
                 "product reads, or that two read in different ways."
             )
-        axes = {n: (a,) if isinstance(a, int) else a for n, a in scope.items()}
-        if not all(isinstance(a, int) for name in names for a in axes[name]):
+        try:
+            axes = {name: np.atleast_1d(scope[name]) for name in names}
+            return {
+                name: tuple(operator.index(axis) for axis in axes[name])
+                for name in names
+            }
+        except TypeError:
             raise TypeError(
-                f"scope maps to {[axes[name] for name in names]}, where axes are whole "
+                f"scope maps to {[scope[name] for name in names]}, where axes are whole "
                 "numbers. Pass, for example, {'w': (0,)}."
-            )
-        return {name: tuple(axes[name]) for name in names}
+            ) from None
     if scope == "row" or isinstance(scope, int):
         return dict.fromkeys(names, (-1 if scope == "row" else scope,))
     return {}
 
 
 def _winners(
-    ranked: _Ranked,
+    ranked: ranking.Ranked,
     group: Sequence[int],
     density: Any,
     axes: tuple[int, ...] | None,
@@ -318,14 +245,8 @@ def _winners(
         kept = num_kept(density, size)
         is_checked = ties == "exact" and ranked.alive[group[0]] is not None
     exact = ties == "exact"
-    if axes is None:
-        selected, is_enough = _highest(ranked, group, kept, exact=exact)
-    else:
-        keep = jnp.asarray(kept, jnp.uint32)
-        selected, is_enough = bisection.highest_in_rows(
-            _keys(ranked, group), keep, exact=exact, axes=axes
-        )
-    # Counting what a mask has takes as long as a quarter of the selection.
+    selected, is_enough = ranking.highest(ranked, group, kept, exact=exact, axes=axes)
+    # What a mask has is counted for the message only.
     if is_checked and (isinstance(is_enough, Tracer) or not is_enough):
         alive = [ranked.alive[i] for i in group]
         _check_enough(int(kept), size, alive, [ranked.names[i] for i in group], axes)
@@ -374,6 +295,11 @@ def _check_enough(
         raise ValueError(
             "the mask keeps no weight, and pruned weights stay pruned. Pass no mask to let "
             "weights grow back."
+        )
+    if left == 0 and axes is not None:
+        raise ValueError(
+            f"the mask keeps no weight in a row of '{names[0]}', and pruned weights stay "
+            "pruned. Pass no mask to let weights grow back."
         )
     if keep > left:
         where = f"'{names[0]}'" if len(names) == 1 else f"{len(names)} leaves together"

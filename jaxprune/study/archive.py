@@ -15,15 +15,14 @@ _LEFT_OUT = ("locks", "report")
 def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[str]:
     """Write a runs folder to a zip file, without stages that no cell needs any more.
 
-    A finished cell is its record, config and mask, and its stages are read for no other
-    cell that is finished. So the weights of finished cells are left out. The stages that
-    unfinished cells start from are packed, also those that finished cells share with them.
-    Nothing may run in the folder meanwhile. `zipfile` and other programs unpack it, and
-    compare the checksum of each file.
+    A report needs only the record, the config and the mask of a finished cell, so that its
+    stages, which hold weights, are left out. The stages that unfinished cells start from are
+    packed, also those that finished cells share with them. Nothing may run in the folder
+    meanwhile. `zipfile` and other programs unpack it, and compare the checksum of each file.
 
     Args:
         name: of the study.
-        listed: all cells that are still to be run, finished or not.
+        listed: the cells of the study, finished or not; stages of others are left out.
         runs_dir: folder of all studies.
         path: the file to write, outside `runs_dir`; an existing one is replaced as a whole.
 
@@ -31,7 +30,7 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
         The ids of the stages that are left out.
 
     Raises:
-        ValueError: if the folder has no such study, or `path` is in it.
+        ValueError: if the folder has no such study, or `path` is in it or in no folder.
         OSError: if the file can't be written; an existing one stays.
     """
     folder = runs_dir / name
@@ -43,6 +42,10 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
     if runs_dir.resolve() in path.resolve().parents:
         raise ValueError(
             f"{path} is in {runs_dir}, which it is to hold. Pass a file in another folder."
+        )
+    if not path.absolute().parent.is_dir():
+        raise ValueError(
+            f"{path} is in no folder. Create {path.parent}, or pass another file."
         )
     unfinished = [cell for cell in listed if not cells.is_finished(folder, cell)]
     needed = {stage.id for cell in unfinished for stage in stages.chain(cell)}

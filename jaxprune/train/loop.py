@@ -1,8 +1,8 @@
 """The training loop: compiled steps over data that stays on the device.
 
 On a CPU the steps are called from Python, since XLA's convolution gradients inside a
-scan are many times slower there; on an accelerator an epoch is one scan. `Training.loop`
-chooses otherwise.
+scan are many times slower there; on an accelerator an epoch is one scan. A recipe can
+choose with `Training.loop`.
 """
 
 import dataclasses

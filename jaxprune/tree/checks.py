@@ -141,7 +141,7 @@ def check_bool(mask: Mask) -> None:
         mask: the mask to check.
 
     Raises:
-        TypeError: naming the first leaf that is not.
+        TypeError: naming the first leaf that is not, or is only a shape.
 
     Example:
         >>> check_bool({"w": jnp.ones(2)})
@@ -149,6 +149,11 @@ def check_bool(mask: Mask) -> None:
         TypeError: mask has dtype float32 at 'w', but a mask is bool: ...
     """
     for name, leaf in zip(names(mask), jax.tree.leaves(mask), strict=True):
+        if isinstance(leaf, jax.ShapeDtypeStruct):
+            raise TypeError(
+                f"mask has a ShapeDtypeStruct at '{name}', where an array is expected. "
+                f"{_BUILD_MASK}"
+            )
         if jnp.result_type(leaf) != np.bool_:
             raise TypeError(
                 f"mask has dtype {jnp.result_type(leaf)} at '{name}', but a mask is "

@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
@@ -42,16 +43,15 @@ def is_on_one_cpu(leaf: Any) -> bool:
     """Return whether NumPy can read an array where it is, without a copy.
 
     Args:
-        leaf: an array of NumPy or JAX; one that is traced is nowhere.
+        leaf: an array of NumPy or JAX. A traced one has no values to read.
 
     Example:
-        >>> import numpy as np
         >>> is_on_one_cpu(np.ones(2)), jax.jit(is_on_one_cpu)(jnp.ones(2)).item()
         (True, False)
     """
-    if not isinstance(leaf, jax.Array):
+    if isinstance(leaf, np.ndarray | np.generic):
         return True
-    if isinstance(leaf, Tracer):
+    if isinstance(leaf, Tracer) or not isinstance(leaf, jax.Array):
         return False
     return [device.platform for device in leaf.devices()] == ["cpu"]
 

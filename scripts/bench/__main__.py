@@ -27,11 +27,12 @@ from bench.memory import memory  # isort: skip
 from bench.methods import methods  # isort: skip
 from bench.scaling import scaling
 
+COMMANDS = [
+    compare, scaling, epoch, memory, channels, channels_report, methods, study,
+]  # fmt: skip
+
 if __name__ == "__main__":
     arguments = sys.argv[1:]
     if not arguments or (arguments[0].startswith("--") and arguments[0] != "--help"):
         sys.argv.insert(1, "compare")
-    _cli.main(
-        [compare, scaling, epoch, memory, channels, channels_report, methods, study],
-        __doc__ or "",
-    )
+    _cli.main(COMMANDS, __doc__ or "")

@@ -1,5 +1,5 @@
 #!/bin/bash
-# What a first run on a GPU should tell, within 8 minutes: scores and epochs in three
+# Measure on a GPU for the first time, within 8 minutes: scores and epochs in three
 # precisions, memory, the comparison with plain JAX and, if it is installed, PyTorch, the fast
 # recipe of poster, and a small poster study. Needs CIFAR-10 for the studies.
 #
@@ -31,7 +31,8 @@ done
 [ $# -gt 0 ] || fail "no folder for the results. Run: scripts/bench/gpu.sh FOLDER"
 folder=$1
 shift
-mkdir -p "$folder" || exit 2
+mkdir -p -- "$folder" 2> /dev/null ||
+    fail "$folder can't be made. Pass a folder that can be written."
 scripts=$(dirname "$0")/..
 failed=0 late=0
 

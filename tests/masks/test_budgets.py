@@ -136,9 +136,7 @@ def test_rows_stay_pruned_and_a_row_without_enough_weights_is_refused():
     np.testing.assert_array_equal(chosen.sum(0), [2, 2, 2])
     assert not chosen[3].any()
     few = {"w": mask["w"].at[:3, 0].set(False)}
-    with pytest.raises(
-        ValueError, match="of 4 weights in a row of 'w', but the mask has only 0"
-    ):
+    with pytest.raises(ValueError, match="keeps no weight in a row of 'w'"):
         masks.select(scored, 0.5, mask=few, scope="row")
 
 

@@ -193,6 +193,55 @@ def test_scores_that_are_not_finite_are_refused(placed):
             masks.select(scores, 0.5)
 
 
+def test_denormal_scores_are_ranked(placed):
+    scores = np.array([[1e-45, 3e-45, 0, 2e-40], [1e-39, 0, -0.0, 3e-39]])
+    for dtype in (jnp.float32, jnp.bfloat16):
+        scored = placed({"w": jnp.asarray(scores.astype(dtype))})
+        assert np.argwhere(masks.select(scored, 0.25)["w"]).tolist() == [[1, 0], [1, 3]]
+        by_row = masks.select(scored, 0.25, scope=0)["w"]
+        assert np.argwhere(by_row).tolist() == [[0, 3], [1, 3]]
+
+
+def test_float64_is_not_rounded_without_x64():
+    scores = {"w": np.array([[1.0, 1 + 1e-12], [1 + 3e-12, 1 + 2e-12]])}
+    assert masks.select(scores, 0.5)["w"].tolist() == [[False, False], [True, True]]
+    by_row = masks.select(scores, 0.5, scope="row")["w"]
+    assert by_row.tolist() == [[False, False], [True, True]]
+    with pytest.raises(ValueError, match="float64 at 'w', which JAX rounds to float32"):
+        jax.jit(lambda number: masks.highest(scores, number))(2)
+
+
+@given(
+    keep=st.integers(1, 15),
+    distinct=st.integers(1, 4),
+    seed=st.integers(0, 2**31 - 1),
+    ties=st.sampled_from(["exact", "reference"]),
+    is_masked=st.booleans(),
+)
+def test_rows_are_selected_as_leaves_of_their_own(
+    placed, keep, distinct, seed, ties, is_masked
+):
+    generator = np.random.default_rng(seed)
+    values = generator.normal(size=distinct)
+    scores = jnp.asarray(generator.choice(values, (3, 2, 5, 4)), jnp.float32)
+    mask = generator.permuted(np.arange(120).reshape(2, 4, 15) < 60, axis=2)
+    mask[:] = generator.permuted(np.arange(15) < 12) if is_masked else True
+    keep = min(keep, 11)  # 12 of 15 may be counted as 13
+    mask = jnp.asarray(mask.reshape(2, 4, 3, 5).transpose(2, 0, 3, 1))
+    options = {"ties": ties, "prunable": {"w": True}}
+    selected = masks.select(
+        placed({"w": scores}),
+        keep / 15,
+        mask=placed({"w": mask}),
+        scope={"w": (1, 3)},
+        **options,
+    )
+    for i, j in np.ndindex(2, 4):
+        row = {"w": scores[:, i, :, j]}
+        alone = masks.select(row, keep / 15, mask={"w": mask[:, i, :, j]}, **options)
+        np.testing.assert_array_equal(selected["w"][:, i, :, j], alone["w"])
+
+
 def test_leaves_without_entries_are_kept_whole(placed):
     scores = {"a": jnp.zeros((2, 2)), "b": jnp.zeros((0, 3)), "c": jnp.zeros((3, 0))}
     mask = masks.select(placed(scores), 0.5)
@@ -231,7 +280,11 @@ def test_a_number_of_weights_is_whole_and_not_negative():
     for wrong in (-1, 0.5, jnp.float32(2), jnp.array([1, 2])):
         with pytest.raises(ValueError, match="number is how many weights to keep"):
             masks.highest(scored, wrong)
+    for wrong in ("3", [3], None):
+        with pytest.raises(ValueError, match="number is how many weights to keep"):
+            masks.highest(scored, wrong)
     assert masks.highest(scored, 0)["w"].sum() == 0
+    assert jax.jit(lambda s: masks.highest(s, 2**33))(scored)["w"].all()
     assert masks.highest(scored, 99)["w"].all()
 
 
@@ -241,5 +294,33 @@ def test_scopes_that_are_no_axes_get_a_sentence():
     assert kept.sum(1).tolist() == [2] * 5
     with pytest.raises(TypeError, match="scope is a function. Pass its result"):
         masks.select(scored, 0.4, scope=graph.outputs)
-    with pytest.raises(TypeError, match="where axes are whole numbers"):
-        masks.select(scored, 0.4, scope={"w": (1.0,)})
+    for axis in (np.int64(0), {"w": np.int64(0)}, {"w": (np.int64(0),)}):
+        chex.assert_trees_all_equal(masks.select(scored, 0.4, scope=axis)["w"], kept)
+    for wrong in ((1.0,), None, "0"):
+        with pytest.raises(TypeError, match="where axes are whole numbers"):
+            masks.select(scored, 0.4, scope={"w": wrong})
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_what_is_no_score_or_mask_gets_a_sentence():
+    scored = {"w": jnp.ones((2, 2))}
+    shapes = jax.eval_shape(lambda: scored)
+    with pytest.raises(TypeError, match="scores has a ShapeDtypeStruct at 'w'"):
+        masks.select(shapes, 0.5)
+    only_shapes = {"w": jax.ShapeDtypeStruct((2, 2), jnp.bool_)}
+    with pytest.raises(TypeError, match="mask has a ShapeDtypeStruct at 'w'"):
+        masks.select(scored, 0.5, mask=only_shapes)
+    with pytest.raises(TypeError, match="mask has a ShapeDtypeStruct at 'w'"):
+        masks.count(only_shapes)
+    with pytest.raises(TypeError, match="mask has a bool at 'w'"):
+        masks.count({"w": True})
+    with pytest.raises(TypeError, match="mask is traced, and its count is a Python"):
+        jax.jit(masks.density)(masks.ones_like(scored))
+    for dtype in ("complex64", "longdouble", "object"):
+        with pytest.raises(TypeError, match="at 'w', where floats of at most 64 bits"):
+            masks.select({"w": np.ones((2, 2), dtype)}, 0.5)
+    with pytest.raises(TypeError, match="scores is 0.5. The scores come first"):
+        masks.select(0.5, scored)
+    none_in_a_row = {"w": jnp.array([[True, True], [False, False]])}
+    with pytest.raises(ValueError, match="keeps no weight in a row of 'w'"):
+        masks.select(scored, 0.5, mask=none_in_a_row, scope=0)

@@ -10,6 +10,7 @@ import zipfile
 
 import pytest
 
+from tests.programs import launch
 from tests.programs.launch import ROOT
 
 PROGRAMS, SCRIPTS = ROOT / "tests" / "programs", ROOT / "scripts"
@@ -75,6 +76,9 @@ def test_a_first_run_on_a_gpu_takes_every_step_once(gpu):
     assert "--only c=0 --runs-dir out/runs --data-dir here" in fast
     assert "--only c=0,1 --runs-dir out/runs --data-dir here" in study
     assert sum("--json out/" in call for call in calls) == len(STEPS) - 2
+    lines = [call.partition("bench ")[2] for call in calls if "bench " in call]
+    parsed = launch.run("parse_bench", *lines)
+    assert parsed.split() == [line.split()[0] for line in lines]
     again, calls = gpu.run("bench/gpu.sh", "out")
     assert again.returncode == 0
     check_steps(calls, ())
