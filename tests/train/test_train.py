@@ -430,4 +430,4 @@ def test_a_first_result_compiles_few_programs():
         train.evaluate(result.model, image_set)
     finally:
         jax.monitoring.unregister_event_duration_listener(on_event)
-    assert 8 <= len(programs) <= 25
+    assert 8 <= len(programs) <= 20, programs
