@@ -5,8 +5,6 @@ import itertools
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-import jax.numpy as jnp
-
 from jaxprune import masks, tree
 from jaxprune.types import (
     Budget,
@@ -17,7 +15,6 @@ from jaxprune.types import (
     Schedule,
     Scope,
     ScoreFn,
-    Scores,
     Ties,
 )
 
@@ -127,7 +124,9 @@ def prune(
             "the result of score_fn",
             "Return scores for every leaf of params.",
         )
-        _check_shapes(scored, params)
+        tree.check_shapes(
+            scored, params, "the result of score_fn", "Return a score for every weight."
+        )
         mask = masks.select(
             scored,
             target,
@@ -147,17 +146,6 @@ def _check_falls(requested: Sequence[float]) -> None:
             raise ValueError(
                 f"schedule rises from {before:.6g} in round {i} to {after:.6g}, but pruned "
                 "weights stay pruned. Pass densities that fall, or regrow=True."
-            )
-
-
-def _check_shapes(scored: Scores, params: Params) -> None:
-    """Refuse scores that do not have the shapes of the parameters."""
-    leaves = tree.by_name(params)
-    for name, leaf in tree.by_name(scored).items():
-        if jnp.shape(leaf) != jnp.shape(leaves[name]):
-            raise ValueError(
-                f"the result of score_fn has shape {jnp.shape(leaf)} at '{name}', where "
-                f"params has {jnp.shape(leaves[name])}. Return a score for every weight."
             )
 
 

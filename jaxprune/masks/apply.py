@@ -265,10 +265,6 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
     mask = jax.tree.unflatten(
         jax.tree.structure(like), [leaves[name] for name in wanted]
     )
-    for name, leaf in zip(wanted, jax.tree.leaves(like), strict=True):
-        if leaves[name].shape != jnp.shape(leaf):
-            raise ValueError(
-                f"{path} has shape {leaves[name].shape} at '{name}', where `like` has "
-                f"{jnp.shape(leaf)}. Pass the parameters that the mask was made for."
-            )
+    remedy = "Pass the parameters that the mask was made for."
+    tree.check_shapes(mask, like, str(path), remedy, "`like`")
     return mask

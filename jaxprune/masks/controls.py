@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
 
 from jaxprune import tree
 from jaxprune.types import Mask, Params, Prunable, RandomKey, Scores
@@ -77,23 +76,13 @@ def reinitialize(
         >>> (fresh["w"] == init(jax.random.key(1))["w"]).all().item()
         True
     """
-    fresh = tree.align(
-        init_fn(key),
-        params,
-        "init_fn(key)",
-        "Pass the network's own initialization function.",
-    )
-
-    def choose(name: str, is_prunable: bool, new: Array, old: Array) -> Array:
-        if new.shape != old.shape:
-            raise ValueError(
-                f"init_fn(key) has shape {new.shape} at '{name}', where params has "
-                f"{old.shape}. Pass the network's own initialization function."
-            )
-        return new if is_prunable else old
-
+    remedy = "Pass the network's own initialization function."
+    fresh = tree.align(init_fn(key), params, "init_fn(key)", remedy)
     chosen = tree.check_prunable(params, prunable)
-    return tree.map_named(choose, chosen, fresh, params)
+    tree.check_shapes(fresh, params, "init_fn(key)", remedy)
+    return jax.tree.map(
+        lambda is_prunable, new, old: new if is_prunable else old, chosen, fresh, params
+    )
 
 
 def invert(scores: Scores) -> Scores:

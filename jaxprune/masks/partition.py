@@ -90,15 +90,18 @@ def highest_in_rows(
     """
     first = tuple(range(len(axes)))
 
-    def by_row(array: Any) -> np.ndarray:
-        moved = np.moveaxis(np.asarray(array), axes, first)
-        return moved.reshape(math.prod(moved.shape[: len(axes)]), -1)
+    def outputs_first(array: Any) -> np.ndarray:
+        return np.moveaxis(np.asarray(array), axes, first)
 
-    rows = by_row(score)
-    rows = rows.astype(np.result_type(rows.dtype, np.float32), copy=False)
+    moved = outputs_first(score)
+    by_row = math.prod(moved.shape[: len(axes)]), -1
+    dtype = np.result_type(np.float32, score.dtype)
+    rows = moved.reshape(by_row).astype(dtype, copy=False)
     if not np.isfinite(rows).all():
         raise FloatingPointError
-    is_alive = np.ones(rows.shape, bool) if alive is None else by_row(alive)
+    is_alive = np.ones(rows.shape, bool)
+    if alive is not None:
+        is_alive = outputs_first(alive).reshape(by_row)
     rows = np.where(is_alive, rows, -np.inf)
     rank = keep if exact else keep + 1
     if 1 <= rank <= rows.shape[1]:
@@ -114,9 +117,7 @@ def highest_in_rows(
             is_tied &= np.cumsum(is_tied, axis=1) <= wanted
         is_kept |= is_tied
     is_enough = bool((np.count_nonzero(is_alive, axis=1) >= keep).all())
-    moved = [score.shape[axis] for axis in axes]
-    moved += [n for axis, n in enumerate(score.shape) if axis not in axes]
-    mask = np.moveaxis(is_kept.reshape(moved), first, axes)
+    mask = np.moveaxis(is_kept.reshape(moved.shape), first, axes)
     return [_beside(score, np.ascontiguousarray(mask))], is_enough
 
 

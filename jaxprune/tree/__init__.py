@@ -27,6 +27,7 @@ from jaxprune.tree.leaves import (
 from jaxprune.tree.names import (
     align,
     by_name,
+    check_shapes,
     map_named,
     names,
     subset,
@@ -53,6 +54,7 @@ __all__ = [
     "check_mirrors",
     "check_option",
     "check_prunable",
+    "check_shapes",
     "check_trainable",
     "copy",
     "find_finite",

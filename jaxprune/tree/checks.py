@@ -10,7 +10,7 @@ from jax.core import Tracer
 from jaxtyping import Array, PyTree
 
 from jaxprune.tree.leaves import is_floating, is_key, is_on_one_cpu
-from jaxprune.tree.names import align, is_variable, name_of, names
+from jaxprune.tree.names import align, check_shapes, is_variable, name_of, names
 from jaxprune.types import Batches, LossFn, Mask, Params, Prunable, Scores
 
 _BUILD_MASK = "Build it with masks.ones_like(params)."
@@ -79,14 +79,7 @@ def check_mirrors(mask: Mask, params: Params | Scores, of: str = "params") -> Ma
         [Array([ True], dtype=bool)]
     """
     mask = align(mask, params, "mask", _BUILD_MASK, of)
-    for name, m, w in zip(
-        names(params), jax.tree.leaves(mask), jax.tree.leaves(params), strict=True
-    ):
-        if jnp.shape(m) != jnp.shape(w):
-            raise ValueError(
-                f"mask has shape {jnp.shape(m)} at '{name}', where the parameter has "
-                f"{jnp.shape(w)}. {_BUILD_MASK}"
-            )
+    check_shapes(mask, params, "mask", _BUILD_MASK, "the parameter")
     check_bool(mask)
     return mask
 

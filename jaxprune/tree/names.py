@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import PyTree
 
 from jaxprune.types import Mask, Params
@@ -166,6 +167,35 @@ def align(
             )
     leaves = by_name(tree)
     return jax.tree.unflatten(structure, [leaves[name] for name in params_names])
+
+
+def check_shapes(
+    tree: PyTree, params: PyTree, what: str, remedy: str, of: str = "params"
+) -> None:
+    """Check that the leaves of a tree have the shapes of those of `params`.
+
+    Args:
+        tree: with the tree structure of `params`, as `align` returns it.
+        params: the tree whose shapes are expected.
+        what: what the error message calls the first tree.
+        remedy: the end of the error message.
+        of: what the error message calls `params`.
+
+    Raises:
+        ValueError: naming the first leaf of another shape.
+
+    Example:
+        >>> check_shapes([jnp.ones(2)], [jnp.ones(3)], "the result", "Return one for each.")
+        Traceback (most recent call last):
+        ValueError: the result has shape (2,) at '0', where params has (3,). Return one ...
+    """
+    leaves = jax.tree.leaves(tree), jax.tree.leaves(params)
+    for name, leaf, expected in zip(names(params), *leaves, strict=True):
+        if jnp.shape(leaf) != jnp.shape(expected):
+            raise ValueError(
+                f"{what} has shape {jnp.shape(leaf)} at '{name}', where {of} has "
+                f"{jnp.shape(expected)}. {remedy}"
+            )
 
 
 def to_dicts(tree: PyTree) -> PyTree:

@@ -135,7 +135,7 @@ def _machine(sides: Sequence[str], threads: int) -> dict[str, Any]:
         "xla_flags": os.environ.get("XLA_FLAGS", ""),
         "plain_xla_flags": _environment("plain")["XLA_FLAGS"],
         **torch,
-        "dot_gflops": 2 * 2048**3 / dot / 1e9,
+        "dot_gflops": 2 * len(square) ** 3 / dot / 1e9,
         "copy_gb_s": 2 * copied.nbytes / copy / 1e9,
     }
 
