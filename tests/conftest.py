@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import tempfile
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # beside a GPU too
@@ -45,6 +46,24 @@ def _compilation_cache(tmp_path_factory):
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(shared / "compiled")
     os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_machine(_compilation_cache):
+    """Give each worker a folder of its own for the lock of the process that measures.
+
+    Studies of other workers would hold it, and a cell that waits for it is yielded later.
+    """
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(
+        prefix="jp", ignore_cleanup_errors=True
+    ) as folder:  # a short path, as those of sockets are
+        os.environ["TMPDIR"], tempfile.tempdir = folder, None
+        yield
+        os.environ.pop("TMPDIR")
+        if before is not None:
+            os.environ["TMPDIR"] = before
+        tempfile.tempdir = None
 
 
 @pytest.fixture
