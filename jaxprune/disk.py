@@ -40,6 +40,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
     Yields:
         The open file. If writing fails, the temporary file is removed.
 
+    Raises:
+        FileNotFoundError: if there is no folder for the file.
+        OSError: if the file can't be written; an existing one stays.
+
     Example:
         >>> import tempfile
         >>> with atomic_write(path := Path(tempfile.mkdtemp()) / "note") as file:
@@ -47,6 +51,11 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         >>> path.read_text()
         'whole'
     """
+    if not path.absolute().parent.is_dir():
+        raise FileNotFoundError(
+            f"there is no folder {path.parent} for {path.name}. Create it, or pass another "
+            "path."
+        )
     writer = f"{platform.node()}.{os.getpid()}"
     partial = path.with_name(f".{path.name}.{writer}.part")
     try:

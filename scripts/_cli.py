@@ -136,6 +136,8 @@ def _message(error: Exception) -> str | None:
     if isinstance(error, ImportError):
         return missing_extra(error)
     if isinstance(error, OSError):
+        if error.errno is None:  # raised by jaxprune, not by the system
+            return str(error)
         return (
             f"{error.filename or 'a file'}: {error.strerror or error}. Fix that, or pass "
             "another path."

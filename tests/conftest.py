@@ -2,7 +2,9 @@
 
 import importlib.metadata
 import os
+import pkgutil
 import tempfile
+from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # beside a GPU too
@@ -26,8 +28,12 @@ import tests.typecheck  # noqa: F401  # the hook looks it up as an attribute
 # would import it into the process of the tests, whose later programs then start with others.
 collect_ignore = ["programs", "scripts/without_package.py"]
 
-# Every call in the tests is checked against its annotations, shapes included.
-install_import_hook("jaxprune", "tests.typecheck.check")
+# Every call in the tests is checked against its annotations, shapes included; not those
+# within graph, hundreds of thousands that have no arrays, which pyright checks.
+_PACKAGE = Path(__file__).parent.parent / "jaxprune"
+_CHECKED = {module.name for module in pkgutil.iter_modules([str(_PACKAGE)])} - {"graph"}
+_CHECKED |= {"graph.channels", "graph.layers", "graph.matrices"}
+install_import_hook([f"jaxprune.{name}" for name in _CHECKED], "tests.typecheck.check")
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")

@@ -193,8 +193,6 @@ def save(path: str | os.PathLike | Any, mask: Mask) -> None:
     if Path(path).is_dir():
         raise IsADirectoryError(f"{path} is a folder. Pass a file name in it.")
     leaves = {name: np.asarray(leaf) for name, leaf in tree.by_name(mask).items()}
-    if not Path(path).parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {Path(path).parent}. Create it.")
     with (
         disk.atomic_write(Path(path)) as file,
         zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive,

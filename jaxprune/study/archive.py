@@ -30,7 +30,8 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
         The ids of the stages that are left out.
 
     Raises:
-        ValueError: if the folder has no such study, or `path` is in it or in no folder.
+        ValueError: if the folder has no such study, or `path` is in it.
+        FileNotFoundError: if there is no folder for `path`.
         OSError: if the file can't be written; an existing one stays.
     """
     folder = runs_dir / name
@@ -42,10 +43,6 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
     if runs_dir.resolve() in path.resolve().parents:
         raise ValueError(
             f"{path} is in {runs_dir}, which it is to hold. Pass a file in another folder."
-        )
-    if not path.absolute().parent.is_dir():
-        raise ValueError(
-            f"{path} is in no folder. Create {path.parent}, or pass another file."
         )
     unfinished = [cell for cell in listed if not cells.is_finished(folder, cell)]
     needed = {stage.id for cell in unfinished for stage in stages.chain(cell)}

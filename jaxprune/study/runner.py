@@ -214,7 +214,9 @@ def run(
             bit may differ.
 
     Yields:
-        The record of every cell in order, also of those finished before.
+        The record of every cell, also of those finished before. They come in order, except
+        that a cell on which another process works, or which waits while another process
+        measures, comes later.
 
     Raises:
         RunsError: if the runs folder can't be used.

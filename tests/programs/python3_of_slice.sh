@@ -1,5 +1,6 @@
 #!/bin/bash
-# Stands in for python3 of scripts/slice.sh: a study that finishes the stage $STAGE, if any.
+# Stands in for python3 of scripts/slice.sh: a study that finishes the stage $STAGE, if any,
+# and then ends with exit code $CODE, or runs until it is stopped if that is "never".
 echo "$*" >> "$CALLS"
 runs=$PWD/runs.zip.runs
 case "$*" in
@@ -14,6 +15,7 @@ case "$*" in
             mkdir -p "$runs/tiny/stages/$STAGE"
             echo '{}' > "$runs/tiny/stages/$STAGE/stage.json"
         fi
+        [ "$CODE" != never ] || exec sleep 600
         exit "$CODE"
         ;;
 esac

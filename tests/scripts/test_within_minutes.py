@@ -4,8 +4,10 @@ A fake `python3` stands in for the steps, which have tests of their own.
 """
 
 import os
+import signal
 import subprocess
 import sys
+import time
 import zipfile
 
 import pytest
@@ -199,6 +201,19 @@ def test_a_study_that_fails_ends_the_slice_with_its_exit_code(machine):
     assert (done.returncode, len(calls)) == (3, 1)
     done, _ = machine.run(*SLICE_OF, CODE="3")  # a stage of others is packed
     assert done.returncode == 3
+    assert stages(machine) == {"first"}
+
+
+def test_a_slice_that_is_stopped_by_a_signal_to_it_alone_is_packed(machine):
+    """As some batch systems do before they kill."""
+    environment = machine.environment | {"CODE": "never"}
+    script = [str(SCRIPTS / SLICE_OF[0]), *SLICE_OF[1:]]
+    with subprocess.Popen(script, cwd=machine.folder, env=environment) as process:
+        while not list(machine.folder.glob("runs.zip.runs/tiny/stages/*/stage.json")):
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+    assert process.returncode == 128 + signal.SIGTERM
     assert stages(machine) == {"first"}
 
 

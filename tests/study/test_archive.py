@@ -93,3 +93,5 @@ def test_folders_that_cannot_be_packed_are_refused(half, tmp_path):
         archive.pack("tiny", BOTH.cells, tmp_path, tmp_path / "runs.zip")
     with pytest.raises(ValueError, match="Pass a file in another folder"):
         archive.pack("tiny", BOTH.cells, half, half / "runs.zip")
+    with pytest.raises(FileNotFoundError, match="there is no folder .* for runs.zip"):
+        archive.pack("tiny", BOTH.cells, half, tmp_path / "nowhere" / "runs.zip")
