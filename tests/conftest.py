@@ -8,13 +8,17 @@ from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # beside a GPU too
-# Most tests compile for longer than they run. The processes that tests start read this too.
-# Without optimizations, jax 0.12 exports functions with wrong gradients, and together with
-# XLA's former emitters jaxlib 0.10 trains wrongly on several devices: test_sharding.py and
-# test_hosts.py train in processes with the default ones.
+# Most tests compile for longer than they run, each on one core. The processes that tests
+# start read this too. Without optimizations, jax 0.12 exports functions with wrong gradients,
+# and together with XLA's former emitters jaxlib 0.10 trains wrongly on several devices:
+# test_sharding.py and test_hosts.py train in processes with the default ones.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"
-    os.environ.setdefault("XLA_FLAGS", "--xla_cpu_use_fusion_emitters=false")
+    os.environ.setdefault(
+        "XLA_FLAGS",
+        "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
+    )
+os.environ.setdefault("XLA_FLAGS", "--xla_cpu_parallel_codegen_split_count=1")
 
 
 import hypothesis
