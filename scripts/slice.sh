@@ -59,11 +59,11 @@ megabytes=$(du -sm "$runs" | cut -f1)
 limit=$((minutes * 60 - SECONDS - 40 - megabytes / 100))
 [ $limit -ge 10 ] || fail "$minutes minutes leave no time to run the study, beside the time to" \
     "unpack and pack $megabytes MB. Pass more --minutes."
-trap : INT                           # at a terminal, the study gets it too
-trap 'kill "$study" 2> /dev/null' TERM # batch systems may send it to this script alone
+trap : INT # at a terminal, the study gets it too
 stop=$((SECONDS + limit))
 timeout --foreground --signal=INT --kill-after=20 $limit "${run[@]}" &
 study=$!
+trap 'kill "$study" 2> /dev/null' TERM # batch systems may send it to this script alone
 while # a signal ends wait, and this script packs what the study finished before
     wait $study
     code=$?

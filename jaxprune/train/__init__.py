@@ -4,18 +4,14 @@ from jaxprune.train.connectivity import (
     error_barrier,
     errors_between,
 )
+from jaxprune.train.evaluation import EvaluationResult, evaluate
 from jaxprune.train.examples import (
     Examples,
     ImageSet,
     Task,
     unpack,
 )
-from jaxprune.train.loop import (
-    EvaluationResult,
-    FitResult,
-    evaluate,
-    fit,
-)
+from jaxprune.train.loop import FitResult, fit
 from jaxprune.train.objective import (
     CLASSIFICATION,
     Objective,

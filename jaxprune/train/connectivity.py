@@ -6,8 +6,8 @@ import jax.numpy as jnp
 
 from jaxprune import tree
 from jaxprune.models import Model
+from jaxprune.train.evaluation import evaluate
 from jaxprune.train.examples import ImageSet
-from jaxprune.train.loop import evaluate
 
 
 def errors_between(

@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, UInt8
 
 from jaxprune import data
@@ -134,3 +136,11 @@ def _check_images(image_set: Any) -> None:
             f"labels are {labels.dtype}, where int32 from 0 is expected. Pass "
             "labels.astype('int32')."
         )
+
+
+def sharded(indices: Int32[Array, " batch"], mesh: Mesh | None) -> Array:
+    """Shard the examples of a batch over a mesh that divides their number."""
+    if mesh is None or len(indices) % mesh.shape["data"]:
+        return indices
+    parts = NamedSharding(mesh, PartitionSpec("data"))
+    return jax.lax.with_sharding_constraint(indices, parts)

@@ -13,14 +13,13 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, PyTree
 
 from jaxprune import data, masks, sharding, tree
 from jaxprune.models import Model
 from jaxprune.train import objective
-from jaxprune.train.examples import Examples, ImageSet, Task, unpack
+from jaxprune.train.examples import Examples, ImageSet, Task, sharded, unpack
 from jaxprune.train.objective import CLASSIFICATION
 from jaxprune.train.optimizer import learning_rate, optimizer
 from jaxprune.train.recipe import Training
@@ -281,7 +280,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     training = job.training
     first = (carry.iteration % job.steps_per_epoch) * training.batch_size
     indices = jax.lax.dynamic_slice(order, (first,), (size,))
-    indices = _sharded(indices, job.mesh)
+    indices = sharded(indices, job.mesh)
     dtype = jnp.dtype(training.precision)
     augment_key = jax.random.fold_in(key, carry.iteration)
     inputs = job.task.inputs(inputs[indices], augment_key)
@@ -321,95 +320,9 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
     )
 
 
-def _sharded(indices: Int32[Array, " batch"], mesh: Mesh | None) -> Array:
-    """Shard the examples of a batch over a mesh that divides their number."""
-    if mesh is None or len(indices) % mesh.shape["data"]:
-        return indices
-    parts = NamedSharding(mesh, PartitionSpec("data"))
-    return jax.lax.with_sharding_constraint(indices, parts)
-
-
 @functools.partial(jax.jit, static_argnames=("steps", "job"), donate_argnames="carry")
 def _scan(carry: _Carry, arrays: tuple, steps: int, job: _Job) -> _Carry:
     def body(carry: _Carry, _: None) -> tuple[_Carry, None]:
         return _step(carry, arrays, job.training.batch_size, job), None
 
     return jax.lax.scan(body, carry, None, length=steps)[0]
-
-
-class EvaluationResult(NamedTuple):
-    """Averages over all examples.
-
-    Attributes:
-        loss: of the objective; the cross-entropy is in nats per example.
-        metric: of the objective, in its unit; the accuracy is in percent.
-    """
-
-    loss: float
-    metric: float
-
-
-def evaluate(
-    model: Model, examples: ImageSet | Examples, *, batch_size: int = 256
-) -> EvaluationResult:
-    """Evaluate a network on every example, each counted once.
-
-    Args:
-        model: the network, its parameters masked already.
-        examples: the test set.
-        batch_size: examples per call, rounded up to a multiple of the parts of a mesh.
-
-    Returns:
-        Mean loss and metric, such as the accuracy.
-
-    Raises:
-        TypeError: if `examples` is neither an `ImageSet` nor `Examples`, its images are not
-            uint8 or its labels not int32.
-        ValueError: if `batch_size` is less than 1, sizes do not fit, or its loss or metric is
-            not one value for each example.
-
-    Example:
-        >>> image_set = ImageSet(
-        ...     jnp.full((3, 1, 1, 1), 255, jnp.uint8),
-        ...     jnp.zeros(3, jnp.int32),
-        ...     data.Preprocessing(mean=(0.0,), std=(1.0,)),
-        ... )
-        >>> apply = lambda params, state, x: (x[:, 0, 0] * params["w"], state)
-        >>> evaluate(Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply), image_set).metric
-        100.0
-    """
-    inputs, targets, task = unpack(examples)
-    if batch_size < 1:
-        raise ValueError(
-            f"batch_size is the number of examples per call; got {batch_size}. Pass 1 or "
-            "more."
-        )
-    total, mesh = inputs.shape[0], sharding.mesh_of(inputs)
-    batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
-    loss, metric = 0.0, 0.0
-    for first in range(0, total, batch_size):
-        number = min(batch_size, total - first)
-        batch_loss, batch_metric = _evaluate(
-            model, (inputs, targets), np.int32(first), batch_size, task, mesh
-        )
-        loss += float(batch_loss) * number
-        metric += float(batch_metric)
-    mean = objective.mean_metric(task.objective, metric, total)
-    return EvaluationResult(loss / total, mean)
-
-
-@functools.partial(jax.jit, static_argnames=("size", "task", "mesh"))
-def _evaluate(
-    model: Model, arrays: tuple, first: Array, size: int, task: Task, mesh: Mesh | None
-) -> tuple[Array, Array]:
-    """Return the mean loss and the sum of the metric of `size` examples, or what is left."""
-    total = arrays[0].shape[0]
-    places = first + jnp.arange(size, dtype=jnp.int32)
-    places = _sharded(places, mesh)
-    counts = places < total
-    inputs, targets = (array[places % total] for array in arrays)
-    outputs = model.apply(model.params, model.state, task.inputs(inputs))[0]
-    return (
-        objective.mean_loss(task.objective, outputs, targets, counts),
-        objective.metric_sum(task.objective, outputs, targets, counts),
-    )
