@@ -42,6 +42,7 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
 
     Raises:
         FileNotFoundError: if there is no folder for the file.
+        IsADirectoryError: if `path` is a folder.
         OSError: if the file can't be written; an existing one stays.
 
     Example:
@@ -51,10 +52,12 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
         >>> path.read_text()
         'whole'
     """
+    if path.is_dir():
+        raise IsADirectoryError(f"'{path}' is a folder. Pass a file name in it.")
     if not path.absolute().parent.is_dir():
         raise FileNotFoundError(
-            f"there is no folder {path.parent} for {path.name}. Create it, or pass another "
-            "path."
+            f"folder '{path.parent}' does not exist, so that {path.name} can't be written "
+            "there. Create it, or pass another path."
         )
     writer = f"{platform.node()}.{os.getpid()}"
     partial = path.with_name(f".{path.name}.{writer}.part")
@@ -64,6 +67,10 @@ def atomic_write(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
+    except OSError as error:
+        if error.filename == str(partial):
+            error.filename = str(path)  # the one that the caller knows
+        raise
     finally:
         with contextlib.suppress(OSError):  # the first error says more
             partial.unlink(missing_ok=True)

@@ -176,7 +176,7 @@ def _leave(number: int, frame: object = None) -> NoReturn:
     is_resumable = Path(script).stem == "prune" or (
         Path(script).stem == "study"
         and "run" in arguments
-        and "--plan" not in arguments
+        and not {"--plan", "--pack"} & {*arguments}
     )
     hint = f"; finished work is complete. To resume: {command}" if is_resumable else ""
     print(f"\nstopped{hint}", file=sys.stderr, flush=True)

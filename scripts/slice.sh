@@ -7,7 +7,7 @@
 # Continues the study in the folder ARCHIVE.runs, which is unpacked from ARCHIVE where it is
 # not there, stops it in time, and packs it into ARCHIVE. An archive is replaced as a whole or
 # not at all, and holds no weights of finished cells. A slice takes 8 minutes unless --minutes
-# says otherwise; a stage that takes longer never ends. Run one slice at a time.
+# says otherwise; a stage that takes longer never finishes. Run one slice at a time.
 #
 # Exit code: 0 if the study is complete, 75 if another slice is needed, and otherwise that of
 # the study, or 2.
@@ -27,6 +27,9 @@ fi
 [[ ${1:-} != --* ]] || fail "$1 is unknown before the archive. Pass --minutes M, or run: $usage"
 [ $# -ge 2 ] || fail "an archive and a study are needed. Run: $usage"
 archive=$1 runs=$1.runs
+[ ! -d "$archive" ] || fail "$archive is a folder. Pass the name of a file, which need not exist."
+[ -d "$(dirname -- "$archive")" ] || fail "there is no folder for $archive. Create it, or pass" \
+    "another file."
 shift
 run=(python3 "$(dirname "$0")/study.py" run "$@" --runs-dir "$runs")
 count() { # finished stages, and records of cells
@@ -45,7 +48,7 @@ elif [ ! -e "$runs" ] && [ -e "$archive" ]; then
     fi
     mv "$runs.part" "$runs" || exit 2
 fi
-mkdir -p -- "$runs" 2> /dev/null || fail "$runs can't be made. Pass an archive in a folder that" \
+mkdir -p -- "$runs" 2> /dev/null || fail "$runs can't be created. Pass an archive in a folder that" \
     "can be written."
 touch "$runs"
 before=$(count)
@@ -59,16 +62,17 @@ megabytes=$(du -sm "$runs" | cut -f1)
 limit=$((minutes * 60 - SECONDS - 40 - megabytes / 100))
 [ $limit -ge 10 ] || fail "$minutes minutes leave no time to run the study, beside the time to" \
     "unpack and pack $megabytes MB. Pass more --minutes."
-trap : INT # at a terminal, the study gets it too
-stop=$((SECONDS + limit))
+stop=$((SECONDS + limit)) study=
+trap 'kill "$study" 2> /dev/null' INT TERM HUP # batch systems may signal this script alone
 timeout --foreground --signal=INT --kill-after=20 $limit "${run[@]}" &
 study=$!
-trap 'kill "$study" 2> /dev/null' TERM # batch systems may send it to this script alone
-while # a signal ends wait, and this script packs what the study finished before
+# A signal interrupts `wait`: it is repeated until the study has stopped.
+wait $study
+code=$?
+while kill -0 $study 2> /dev/null; do
     wait $study
     code=$?
-    kill -0 $study 2> /dev/null
-do :; done
+done
 if [ $code -eq 124 ] || { [ $code -eq 137 ] && [ $SECONDS -ge $stop ]; }; then
     code=75
 fi

@@ -32,8 +32,8 @@ import tests.typecheck  # noqa: F401  # the hook looks it up as an attribute
 # would import it into the process of the tests, whose later programs then start with others.
 collect_ignore = ["programs", "scripts/without_package.py"]
 
-# Every call in the tests is checked against its annotations, shapes included; not those
-# within graph, hundreds of thousands that have no arrays, which pyright checks.
+# Every call in the tests is checked against its annotations, shapes included. Calls within
+# graph are left out: there are hundreds of thousands, without arrays, and pyright checks them.
 _PACKAGE = Path(__file__).parent.parent / "jaxprune"
 _CHECKED = {module.name for module in pkgutil.iter_modules([str(_PACKAGE)])} - {"graph"}
 _CHECKED |= {"graph.channels", "graph.layers", "graph.matrices"}

@@ -190,8 +190,6 @@ def save(path: str | os.PathLike | Any, mask: Mask) -> None:
             f"path is a {type(path).__name__}. Pass masks.save(path, mask)."
         )
     tree.check_bool(mask)
-    if Path(path).is_dir():
-        raise IsADirectoryError(f"{path} is a folder. Pass a file name in it.")
     leaves = {name: np.asarray(leaf) for name, leaf in tree.by_name(mask).items()}
     with (
         disk.atomic_write(Path(path)) as file,
@@ -216,8 +214,8 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
     Raises:
         FileNotFoundError: if there is no such file.
         CorruptFileError: a ValueError; if it can't be read.
-        ValueError: if the mask does not mirror `like`.
-        TypeError: if an array is not bool.
+        ValueError: if it is not a mask file, or the mask does not mirror `like`.
+        TypeError: if `path` is not a path, or an array is not bool.
 
     Example:
         >>> import tempfile
@@ -226,6 +224,10 @@ def load(path: str | os.PathLike, like: Params | None = None) -> Mask:
         >>> load(path, like={"fc": {"kernel": jnp.zeros((2, 2))}})["fc"]["kernel"].sum()
         Array(2, dtype=int32)
     """
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"path is a {type(path).__name__}. Pass masks.load(path, like=params)."
+        )
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"there is no file {path}. Pass a file that masks.save wrote."

@@ -42,7 +42,7 @@ def pack(name: str, listed: Sequence[Cell], runs_dir: Path, path: Path) -> list[
         )
     if runs_dir.resolve() in path.resolve().parents:
         raise ValueError(
-            f"{path} is in {runs_dir}, which it is to hold. Pass a file in another folder."
+            f"{path} is in {runs_dir}, the folder to pack. Pass a file in another folder."
         )
     unfinished = [cell for cell in listed if not cells.is_finished(folder, cell)]
     needed = {stage.id for cell in unfinished for stage in stages.chain(cell)}

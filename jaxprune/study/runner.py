@@ -215,8 +215,7 @@ def run(
 
     Yields:
         The record of every cell, also of those finished before. They come in order, except
-        that a cell on which another process works, or which waits while another process
-        measures, comes later.
+        that a cell that waits for another process, which trains it or measures, comes later.
 
     Raises:
         RunsError: if the runs folder can't be used.

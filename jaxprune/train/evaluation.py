@@ -12,7 +12,14 @@ from jaxtyping import Array
 from jaxprune import sharding
 from jaxprune.models import Model
 from jaxprune.train import objective
-from jaxprune.train.examples import Examples, ImageSet, Task, sharded, unpack
+from jaxprune.train.examples import (
+    Examples,
+    ImageSet,
+    Task,
+    examples_per_batch,
+    sharded,
+    unpack,
+)
 
 
 class EvaluationResult(NamedTuple):
@@ -41,12 +48,14 @@ def evaluate(
         Mean loss and metric, such as the accuracy.
 
     Raises:
-        TypeError: if `examples` is neither an `ImageSet` nor `Examples`, its images are not
-            uint8 or its labels not int32.
-        ValueError: if `batch_size` is less than 1, sizes do not fit, or its loss or metric is
-            not one value for each example.
+        TypeError: if `model` is not a `Model` whose `apply` returns (outputs, state), or
+            `examples` is neither an `ImageSet` nor `Examples`, its images are not uint8 or
+            its labels not int32.
+        ValueError: if `batch_size` is not an integer of 1 or more, sizes do not fit, or its
+            loss or metric is not one value for each example.
 
     Example:
+        >>> from jaxprune import data
         >>> image_set = ImageSet(
         ...     jnp.full((3, 1, 1, 1), 255, jnp.uint8),
         ...     jnp.zeros(3, jnp.int32),
@@ -56,13 +65,10 @@ def evaluate(
         >>> evaluate(Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply), image_set).metric
         100.0
     """
+    objective.check_model(model)
     inputs, targets, task = unpack(examples)
-    if batch_size < 1:
-        raise ValueError(
-            f"batch_size is the number of examples per call; got {batch_size}. Pass 1 or "
-            "more."
-        )
     total, mesh = inputs.shape[0], sharding.mesh_of(inputs)
+    batch_size = examples_per_batch(batch_size, inputs)
     batch_size += -batch_size % (mesh.shape["data"] if mesh else 1)
     loss, metric = 0.0, 0.0
     for first in range(0, total, batch_size):
@@ -80,13 +86,15 @@ def evaluate(
 def _evaluate(
     model: Model, arrays: tuple, first: Array, size: int, task: Task, mesh: Mesh | None
 ) -> tuple[Array, Array]:
-    """Return the mean loss and the sum of the metric of `size` examples, or what is left."""
+    """Return the mean loss and the sum of the metric of `size` examples, or of the rest."""
     total = arrays[0].shape[0]
     places = first + jnp.arange(size, dtype=jnp.int32)
     places = sharded(places, mesh)
     counts = places < total
     inputs, targets = (array[places % total] for array in arrays)
-    outputs = model.apply(model.params, model.state, task.inputs(inputs))[0]
+    outputs, _ = objective.run(
+        model.apply, model.params, model.state, task.inputs(inputs)
+    )
     return (
         objective.mean_loss(task.objective, outputs, targets, counts),
         objective.metric_sum(task.objective, outputs, targets, counts),

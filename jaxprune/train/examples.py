@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Int32, UInt8
 
@@ -116,9 +117,15 @@ def _check_images(image_set: Any) -> None:
     """Check the types and sizes of a set of images."""
     if not isinstance(image_set, ImageSet):
         raise TypeError(
-            f"image_set is a {type(image_set).__name__}. Pass train.ImageSet(images, "
+            f"examples is a {type(image_set).__name__}. Pass train.ImageSet(images, "
             "labels, data.Preprocessing(mean, std)), or train.Examples(inputs, targets)."
         )
+    for name in ("images", "labels"):
+        if not hasattr(array := getattr(image_set, name), "dtype"):
+            raise TypeError(
+                f"{name} are a {type(array).__name__}, where an array is expected. Pass "
+                f"jnp.asarray({name})."
+            )
     if image_set.images.dtype != jnp.uint8:
         raise TypeError(
             f"images are {image_set.images.dtype}, where uint8 pixels of 0 to 255 are "
@@ -138,8 +145,22 @@ def _check_images(image_set: Any) -> None:
         )
 
 
+def examples_per_batch(batch_size: Any, inputs: Array) -> int:
+    """Check a batch size, and return at most the number of examples.
+
+    Raises:
+        ValueError: if it is not an integer of 1 or more.
+    """
+    if not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise ValueError(
+            f"batch_size is the number of examples per batch; got {batch_size!r}. Pass an "
+            "integer of 1 or more."
+        )
+    return min(int(batch_size), inputs.shape[0])
+
+
 def sharded(indices: Int32[Array, " batch"], mesh: Mesh | None) -> Array:
-    """Shard the examples of a batch over a mesh that divides their number."""
+    """Shard the examples of a batch over the mesh, if its data axis divides their number."""
     if mesh is None or len(indices) % mesh.shape["data"]:
         return indices
     parts = NamedSharding(mesh, PartitionSpec("data"))

@@ -116,8 +116,9 @@ def fit(
         The trained network and the history.
 
     Raises:
-        TypeError: if `examples` is neither an `ImageSet` nor `Examples`, its images are not
-            uint8 or its labels not int32.
+        TypeError: if `model` is not a `Model` whose `apply` returns (outputs, state),
+            `training` not a `Training`, `key` not a random key, `examples` neither an
+            `ImageSet` nor `Examples`, its images not uint8 or its labels not int32.
         ValueError: if its sizes do not fit, its loss or metric is not one value for each
             example, `mask` does not mirror the parameters, `start` is not an iteration of
             the schedule, the batch size is not a multiple of the `data` axis of the mesh,
@@ -139,7 +140,13 @@ def fit(
         >>> [entry["epoch"] for entry in result.history], result.diverged
         ([1, 2], False)
     """
+    objective.check_model(model)
     inputs, targets, task = unpack(examples)
+    tree.check_key(key)
+    if not isinstance(training, Training):
+        raise TypeError(
+            f"training is a {type(training).__name__}. Pass a train.Training."
+        )
     number = inputs.shape[0]
     steps = data.steps_per_epoch(number, training.batch_size)
     total = round(training.epochs * steps)
@@ -289,7 +296,7 @@ def _step(carry: _Carry, arrays: tuple, size: int, job: _Job) -> _Carry:
 
     def loss_fn(params: Params) -> tuple[Array, tuple[Array, PyTree]]:
         cast = tree.map_floating(lambda leaf: leaf.astype(dtype), params)
-        outputs, state = job.apply(cast, carry.state, inputs, train=True)
+        outputs, state = objective.run(job.apply, cast, carry.state, inputs, train=True)
         loss = objective.mean_loss(
             job.task.objective, outputs, targets, smoothing=training.label_smoothing
         )

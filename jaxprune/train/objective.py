@@ -11,6 +11,7 @@ from jax.tree_util import Partial
 from jaxtyping import Array, Bool, Float, Float32, Int32
 
 from jaxprune.models import Model
+from jaxprune.types import Params
 
 
 def cross_entropy(
@@ -107,6 +108,36 @@ def describe(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}"
 
 
+def check_model(model: Any) -> None:
+    """Check that a value is a network.
+
+    Raises:
+        TypeError: if it is not.
+    """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a models.Model, such as "
+            "models.functional(module), or result.model of train.fit."
+        )
+
+
+def run(
+    apply: Callable[..., Any], params: Params, state: Any, inputs: Any, **mode: bool
+) -> tuple[Any, Any]:
+    """Return the outputs and the state that a network's function returns.
+
+    Raises:
+        TypeError: if it returns something else, of which parts would be taken for outputs.
+    """
+    returned = apply(params, state, inputs, **mode)
+    if not isinstance(returned, tuple) or len(returned) != 2:
+        raise TypeError(
+            f"apply of the model returned {describe(returned)}. Return (outputs, state), "
+            "the state as it came in if nothing in it changes."
+        )
+    return returned
+
+
 def mean_loss(
     objective: Objective,
     outputs: Any,
@@ -189,7 +220,7 @@ class _Loss:
 
     def __call__(self, state: Any, params: Any, batch: Any) -> Array:
         inputs, targets = batch
-        outputs = self.apply(params, state, inputs, train=self.train)[0]
+        outputs, _ = run(self.apply, params, state, inputs, train=self.train)
         if self.temperature != 1.0:
             outputs = outputs / self.temperature
         return mean_loss(self.objective, outputs, targets)

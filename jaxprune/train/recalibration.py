@@ -10,7 +10,14 @@ from jaxtyping import Array, PyTree
 
 from jaxprune import tree
 from jaxprune.models import Model
-from jaxprune.train.examples import Examples, ImageSet, Task, unpack
+from jaxprune.train import objective
+from jaxprune.train.examples import (
+    Examples,
+    ImageSet,
+    Task,
+    examples_per_batch,
+    unpack,
+)
 
 
 def recalibrate(
@@ -49,13 +56,9 @@ def recalibrate(
         Cumulative averages, as in the code of Izmailov et al., Averaging Weights Leads to
         Wider Optima and Better Generalization, https://arxiv.org/abs/1803.05407, UAI 2018.
     """
+    objective.check_model(model)
     inputs, _, task = unpack(examples)
-    if batch_size < 1:
-        raise ValueError(
-            f"batch_size is the number of examples per batch; got {batch_size}. Pass 1 or "
-            "more."
-        )
-    size = min(batch_size, inputs.shape[0])
+    size = examples_per_batch(batch_size, inputs)
     number = inputs.shape[0] // size
     batches = [inputs[k * size : (k + 1) * size] for k in range(number)]
     wide = tree.map_floating(lambda leaf: leaf.astype(_wide(leaf)), model.state)
@@ -102,5 +105,6 @@ def _estimate(
 @functools.partial(jax.jit, static_argnames="task")
 def _new_state(model: Model, state: PyTree, inputs: Array, task: Task) -> Any:
     """Return the state after one batch in training mode."""
-    after = model.apply(model.params, state, task.inputs(inputs), train=True)[1]
+    inputs = task.inputs(inputs)
+    _, after = objective.run(model.apply, model.params, state, inputs, train=True)
     return tree.map_floating(lambda new, old: new.astype(old.dtype), after, state)

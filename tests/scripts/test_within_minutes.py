@@ -204,7 +204,8 @@ def test_a_study_that_fails_ends_the_slice_with_its_exit_code(machine):
     assert stages(machine) == {"first"}
 
 
-def test_a_slice_that_is_stopped_by_a_signal_to_it_alone_is_packed(machine):
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_slice_that_is_stopped_by_a_signal_to_it_alone_is_packed(number, machine):
     """As some batch systems do before they kill."""
     environment = machine.environment | {"CODE": "never"}
     script = [str(SCRIPTS / SLICE_OF[0]), *SLICE_OF[1:]]
@@ -212,7 +213,7 @@ def test_a_slice_that_is_stopped_by_a_signal_to_it_alone_is_packed(machine):
         while not list(machine.folder.glob("runs.zip.runs/tiny/stages/*/stage.json")):
             assert process.poll() is None
             time.sleep(0.05)
-        process.terminate()
+        process.send_signal(number)
     assert process.returncode == 128 + signal.SIGTERM
     assert stages(machine) == {"first"}
 
@@ -261,6 +262,8 @@ def test_an_archive_that_is_newer_than_its_folder_is_not_overwritten(machine):
             ("--minutes", "0", "runs.zip", "digits"),
             "--minutes is a whole number; got 0",
         ),
+        (("no/runs.zip", "digits"), "there is no folder for no/runs.zip"),
+        ((".", "digits"), ". is a folder. Pass the name of a file"),
     ],
 )
 def test_invalid_arguments_of_a_slice_get_one_sentence(args, words, machine):

@@ -93,5 +93,7 @@ def test_folders_that_cannot_be_packed_are_refused(half, tmp_path):
         archive.pack("tiny", BOTH.cells, tmp_path, tmp_path / "runs.zip")
     with pytest.raises(ValueError, match="Pass a file in another folder"):
         archive.pack("tiny", BOTH.cells, half, half / "runs.zip")
-    with pytest.raises(FileNotFoundError, match="there is no folder .* for runs.zip"):
+    with pytest.raises(FileNotFoundError, match="nowhere' does not exist"):
         archive.pack("tiny", BOTH.cells, half, tmp_path / "nowhere" / "runs.zip")
+    with pytest.raises(IsADirectoryError, match="is a folder. Pass a file name in it"):
+        archive.pack("tiny", BOTH.cells, half, tmp_path)

@@ -308,13 +308,42 @@ def test_image_sets_of_another_kind_are_refused(model, image_set):
     floats = image_set._replace(images=image_set.images.astype(jnp.float32) / 255)
     wrong: Any
     for wrong, sentence in (
-        (pair, "image_set is a tuple. Pass train.ImageSet"),
+        (pair, "examples is a tuple. Pass train.ImageSet"),
         (floats, r"images are float32, where uint8.*0..1, pass .255 \* images.\.round"),
     ):
         with pytest.raises(TypeError, match=sentence):
             fit(model, wrong, recipe())
         with pytest.raises(TypeError, match=sentence):
             train.evaluate(model, wrong)
+
+
+@pytest.mark.usefixtures("without_type_checks")
+def test_networks_and_numbers_of_another_kind_are_refused(model, image_set):
+    result: Any = fit(model, image_set, recipe())
+    apply = lambda params, state, inputs, **mode: model.apply(params, state, inputs)[0]
+    batch = jnp.ones((4, *image_set.images.shape[1:])), jnp.arange(4)
+    outputs_only = dataclasses.replace(model, apply=apply)
+    for call in (
+        lambda wrong: fit(wrong, image_set, recipe(), mask=result.mask),
+        lambda wrong: train.evaluate(wrong, image_set),
+        lambda wrong: train.recalibrate(wrong, image_set),
+    ):
+        with pytest.raises(TypeError, match=r"model is a FitResult.*result\.model"):
+            call(result)
+    for call in (
+        lambda wrong: fit(wrong, image_set, recipe()),
+        lambda wrong: train.evaluate(wrong, image_set),
+        lambda wrong: train.loss_function(wrong)(wrong.params, batch),
+    ):
+        with pytest.raises(TypeError, match=r"returned float32\[.*\(outputs, state\)"):
+            call(outputs_only)
+    for batch_size in (0, 2.5, "9"):
+        with pytest.raises(ValueError, match=f"per batch; got {batch_size!r}. Pass an"):
+            train.evaluate(model, image_set, batch_size=batch_size)
+        with pytest.raises(ValueError, match=f"per batch; got {batch_size!r}. Pass an"):
+            train.recalibrate(model, image_set, batch_size=batch_size)
+    with pytest.raises(TypeError, match="training is a dict. Pass a train.Training"):
+        fit(model, image_set, {})
 
 
 def test_masks_and_precisions_that_do_not_fit_are_refused(model, image_set):
