@@ -208,7 +208,8 @@ def test_a_study_that_fails_ends_the_slice_with_its_exit_code(machine):
 def test_a_slice_that_is_stopped_by_a_signal_to_it_alone_is_packed(number, machine):
     """As some batch systems do before they kill."""
     environment = machine.environment | {"CODE": "never"}
-    script = [str(SCRIPTS / SLICE_OF[0]), *SLICE_OF[1:]]
+    # What starts the tests may ignore signals, as nohup does, and bash can't undo that.
+    script = ["env", "--default-signal", str(SCRIPTS / SLICE_OF[0]), *SLICE_OF[1:]]
     with subprocess.Popen(script, cwd=machine.folder, env=environment) as process:
         while not list(machine.folder.glob("runs.zip.runs/tiny/stages/*/stage.json")):
             assert process.poll() is None
