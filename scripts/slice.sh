@@ -67,11 +67,10 @@ trap 'kill "$study" 2> /dev/null' INT TERM HUP # batch systems may signal this s
 timeout --foreground --signal=INT --kill-after=20 $limit "${run[@]}" &
 study=$!
 # A signal interrupts `wait`: it is repeated until the study has stopped.
-wait $study
-code=$?
-while kill -0 $study 2> /dev/null; do
+while true; do
     wait $study
     code=$?
+    kill -0 $study 2> /dev/null || break
 done
 if [ $code -eq 124 ] || { [ $code -eq 137 ] && [ $SECONDS -ge $stop ]; }; then
     code=75

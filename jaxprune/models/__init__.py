@@ -13,6 +13,7 @@ from jaxprune.models._functional import (
     FLOWS,
     Apply,
     Model,
+    check_model,
     flow,
     functional,
 )
@@ -27,6 +28,7 @@ __all__ = [
     "MODELS",
     "Apply",
     "Model",
+    "check_model",
     "conv_general_dilated",
     "create",
     "flow",

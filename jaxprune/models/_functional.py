@@ -103,6 +103,29 @@ class Model:
     apply: Callable[..., Any] = dataclasses.field(metadata={"static": True})
 
 
+def check_model(model: Any, otherwise: str = "") -> None:
+    """Check that a value is a network.
+
+    Args:
+        model: the value to check.
+        otherwise: another remedy, added to the error message.
+
+    Raises:
+        TypeError: if it is not a `Model`.
+
+    Example:
+        >>> check_model({})
+        Traceback (most recent call last):
+        TypeError: model is a dict. Pass a models.Model: ...
+    """
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model is a {type(model).__name__}. Pass a models.Model: models.create(...), "
+            "models.functional(module) of an NNX module, or result.model of train.fit."
+            f"{otherwise}"
+        )
+
+
 def functional(module: Any) -> Model:
     """Split any NNX module into a `Model`.
 
@@ -210,12 +233,11 @@ def flow(model: Model | Any, *, batch_norm: NormFlow | str = "identity") -> Part
         >>> flow(model)(model.params, jnp.ones((1, 2, 2, 1))).shape
         (1, 10)
     """
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"model is a {type(model).__name__}. Pass a models.Model: models.create(...), "
-            "or models.functional(module) of an NNX module. For another function, leave the "
-            "norm layers out of what you pass to scores.synflow."
-        )
+    check_model(
+        model,
+        " For another function, leave the norm layers out of what you pass to "
+        "scores.synflow.",
+    )
     tree.check_option("batch_norm", batch_norm, FLOWS)
     if batch_norm == "identity" and not hasattr(model.apply, "module"):
         raise TypeError(

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array
 
 from jaxprune import sharding
-from jaxprune.models import Model
+from jaxprune.models import Model, check_model
 from jaxprune.train import objective
 from jaxprune.train.examples import (
     Examples,
@@ -65,7 +65,7 @@ def evaluate(
         >>> evaluate(Model({"w": jnp.array([[1.0, 0.0]])}, {}, apply), image_set).metric
         100.0
     """
-    objective.check_model(model)
+    check_model(model)
     inputs, targets, task = unpack(examples)
     total, mesh = inputs.shape[0], sharding.mesh_of(inputs)
     batch_size = examples_per_batch(batch_size, inputs)

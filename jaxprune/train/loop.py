@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float32, Int32, PyTree
 
 from jaxprune import data, masks, sharding, tree
-from jaxprune.models import Model
+from jaxprune.models import Model, check_model
 from jaxprune.train import objective
 from jaxprune.train.examples import Examples, ImageSet, Task, sharded, unpack
 from jaxprune.train.objective import CLASSIFICATION
@@ -140,7 +140,7 @@ def fit(
         >>> [entry["epoch"] for entry in result.history], result.diverged
         ([1, 2], False)
     """
-    objective.check_model(model)
+    check_model(model)
     inputs, targets, task = unpack(examples)
     tree.check_key(key)
     if not isinstance(training, Training):

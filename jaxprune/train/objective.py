@@ -108,19 +108,6 @@ def describe(value: Any) -> str:
     return f"{value.dtype}{list(value.shape)}"
 
 
-def check_model(model: Any) -> None:
-    """Check that a value is a network.
-
-    Raises:
-        TypeError: if it is not.
-    """
-    if not isinstance(model, Model):
-        raise TypeError(
-            f"model is a {type(model).__name__}. Pass a models.Model, such as "
-            "models.functional(module), or result.model of train.fit."
-        )
-
-
 def run(
     apply: Callable[..., Any], params: Params, state: Any, inputs: Any, **mode: bool
 ) -> tuple[Any, Any]:

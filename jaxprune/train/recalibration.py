@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, PyTree
 
 from jaxprune import tree
-from jaxprune.models import Model
+from jaxprune.models import Model, check_model
 from jaxprune.train import objective
 from jaxprune.train.examples import (
     Examples,
@@ -56,7 +56,7 @@ def recalibrate(
         Cumulative averages, as in the code of Izmailov et al., Averaging Weights Leads to
         Wider Optima and Better Generalization, https://arxiv.org/abs/1803.05407, UAI 2018.
     """
-    objective.check_model(model)
+    check_model(model)
     inputs, _, task = unpack(examples)
     size = examples_per_batch(batch_size, inputs)
     number = inputs.shape[0] // size
